@@ -1,0 +1,59 @@
+"""ldp_search: learn how many bits each layer of a network needs, at each moment of its training.
+
+    model = ldp_search.apply(model, target_cost=0.5)     # in place; names, tensors and checkpoints stay
+    ldp = ldp_search.controller(model)
+    for step, batch in enumerate(loader):
+        loss(model, batch).backward()
+        ldp.step((step + 1) / steps)                     # once per optimizer step, after backward
+        optimizer.step(); optimizer.zero_grad()
+    allocation = ldp.finalize(loader)                    # integer bits of every layer
+"""
+
+from importlib import import_module
+
+from .api import apply, controller, remove, resolve_space
+from .core import Allocation, Bits, Controller, Cost, Coverage, LayerSpec, Quantizer, SearchSpace, Trajectory, register
+from .core.policies import Policy, Schedule
+
+__version__ = "0.1.0"
+
+_LAZY = {  # these need packages that `import ldp_search` must not load
+    "save_pretrained": "ldp_search.runner.pretrained",
+    "load_pretrained": "ldp_search.runner.pretrained",
+    "export": "ldp_search.runner.export",
+    "integrations": "ldp_search.integrations",
+}
+
+__all__ = [
+    "Allocation",
+    "Bits",
+    "Controller",
+    "Cost",
+    "Coverage",
+    "LayerSpec",
+    "Policy",
+    "Quantizer",
+    "Schedule",
+    "SearchSpace",
+    "Trajectory",
+    "apply",
+    "controller",
+    "export",
+    "integrations",
+    "load_pretrained",
+    "register",
+    "remove",
+    "resolve_space",
+    "save_pretrained",
+]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ldp_search' has no attribute {name!r}")
+    module = import_module(_LAZY[name])
+    return module if name == "integrations" else getattr(module, name)
+
+
+def __dir__():
+    return sorted(__all__)

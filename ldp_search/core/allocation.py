@@ -1,0 +1,41 @@
+"""The allocation: the integer bits of every layer, the result of a search."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .specs import Bits
+
+
+@dataclass
+class Allocation:
+    """Layer -> bits, with what it costs.
+
+    layers: {name: Bits}. details: {name: {"kind", "macs", "weight_numel", "searched"}}. summary: relative_cost,
+    mean_relative_cost (training, to the space's highest bits), relative_inference_cost, weight_mib, coverage.
+    """
+
+    layers: dict[str, Bits]
+    details: dict[str, dict] = field(default_factory=dict)
+    summary: dict = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON."""
+        layers = {name: bits._asdict() | self.details.get(name, {}) for name, bits in self.layers.items()}
+        Path(path).write_text(json.dumps({"layers": layers} | self.summary, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Allocation:
+        """Read what `save` wrote; FileNotFoundError or ValueError with the remedy when it is not that."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"No allocation at {path}: give the allocation.json of a run.")
+        try:
+            data = json.loads(path.read_text())
+            rows = data.pop("layers")
+            layers = {name: Bits(*(int(row.pop(k)) for k in Bits._fields)) for name, row in rows.items()}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"An allocation is JSON with layers -> weight, input, grad; {path} is not: {error}.") from error
+        return cls(layers, rows, data)

@@ -1,0 +1,107 @@
+"""Turning a model into a search space, finding its controller again, and undoing it."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from .census import census, own_inputs
+from .controller import Controller
+from .layers import QuantizedLayer, kind_of, swap, unswap
+from .registry import did_you_mean
+from .space import FULL_PRECISION, SearchSpace
+
+ATTRIBUTE = "_ldp_controller"  # in the model's __dict__
+FULL = (FULL_PRECISION,) * 3
+
+
+def attach(model: nn.Module, space: SearchSpace, example_inputs=None) -> nn.Module:
+    """Quantize the supported layers of `model` in place; returns the same object. See `ldp_search.apply`."""
+    if find(model) is not None:
+        raise ValueError("This model is a search space already: call ldp_search.remove(model) first.")
+    layers = {n: m for n, m in model.named_modules() if (k := kind_of(type(m))) and (k != "Embedding" or space.embeddings)}
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no layer that can be quantized (Linear, convolutions, Conv1D of transformers"
+            f"{'' if space.embeddings else '; Embedding with embeddings=True'}); it has "
+            f"{sorted({type(m).__name__ for m in model.modules()})[:20]}."
+        )
+    precision = {name: _precision(name, space) for name in layers}
+    _check_patterns(space, layers)
+    if all(bounds[0][0] == FULL_PRECISION for bounds in precision.values()):
+        raise ValueError(f"skip={space.skip} keeps every layer in full precision, so nothing is left to quantize.")
+    controller = Controller(model, space, layers, precision)
+    inputs = _as_call(example_inputs) if example_inputs is not None else own_inputs(model)
+    if inputs is not None:
+        controller.count(*census(model, *inputs))
+    for site, layer in zip(controller.sites, layers.values(), strict=True):
+        if precision[site.name][0][0] < FULL_PRECISION:
+            swap(layer, site)
+    model.__dict__[ATTRIBUTE] = controller
+    if inputs is None:
+        _count_at_first_forward(model, controller)
+    return model
+
+
+def find(model: nn.Module) -> Controller | None:
+    """The controller of `model`, also through wrappers (DDP, torch.compile, PEFT, Accelerate); None without one."""
+    if not isinstance(model, nn.Module):
+        return None
+    for module in [model, *model.modules()]:
+        if ATTRIBUTE in module.__dict__:
+            return module.__dict__[ATTRIBUTE]
+    return None
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Undo `attach`: the original classes, no trace of the controller."""
+    controller = find(model)
+    if controller is None:
+        return model
+    for module in controller.model.modules():
+        if isinstance(module, QuantizedLayer):
+            unswap(module)
+    for hook in controller.hooks:
+        hook.remove()
+    del controller.model.__dict__[ATTRIBUTE]
+    return model
+
+
+def _precision(name: str, space: SearchSpace) -> tuple:
+    """(lowest, highest) of weight, input and gradient bits of one layer."""
+    if any(fnmatchcase(name, pattern) for pattern in space.skip):
+        return FULL, FULL
+    for pattern, (bits, _) in space.fixed.items():
+        if fnmatchcase(name, pattern):
+            grad = bits if bits == FULL_PRECISION else space.grad_bits[1]
+            return (bits, bits, grad), (bits, bits, grad)
+    return tuple(zip(space.weight_bits, space.input_bits, space.grad_bits, strict=True))
+
+
+def _check_patterns(space: SearchSpace, layers: dict) -> None:
+    """A pattern that matches nothing is a mistake in it."""
+    for field, patterns in (("skip", space.skip), ("fixed", space.fixed)):
+        for pattern in patterns:
+            if not pattern.startswith("?*") and not any(fnmatchcase(name, pattern) for name in layers):
+                raise ValueError(f"{field}: the pattern {pattern!r} matches no layer.{did_you_mean(pattern, layers)}")
+
+
+def _as_call(example_inputs) -> tuple[tuple, dict]:
+    """(args, kwargs) of a forward from a tensor, a tuple of them, or a mapping (also a tokenizer's)."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if hasattr(example_inputs, "keys"):
+        return (), dict(example_inputs)
+    return tuple(example_inputs), {}
+
+
+def _count_at_first_forward(model: nn.Module, controller: Controller) -> None:
+    """Without inputs at hand the census waits for the first real ones."""
+
+    def hook(module, args, kwargs):
+        controller.hooks.pop().remove()
+        with controller.disabled():
+            controller.count(*census(module, args, kwargs))
+
+    controller.hooks.append(model.register_forward_pre_hook(hook, with_kwargs=True))

@@ -1,0 +1,100 @@
+"""Backends: how a quantized product  y = Q(x) * Q(w),  dL/dy -> Q_g(dL/dy)  is computed. The one seam for faster arithmetic.
+
+A backend is called with everything that a product needs and returns y, differentiable in x, w, bias and the two grids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import fake_quantize as fq
+from .quantizers import Grid
+from .registry import register
+
+
+class Call(NamedTuple):
+    """One quantized product: operands, their grids, and how the gradient of its output is quantized (None: not at all)."""
+
+    x: Tensor
+    w: Tensor
+    bias: Tensor | None
+    x_grid: Grid
+    w_grid: Grid
+    product: object
+    grad_bits: Tensor | None
+    grad_quantizer: object
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What the product itself runs in: autocast's type where it is on, else the input's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+@register("backend", "reference")
+@dataclass
+class Reference:
+    """The formulas, left to autograd: one line each. What the tests compare the others with."""
+
+    def __call__(self, call: Call) -> Tensor:
+        return finish(call, fq.reference(call.x, call.x_grid), fq.reference(call.w, call.w_grid))
+
+
+def finish(call: Call, x_q: Tensor, w_q: Tensor) -> Tensor:
+    """The product of operands that are quantized already, left to autograd."""
+    y = call.product.forward(x_q, w_q, None)
+    if call.grad_bits is not None:
+        y = fq.quantize_gradient(y, call.grad_bits, call.grad_quantizer)
+    return y if call.bias is None else y + call.bias.view(-1, *[1] * call.product.spatial_dims)
+
+
+@register("backend", "simulate")
+@dataclass
+class Simulate:
+    """Floating-point products of fake-quantized operands; keeps for backward what the plain product keeps (x and w)."""
+
+    def __call__(self, call: Call) -> Tensor:
+        x_grid, w_grid = call.x_grid, call.w_grid
+        options = (call.product, call.grad_quantizer, compute_dtype(call.x))
+        return _Product.apply(call.x, call.w, call.bias, call.grad_bits, *x_grid, *w_grid, options)
+
+
+class _Product(torch.autograd.Function):
+    """x, w -> product(Q(x), Q(w)) + bias; both roundings are recomputed in backward."""
+
+    @staticmethod
+    def forward(ctx, x, w, bias, grad_bits, *grids_and_options):
+        *grids, (product, grad_quantizer, dtype) = grids_and_options
+        ctx.save_for_backward(x, w, grad_bits, *grids)
+        ctx.options = product, grad_quantizer, dtype, None if bias is None else bias.dtype
+        x_q = fq.rounded(x, Grid(*grids[:4])).to(dtype)
+        w_q = fq.rounded(w, Grid(*grids[4:])).to(dtype)
+        return product.forward(x_q, w_q, None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gy):
+        x, w, grad_bits, *grids = ctx.saved_tensors
+        x_grid, w_grid = Grid(*grids[:4]), Grid(*grids[4:])
+        product, grad_quantizer, dtype, bias_dtype = ctx.options
+        need = ctx.needs_input_grad  # x, w, bias, grad_bits, then scale, offset, low, high of x and of w, options
+        x_bits, w_bits = need[4], need[8]
+        need_x, need_w = need[0] or x_bits, need[1] or w_bits
+
+        g = gy if grad_bits is None else grad_quantizer(gy, grad_bits)
+        x_q = fq.rounded(x, x_grid) if need_w or x_bits else x
+        w_q = fq.rounded(w, w_grid) if need_x or w_bits else w
+        gx, gw = product.backward(g.to(dtype), x_q.to(dtype), w_q.to(dtype), need_x, need_w)
+        gb = product.bias_grad(gy).to(bias_dtype) if need[2] else None
+
+        grid_x = grid_w = (None, None, None)
+        if need_x:
+            gx, grid_x = fq.backward(gx.to(x.dtype), x, x_q, x_grid, x_bits)
+        if need_w:
+            gw, grid_w = fq.backward(gw.to(w.dtype), w, w_q, w_grid, w_bits)
+        scale_low_high = (grid_x[0], None, *grid_x[1:], grid_w[0], None, *grid_w[1:])
+        return gx, gw, gb, None, *scale_low_high, None

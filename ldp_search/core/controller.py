@@ -1,0 +1,329 @@
+"""The controller: everything that LDP adds to a model, and the one call of a training step, `ldp.step(progress)`.
+
+It holds the bits of all layers as one (layers, 3) tensor of weight, input and gradient bits on the model's device. Layers
+see rows of it (leaves whose `.grad` are rows of one gradient tensor), so that a step is a handful of operations on small
+tensors whatever the number of layers, with no transfer to the host and nothing that torch.compile would recompile for.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from . import cost as costs
+from .allocation import Allocation
+from .census import Tally
+from .finalize import finalize
+from .groups import assign_groups
+from .layers import channel_axis, kind_of
+from .policies import Problem, Signals
+from .registry import build
+from .site import Site
+from .space import FULL_PRECISION, SearchSpace
+from .specs import Bits, Coverage, LayerSpec, LeftOut
+from .summary import summarize
+from .trajectory import Trajectory
+
+CLIP_LR = 1e-3  # of the learned clips: a share of the range per step, since they are held as logarithms
+
+
+class Controller:
+    """Handle of one model's search; `ldp_search.controller(model)` finds it."""
+
+    def __init__(self, model: nn.Module, space: SearchSpace, layers: dict[str, nn.Module], precision: dict[str, tuple]):
+        """Args:
+        layers: {name: module} that become quantized. precision: {name: (low, high)} of (layers, 3) ranges, per layer.
+        """
+        self.model, self.space, self.enabled = model, space, True
+        self.weight_quantizer, self.input_quantizer = (build("quantizer", q) for q in (space.weight_quantizer, space.input_quantizer))
+        self.grad_quantizer, self.backend = build("grad_quantizer", space.grad_quantizer), build("backend", space.backend)
+        self.relaxation, self.policy = build("relaxation", space.relaxation), build("policy", space.policy)
+        self._names = list(layers)
+        low, high = (torch.tensor([precision[name][k] for name in layers], dtype=torch.float32).view(-1, 3) for k in (0, 1))
+        group, groups = assign_groups(self._names, low, high, space.granularity, space.tie)
+        self.problem = Problem(
+            self._names, low, high, torch.ones(len(layers), dtype=torch.float64), group, groups,
+            space.target_cost, space.cost_weight, space.seed,
+        )  # fmt: skip
+        self.sites = [Site(self, n, channel_axis(m), float(high[i, 2]) < FULL_PRECISION) for i, (n, m) in enumerate(layers.items())]
+        self._kinds = [kind_of(type(m)) for m in layers.values()]
+        self._weights = _owned_numel(layers.values())
+        self.generator = torch.Generator().manual_seed(space.seed)
+        self.trajectory = Trajectory(self._names)
+        self._progress, self.counted, self.frozen = 0.0, False, False
+        self._tallies: dict[str, Tally] = {}
+        self.hooks: list = []  # of the census that waits for the first forward
+        self._allocate(layers.values())
+        self._bind()
+
+    # -- the tensors ------------------------------------------------------------------------------------------------
+
+    def _allocate(self, layers) -> None:
+        n, device = len(self.sites), self.problem.low.device
+        self._bits, self._grads = torch.zeros(n, 3, device=device), torch.zeros(n, 3, device=device)
+        self._ranges = torch.zeros(n, 4, device=device)
+        channels = [m.weight.shape[s.axis] for s, m in zip(self.sites, layers, strict=True)]
+        self._channels = channels if self.weight_quantizer.learned_clip else [0] * n
+        inputs = n if self.input_quantizer.learned_clip else 0
+        self._clips = torch.zeros(inputs + sum(self._channels), device=device)  # logarithms: of the inputs, then the weights
+        self._clip_grads = torch.zeros_like(self._clips)
+        self._clip_optimizer = torch.optim.Adam([self._clips], lr=CLIP_LR)
+        self._spent = torch.zeros((), dtype=torch.float64, device=device)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give every site its rows: leaves that share the stacked tensors' storage, with gradients that do so too."""
+        learn = self.policy.needs_gradients and not self.frozen
+        inputs = len(self.sites) if self.input_quantizer.learned_clip else 0
+        start = inputs
+        for row, site in enumerate(self.sites):
+            site.bits = _leaf(self._bits[row], self._grads[row] if learn else None)
+            site.ranges = self._ranges[row]
+            clip = slice(row, row + 1)
+            site.x_clip = _leaf(self._clips[clip], None if self.frozen else self._clip_grads[clip]) if inputs else None
+            stop = start + self._channels[row]
+            weights = slice(start, stop)
+            site.w_clip = _leaf(self._clips[weights], None if self.frozen else self._clip_grads[weights]) if stop > start else None
+            start = stop
+
+    def to(self, device) -> None:
+        """Move everything to the device where the model turned out to be; called by the layers themselves."""
+        for name in ("_bits", "_grads", "_ranges", "_clips", "_clip_grads", "_spent"):
+            setattr(self, name, getattr(self, name).to(device))
+        state = self._clip_optimizer.state_dict()
+        self._clip_optimizer = torch.optim.Adam([self._clips], lr=CLIP_LR)
+        self._clip_optimizer.load_state_dict(state)
+        self.problem = self.problem.to(device)
+        self.policy.to(device)
+        self._hand_out()
+
+    def _bind(self) -> None:
+        """Let the policy begin: at `apply`, and again when the MACs become known."""
+        if self.policy.needs_gradients and not self.problem.searched.any():
+            raise ValueError(
+                f"The policy {type(self.policy).name!r} learns bits, but every range is a single number "
+                f"(bits={self.space.bits}, grad_bits={self.space.grad_bits}). Give a range such as bits=(3, 8), or policy='static'."
+            )
+        start = self.policy.bind(self.problem)
+        self._bits.copy_(self._realize(start, 0.0, torch.round(start)))
+
+    def _realize(self, bits: Tensor, progress: float, previous: Tensor) -> Tensor:
+        bits = torch.minimum(torch.maximum(bits.to(self._bits), self.problem.low), self.problem.high)
+        return self.relaxation.realize(bits, previous, self.policy.hysteresis, progress, self.generator)
+
+    # -- the step ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, progress: float, loss: Tensor | None = None) -> None:
+        """Once per optimizer step, after backward and before `optimizer.step()`.
+
+        Args:
+            progress: share of the training done when this step is, in (0, 1], rising.
+            loss: mean training loss of the step (0-d), for the policies that read it.
+
+        Raises:
+            ValueError: progress out of order, or no loss for a policy that needs one.
+        """
+        if not self._progress < progress <= 1 + 1e-9:
+            raise ValueError(
+                f"progress must rise from 0 to 1, once per optimizer step; received {progress} after {self._progress}. "
+                "Pass (step + 1) / total_steps."
+            )
+        if self.policy.needs_loss and loss is None and not self.frozen:
+            raise ValueError(
+                f"The policy {type(self.policy).name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
+            )
+        loss = self._reduce(loss)
+        self._spent += self.problem.relative_cost(self._bits) * (progress - self._progress)
+        self.trajectory.append(progress, self._bits)
+        self._progress = progress
+        if not self.frozen:
+            grads = self._grads if self.policy.needs_gradients else None
+            bits = self.policy.step(Signals(progress, self._bits.clone(), grads, loss, self._spent))
+            self._bits.copy_(self._realize(bits, progress, self._bits))
+            self._step_clips()
+        self._grads.zero_()
+
+    def _reduce(self, loss: Tensor | None) -> Tensor | None:
+        """One all-reduce, so that every rank decides on the same gradients, ranges and loss."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return loss
+        parts = [self._grads, self._ranges, self._clip_grads]
+        flat = torch.cat([p.flatten() for p in parts] + ([] if loss is None else [loss.detach().float().view(1)]))
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        start = 0
+        for part in parts:
+            part.copy_(flat[start : start + part.numel()].view(part.shape))
+            start += part.numel()
+        return None if loss is None else flat[-1]
+
+    def _step_clips(self) -> None:
+        if self._clips.numel():
+            self._clips.grad = torch.nan_to_num(self._clip_grads, 0.0, 0.0, 0.0)
+            self._clip_optimizer.step()
+            self._clip_grads.zero_()
+
+    # -- what it tells ----------------------------------------------------------------------------------------------
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The architecture tensors, in force now, with `.grad` since the last step: bits (layers, 3), and clips' logarithms."""
+        out = {"bits": _leaf(self._bits, self._grads)}
+        return out | ({"log_clips": _leaf(self._clips, self._clip_grads)} if self._clips.numel() else {})
+
+    def bits(self) -> dict[str, Bits]:
+        """{layer name: Bits(weight, input, grad)}, integers in force now."""
+        rows = torch.round(self._bits).int().tolist()
+        return {name: Bits(*row) for name, row in zip(self._names, rows, strict=True)}
+
+    @property
+    def layers(self) -> dict[str, LayerSpec]:
+        """{layer name: LayerSpec}; MACs are 0 until they are counted (at `apply` with inputs, else at the first forward)."""
+        out = {}
+        for name, kind, numel in zip(self._names, self._kinds, self._weights, strict=True):
+            tally = self._tallies.get(name, Tally())
+            out[name] = LayerSpec(name, kind, sum(tally.macs.values()), numel, tally.input_numel, tally.calls)
+        return out
+
+    def cost(self) -> costs.Cost:
+        """Cost at the bits in force now, and averaged so far. Waits for the device."""
+        p, bits = self.problem, torch.round(self._bits).double()
+        macs = p.macs if self.counted else torch.zeros_like(p.macs)
+        inference = costs.inference_bitops(p.macs, bits).sum()
+        numel = torch.tensor(self._weights, dtype=torch.float64, device=bits.device)
+        return costs.Cost(
+            training_bitops=float(costs.training_bitops(macs, bits).sum()),
+            inference_bitops=float(costs.inference_bitops(macs, bits).sum()),
+            relative=float(p.relative_cost(bits)),
+            relative_inference=float(inference / costs.inference_bitops(p.macs, p.high.double()).sum()),
+            weight_mib=float(costs.weight_mib(numel, bits).sum()),
+            mean_relative=float(self._spent) / self._progress if self._progress else float(p.relative_cost(bits)),
+        )
+
+    @property
+    def coverage(self) -> Coverage:
+        """Share of the model's MACs that goes through quantized products, and what does not."""
+        total = sum(sum(t.macs.values()) for t in self._tallies.values())
+        quantized = {s.name for i, s in enumerate(self.sites) if float(self.problem.high[i, 0]) < FULL_PRECISION}
+        left = [
+            LeftOut(name or "(the model itself)", macs, self._reason(name, op))
+            for name, tally in self._tallies.items() if name not in quantized
+            for op, macs in tally.macs.items() if macs
+        ]  # fmt: skip
+        missing = sum(item.macs for item in left)
+        return Coverage(1 - missing / total if total else 0.0, sorted(left, key=lambda item: -item.macs))
+
+    def _reason(self, name: str, op: str) -> str:
+        return "kept in full precision (skip)" if name in self._names else f"{op} outside a layer that can be quantized"
+
+    def summary(self) -> str:
+        """A text table of the layers and their bits, the cost and the coverage."""
+        return summarize(self)
+
+    # -- counting ---------------------------------------------------------------------------------------------------
+
+    def count(self, tallies: dict[str, Tally], batch: int) -> None:
+        """Take over a census: the MACs per sample of every module. The policy then begins on the real costs.
+
+        Raises:
+            ValueError: the coverage is below the space's `min_coverage`.
+        """
+        for tally in tallies.values():
+            tally.macs = type(tally.macs)({op: macs // batch for op, macs in tally.macs.items()})
+            tally.input_numel //= batch
+        self._tallies, self.counted = tallies, True
+        macs = torch.tensor([spec.macs for spec in self.layers.values()], dtype=torch.float64)
+        self.problem.macs = macs.to(self.problem.low.device)
+        self.policy.problem = self.problem
+        coverage = self.coverage
+        if coverage.share < self.space.min_coverage:
+            listed = "\n".join(f"  {item.name}: {item.macs:,} MACs, {item.reason}" for item in coverage.left_out[:20])
+            raise ValueError(
+                f"min_coverage={self.space.min_coverage} of the MACs must be quantized, but only {coverage.share:.3f} would be. "
+                f"Left out:\n{listed}\nLower min_coverage, or take these layers out of `skip`."
+            )
+        if self._progress == 0:
+            self._bind()
+
+    # -- off, frozen, saved -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def disabled(self):
+        """Within this context the model computes as if `apply` had never been called."""
+        before, self.enabled = self.enabled, False
+        try:
+            yield self
+        finally:
+            self.enabled = before
+
+    def forget_ranges(self) -> None:
+        """Start the moving averages of the input ranges anew."""
+        self._ranges.zero_()
+
+    def freeze(self) -> None:
+        """Round the bits in force to integers and keep them: `step` records, but nothing moves any more."""
+        self._bits.round_()
+        self.frozen = True
+        self._hand_out()
+
+    def finalize(self, loader=None, forward=None, batches: int = 50) -> Allocation:
+        """Freeze the bits at integers and re-estimate batch-norm statistics and input ranges at them (see `finalize.py`)."""
+        return finalize(self.model, self, loader, forward, batches)
+
+    _SAVED = ("_bits", "_grads", "_ranges", "_clips", "_clip_grads", "_spent")
+
+    def state_dict(self) -> dict:
+        """All that a training needs to go on bitwise: tensors on the CPU and plain data."""
+        return {
+            "layers": self._names,
+            "tensors": {name: getattr(self, name).detach().cpu().clone() for name in self._SAVED},
+            "clip_optimizer": self._clip_optimizer.state_dict(),
+            "policy": self.policy.state_dict(),
+            "trajectory": self.trajectory.state_dict(),
+            "generator": self.generator.get_state(),
+            "progress": self._progress,
+            "frozen": self.frozen,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: the state is of a model with other layers.
+        """
+        if state["layers"] != self._names:
+            other = sorted(set(state["layers"]) ^ set(self._names))
+            raise ValueError(f"The state must be of the same quantized layers; these differ: {other[:10] or 'their order'}.")
+        for name, value in state["tensors"].items():
+            getattr(self, name).copy_(value)
+        self._clip_optimizer.load_state_dict(state["clip_optimizer"])
+        self.policy.load_state_dict(state["policy"])
+        self.trajectory.load_state_dict(state["trajectory"])
+        self.generator.set_state(state["generator"])
+        self._progress, self.frozen = state["progress"], state["frozen"]
+        self._hand_out()
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._hand_out()  # pickle does not keep storages shared
+
+
+def _leaf(values: Tensor, grad: Tensor | None) -> Tensor:
+    """A leaf on the same storage as `values`; with `grad`, one whose gradient accumulates there."""
+    leaf = values.detach()
+    if grad is not None:
+        leaf.requires_grad_()
+        leaf.grad = grad
+    return leaf
+
+
+def _owned_numel(layers) -> list[int]:
+    """Elements of each layer's weight, 0 where an earlier layer owns the same storage (ties)."""
+    seen, out = set(), []
+    for layer in layers:
+        out.append(0 if id(layer.weight) in seen else layer.weight.numel())
+        seen.add(id(layer.weight))
+    return out

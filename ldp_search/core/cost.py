@@ -1,0 +1,84 @@
+"""Costs: pure, differentiable functions of the layers' sizes and bits.
+
+A product of a b1-bit by a b2-bit operand costs b1 * b2 bit operations per multiply-accumulate. Training runs three
+products a layer: forward (w * x), input gradient (w * g) and weight gradient (x * g), each over the same MACs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+CONTAINERS = (2, 4, 8, 16, 32)  # the widths that hardware really computes in
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a model at some bits. BitOPs are per sample; `relative*` are to the space's highest bits.
+
+    mean_relative: the relative training cost averaged over the trajectory so far (by progress).
+    """
+
+    training_bitops: float
+    inference_bitops: float
+    relative: float
+    relative_inference: float
+    weight_mib: float
+    mean_relative: float
+
+
+def training_bitops(macs: Tensor, bits: Tensor) -> Tensor:
+    """MACs * (b_w b_x + b_w b_g + b_x b_g) of each layer. macs: (layers,); bits: (..., layers, 3) as weight, input, grad."""
+    w, x, g = bits.unbind(-1)
+    return macs * (w * x + w * g + x * g)
+
+
+def inference_bitops(macs: Tensor, bits: Tensor) -> Tensor:
+    """MACs * b_w * b_x of each layer."""
+    return macs * bits[..., 0] * bits[..., 1]
+
+
+def training_bitops_gradient(macs: Tensor, bits: Tensor) -> Tensor:
+    """d training_bitops / d bits, (layers, 3): each bit costs the sum of the two others."""
+    return macs[:, None] * (bits.sum(-1, keepdim=True) - bits)
+
+
+def weight_mib(weight_numel: Tensor, bits: Tensor) -> Tensor:
+    """Storage of each layer's weights in MiB."""
+    return weight_numel * bits[..., 0] / 8 / 2**20
+
+
+def containers(bits: Tensor) -> Tensor:
+    """Bits rounded up to the containers that hardware has: 2, 4, 8, 16, 32."""
+    widths = torch.tensor(CONTAINERS, dtype=bits.dtype, device=bits.device)
+    return widths[torch.searchsorted(widths, bits.contiguous()).clamp(max=len(CONTAINERS) - 1)]
+
+
+@dataclass
+class Latency:
+    """Measured latency of a device: milliseconds of each layer at each container width.
+
+    table: {layer name: {container bits: ms}}; a layer computes in the wider of its two operands' containers.
+    """
+
+    table: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def __call__(self, names: list[str], bits: Tensor) -> Tensor:
+        """(layers,) ms at bits (layers, 3).
+
+        Raises:
+            ValueError: a layer without a row, or a row without the container that the bits need.
+        """
+        widths = containers(bits)[:, :2].max(-1).values.tolist()
+        out = []
+        for name, width in zip(names, widths, strict=True):
+            row = {int(k): v for k, v in self.table.get(name, {}).items()}
+            if int(width) not in row:
+                raise ValueError(
+                    f"The latency table must give {int(width)}-bit milliseconds for layer {name!r}; it has "
+                    f"{sorted(row) if row else 'no row for it'}. Measure that layer, or widen the table."
+                )
+            out.append(row[int(width)])
+        return torch.tensor(out, dtype=torch.float64)

@@ -1,0 +1,106 @@
+"""Fake quantization: rounding a tensor to a grid, forward and backward.
+
+`reference` is the formula, for autograd to differentiate: slow, readable, what the tests compare with. `fake_quantize` is
+the same function in few passes: it keeps only the tensor itself for backward and recomputes the rounding error there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .quantizers import Grid
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Rounding with the straight-through gradient 1 (Bengio et al. 2013)."""
+    return x + (torch.round(x) - x).detach()
+
+
+def reference(x: Tensor, grid: Grid) -> Tensor:
+    """scale * round((clamp(x, low, high) - offset) / scale) + offset, by the formula."""
+    if grid.low is not None:
+        x = torch.where(x > grid.high, grid.high, torch.where(x < grid.low, grid.low, x))
+    offset = 0 if grid.offset is None else grid.offset
+    return grid.scale * round_ste((x - offset) / grid.scale) + offset
+
+
+def rounded(x: Tensor, grid: Grid) -> Tensor:
+    """The values of `reference`, without gradient: one fresh tensor, worked on in place, in fp32 whatever the autocast."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if grid.low is not None:
+        q = torch.clamp(x if x.dtype == dtype else x.to(dtype), grid.low, grid.high)
+        q = q.sub_(grid.offset).div_(grid.scale) if grid.offset is not None else q.div_(grid.scale)
+    elif grid.offset is not None:
+        q = torch.sub(x, grid.offset).div_(grid.scale)
+    else:
+        q = torch.div(x, grid.scale)
+    q = q.round_().mul_(grid.scale)
+    return q if grid.offset is None else q.add_(grid.offset)
+
+
+def backward(g: Tensor, x: Tensor, x_q: Tensor, grid: Grid, need_grid: bool) -> tuple[Tensor, tuple]:
+    """Gradients of `reference` from g = dL/dx_q. Overwrites `g` and `x_q`.
+
+    Inside the range, dx_q/dx = 1 and dx_q/dscale = (x_q - x) / scale; outside, x_q follows the bound that clips it.
+
+    Returns:
+        dL/dx, and (dL/dscale, dL/dlow, dL/dhigh) with None for those not asked for.
+    """
+    if grid.low is None:
+        return g, (_inner(x_q.sub_(x), g, grid.scale) if need_grid else None, None, None)
+    above, below = x > grid.high, x < grid.low
+    if not need_grid:
+        return g.masked_fill_(above.logical_or_(below), 0), (None, None, None)
+    dtype = x_q.dtype
+    high = (g * above).to(dtype).sum_to_size(grid.high.shape)
+    low = (g * below).to(dtype).sum_to_size(grid.low.shape)
+    g = g.masked_fill_(above.logical_or_(below), 0)
+    return g, (_inner(x_q.sub_(x), g, grid.scale), low, high)
+
+
+def _inner(error: Tensor, g: Tensor, scale: Tensor) -> Tensor:
+    """sum(error * g) / scale, over whatever `scale` does not resolve. Overwrites `error`."""
+    if scale.numel() == 1:
+        flat = torch.dot(error.flatten(), g.flatten().to(error.dtype))
+        return flat.view(scale.shape) / scale
+    return error.mul_(g).sum_to_size(scale.shape) / scale
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, offset, low, high):
+        ctx.save_for_backward(x, scale, offset, low, high)
+        return rounded(x, Grid(scale, offset, low, high)).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        x, *grid = ctx.saved_tensors
+        grid = Grid(*grid)
+        x_q = rounded(x, grid) if ctx.needs_input_grad[1] else None
+        g, (scale, low, high) = backward(g.clone(), x, x_q, grid, ctx.needs_input_grad[1])
+        return g, scale, None, low, high
+
+
+def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
+    """`reference` in few passes, for operands of any product (the op-level way); gradients for x, scale, low and high."""
+    return _FakeQuantize.apply(x, *grid)
+
+
+class _QuantizeGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, bits, quantizer):
+        ctx.save_for_backward(bits)
+        ctx.quantizer = quantizer
+        return y.view_as(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return ctx.quantizer(g, *ctx.saved_tensors), None, None
+
+
+def quantize_gradient(y: Tensor, bits: Tensor, quantizer) -> Tensor:
+    """The identity, whose gradient is quantized on the way back."""
+    return _QuantizeGradient.apply(y, bits, quantizer)

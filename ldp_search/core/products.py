@@ -1,0 +1,64 @@
+"""The bilinear products of a network, each with its two backward products, as plain functions of the quantized operands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LinearProduct:
+    """y = x @ w^T, or x @ w where the weight is stored as (inputs, outputs), as transformers' Conv1D does."""
+
+    transposed: bool = False
+    spatial_dims = 0
+
+    def forward(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, w.t() if self.transposed else w, bias)
+
+    def backward(self, g: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool):
+        """(dL/dx, dL/dw) from g = dL/dy; None for the one that is not needed."""
+        gx = gw = None
+        if need_x:
+            gx = g @ (w.t() if self.transposed else w)
+        if need_w:
+            g2, x2 = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
+            gw = x2.t() @ g2 if self.transposed else g2.t() @ x2
+        return gx, gw
+
+    def bias_grad(self, g: Tensor) -> Tensor:
+        return g.sum(list(range(g.dim() - 1)))
+
+
+@dataclass(frozen=True)
+class ConvolutionProduct:
+    """Convolution in one to three dimensions, or its transpose, of a batched input; zero padding."""
+
+    stride: tuple
+    padding: tuple
+    dilation: tuple
+    groups: int
+    transposed: bool = False
+    output_padding: tuple = (0,)
+
+    @property
+    def spatial_dims(self) -> int:
+        return len(self.stride)
+
+    def _options(self):
+        output_padding = self.output_padding if self.transposed else (0,) * len(self.stride)
+        return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
+
+    def forward(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.convolution(x, w, bias, *self._options())
+
+    def backward(self, g: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool):
+        """(dL/dx, dL/dw) from g = dL/dy; None for the one that is not needed."""
+        gx, gw, _ = torch.ops.aten.convolution_backward(g, x, w, None, *self._options(), [need_x, need_w, False])
+        return gx, gw
+
+    def bias_grad(self, g: Tensor) -> Tensor:
+        return g.sum([d for d in range(g.dim()) if d != 1])

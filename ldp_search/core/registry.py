@@ -1,0 +1,89 @@
+"""Components by name: a registered dataclass whose fields are its options.
+
+A component (policy, quantizer, relaxation, backend) is asked for as ``"cyclic"``, as ``{"name": "cyclic", "cycles": 8}``, or,
+for one's own, as ``"module:attribute"``. Unknown names and options are errors that give the nearest known ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Iterable
+
+_KINDS: dict[str, dict[str, type]] = {}
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The tail of an error message on an unknown name: the nearest known names, then all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(word), known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return f"{hint} Known: {', '.join(known)}."
+
+
+def register(kind: str, name: str):
+    """Class decorator: make a dataclass known as component `name` of `kind`."""
+
+    def add(cls: type) -> type:
+        cls.name = name
+        _KINDS.setdefault(kind, {})[name] = cls
+        return cls
+
+    return add
+
+
+def names(kind: str) -> list[str]:
+    """The registered names of one kind of component."""
+    return sorted(_KINDS.get(kind, {}))
+
+
+def component_class(kind: str, name: str) -> type:
+    """The class behind a registered name or a ``module:attribute``.
+
+    Raises:
+        ValueError: unknown name, or a ``module:attribute`` that cannot be imported.
+    """
+    if name in _KINDS.get(kind, {}):
+        return _KINDS[kind][name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(f"Unknown {kind} {name!r}.{did_you_mean(name, names(kind))} One's own: 'module:attribute'.")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"The {kind} {name!r} must name an importable dataclass as 'module:attribute', but: {error}."
+        ) from error
+
+
+def build(kind: str, spec):
+    """Make the component that `spec` asks for: a name, a mapping with ``name`` and options, or an instance (returned as is).
+
+    Raises:
+        ValueError: unknown name, unknown option, or a spec of another form.
+    """
+    if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
+        return spec
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, dict) or "name" not in spec:
+        raise ValueError(f"A {kind} is given by name, or as {{'name': ..., option: value}}; received {spec!r}.")
+    options = {key: value for key, value in spec.items() if key != "name"}
+    cls = component_class(kind, spec["name"])
+    fields = {f.name for f in dataclasses.fields(cls) if f.init}
+    for key in options:
+        if key not in fields:
+            listed = did_you_mean(key, fields) if fields else " It has no options."
+            raise ValueError(f"The {kind} {spec['name']!r} has no option {key!r}.{listed}")
+    return cls(**options)
+
+
+def describe(component) -> dict:
+    """The inverse of `build`: a plain mapping fit for YAML and JSON."""
+    cls = type(component)
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or name not in {n for kind in _KINDS.values() for n in kind}:
+        name = f"{cls.__module__}:{cls.__qualname__}"
+    fields = [f for f in dataclasses.fields(component) if f.init]
+    return {"name": name} | {f.name: getattr(component, f.name) for f in fields}

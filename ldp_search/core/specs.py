@@ -1,0 +1,43 @@
+"""The small records that the parts of the package exchange."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Bits(NamedTuple):
+    """Integer bits of one layer: of its weights, of its input, and of the gradient of its output."""
+
+    weight: int
+    input: int
+    grad: int
+
+
+class LayerSpec(NamedTuple):
+    """What the cost of a layer depends on.
+
+    macs: multiply-accumulates of one sample's forward, over all calls. weight_numel: elements whose storage this layer is
+    the first to own (0 where tied to an earlier one). input_numel: input elements per sample. calls: uses per forward.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    weight_numel: int
+    input_numel: int
+    calls: int
+
+
+class LeftOut(NamedTuple):
+    """Multiply-accumulates (per sample) that do not go through quantized products, and why."""
+
+    name: str
+    macs: int
+    reason: str
+
+
+class Coverage(NamedTuple):
+    """Share of the model's MACs that goes through quantized products (0 to 1), and what is left out."""
+
+    share: float
+    left_out: list[LeftOut]

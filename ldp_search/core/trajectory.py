@@ -1,0 +1,134 @@
+"""The trajectory: bits of every layer over progress, in bounded memory whatever the length of the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+KINDS = ("weight_bits", "input_bits", "grad_bits")
+BUDGET_BYTES = 64 * 2**20
+
+
+class Trajectory:
+    """Records (progress, bits) once per step. When full, every second record is dropped; first and last stay exact.
+
+    Rows live where the bits live and are copied to the host only when read, so recording never waits for the device.
+    """
+
+    def __init__(self, layers: list[str], capacity: int | None = None):
+        self.layers = list(layers)
+        row_bytes = max(1, 3 * len(self.layers))
+        self.capacity = capacity or max(64, min(4096, BUDGET_BYTES // row_bytes)) // 2 * 2
+        self.stride, self.seen = 1, 0
+        self._progress: list[float] = []
+        self._rows: Tensor | None = None
+        self._last: tuple[float, Tensor] | None = None
+
+    def append(self, progress: float, bits: Tensor) -> None:
+        """Record the bits (layers, 3) that were in force up to `progress`."""
+        row = bits.to(torch.uint8) if not bits.is_floating_point() else torch.round(bits).to(torch.uint8)
+        self._last = (progress, row)
+        if self.seen % self.stride == 0:
+            if self._rows is None or self._rows.device != row.device:
+                rows = torch.empty(self.capacity, *row.shape, dtype=torch.uint8, device=row.device)
+                if self._rows is not None:
+                    rows.copy_(self._rows)
+                self._rows = rows
+            if len(self._progress) == self.capacity:
+                self._rows[: self.capacity // 2] = self._rows[::2].clone()
+                self._progress = self._progress[::2]
+                self.stride *= 2
+            if self.seen % self.stride == 0:
+                self._rows[len(self._progress)] = row
+                self._progress.append(progress)
+        self.seen += 1
+
+    def __len__(self) -> int:
+        return len(self.progress)
+
+    @property
+    def progress(self) -> list[float]:
+        """Progress at the end of each recorded step."""
+        tail = self._last is not None and self._progress[-1] != self._last[0]
+        return self._progress + ([self._last[0]] if tail else [])
+
+    @property
+    def bits(self) -> Tensor:
+        """(records, layers, 3) uint8 on the host: weight, input and gradient bits."""
+        if self._last is None:
+            return torch.empty(0, len(self.layers), 3, dtype=torch.uint8)
+        rows = self._rows[: len(self._progress)].cpu()
+        return torch.cat([rows, self._last[1].cpu()[None]]) if len(self) > len(rows) else rows
+
+    def state_dict(self) -> dict:
+        return {
+            "layers": self.layers,
+            "capacity": self.capacity,
+            "stride": self.stride,
+            "seen": self.seen,
+            "progress": list(self._progress),
+            "rows": None if self._rows is None else self._rows[: len(self._progress)].cpu().clone(),
+            "last": None if self._last is None else (self._last[0], self._last[1].cpu().clone()),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.layers, self.capacity = list(state["layers"]), state["capacity"]
+        self.stride, self.seen = state["stride"], state["seen"]
+        self._progress, self._last = list(state["progress"]), state["last"]
+        self._rows = None
+        if state["rows"] is not None:
+            self._rows = torch.empty(self.capacity, len(self.layers), 3, dtype=torch.uint8)
+            self._rows[: len(self._progress)] = state["rows"]
+
+    def columns(self) -> dict[str, list]:
+        """Long form, one row a record and layer: progress, layer, weight_bits, input_bits, grad_bits."""
+        bits, progress = self.bits, self.progress
+        out = {
+            "progress": [p for p in progress for _ in self.layers],
+            "layer": self.layers * len(progress),
+        }
+        return out | {kind: bits[..., k].flatten().tolist() for k, kind in enumerate(KINDS)}
+
+    def to_frame(self):
+        """The long form as a pandas DataFrame."""
+        return _pandas().DataFrame(self.columns())
+
+    def save(self, path: str | Path) -> None:
+        """Write the long form, as Parquet or CSV by the suffix."""
+        path = Path(path)
+        if path.suffix == ".parquet":
+            self.to_frame().to_parquet(path, index=False)
+        elif path.suffix == ".csv":
+            self.to_frame().to_csv(path, index=False)
+        else:
+            raise ValueError(f"A trajectory is saved as .parquet or .csv; received {path.name!r}.")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trajectory:
+        """Read what `save` wrote."""
+        path, pandas = Path(path), _pandas()
+        if path.suffix not in (".parquet", ".csv"):
+            raise ValueError(f"A trajectory is a .parquet or .csv file; received {path.name!r}.")
+        if not path.is_file():
+            raise FileNotFoundError(f"No trajectory at {path}: give the schedule.parquet of a run.")
+        frame = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
+        missing = {"progress", "layer", *KINDS} - set(frame.columns)
+        if missing:
+            raise ValueError(f"A trajectory needs the columns progress, layer, {', '.join(KINDS)}; {path} lacks {sorted(missing)}.")
+        layers = list(dict.fromkeys(frame["layer"]))
+        values = torch.tensor(frame[list(KINDS)].to_numpy(dtype="uint8").copy()).view(-1, len(layers), 3)
+        out = cls(layers, capacity=max(2, len(values) + len(values) % 2))
+        for progress, row in zip(frame["progress"].to_numpy()[:: len(layers)].tolist(), values, strict=True):
+            out.append(progress, row)
+        return out
+
+
+def _pandas():
+    """pandas only where a table is asked for: the method itself needs torch alone."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("Tables need pandas and pyarrow: pip install pandas pyarrow") from error
+    return pandas

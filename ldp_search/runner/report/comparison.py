@@ -1,0 +1,125 @@
+"""The figures of several runs: accuracy against cost, their curves over each other, their schedules side by side."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .curves import accumulated
+from .groups import Group
+from .heatmap import draw_heatmap
+from .load import Run
+from .style import DASHES, DPI, FAINT, MARKERS, SERIES, WIDTH, BitScale, drawing, elide, label_rows
+
+
+def look(index: int) -> dict:
+    """Colour and marker of a group; past the colours, markers and dashes go on telling groups apart."""
+    return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[(index + index // len(SERIES)) % len(MARKERS)]}
+
+
+def scatter_figure(groups: list[Group]) -> bytes:
+    """Accuracy against mean training cost: a point a run, the mean and standard deviation of each group around it."""
+    any_finished = any(group.finished for group in groups)  # among these, half a training would only distort the scale
+    with drawing(WIDTH, 5.4) as (figure, png):
+        axis = figure.subplots()
+        drawn = sum(_scatter_group(axis, group, look(i), any_finished) for i, group in enumerate(groups))
+        axis.set_xlabel("training cost, mean over the run (static highest bits = 100 %)")
+        axis.set_ylabel("accuracy")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter(lambda value, _: f"{value:g} %")
+        axis.grid()
+        axis.set_axisbelow(True)
+        axis.margins(0.08)
+        if drawn:
+            beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0, "labelspacing": 1.0}
+            axis.legend(title="mean ± standard deviation", alignment="left", **beside)
+        else:
+            note = "no run has accuracy and cost yet"
+            axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", color=FAINT)
+    return bytes(png)
+
+
+def _scatter_group(axis, group: Group, style: dict, finished_only: bool) -> int:
+    """Draw one group; the number of its points."""
+    runs = group.finished if finished_only else group.runs
+    points = [(100 * run.mean_cost, 100 * run.accuracy) for run in runs if None not in (run.mean_cost, run.accuracy)]
+    if not points:
+        return 0
+    small = {"linestyle": "", "markersize": 5, "zorder": 4, "markeredgewidth": 0.8}
+    edge = {"markeredgecolor": "white"} if finished_only else {"markerfacecolor": "white"}
+    axis.plot(*zip(*points, strict=True), **small, **edge, **style)
+    (cost, cost_sd, n), (accuracy, accuracy_sd, _) = group.mean_sd("mean_cost"), group.mean_sd("accuracy")
+    label = f"{elide(group.label, 44)}  (n = {n})"
+    if cost is None or accuracy is None:
+        axis.plot([], [], linestyle="", markerfacecolor="white", label=f"{elide(group.label, 44)}  (not finished)", **style)
+        return len(points)
+    large = {"linestyle": "", "markersize": 13, "alpha": 0.4, "markeredgecolor": "none", "zorder": 3}
+    spread = {"xerr": 100 * (cost_sd or 0), "yerr": 100 * (accuracy_sd or 0), "capsize": 4, "elinewidth": 1.6} if n > 1 else {}
+    axis.errorbar(100 * cost, 100 * accuracy, label=label, **spread, **large, **style)
+    return len(points)
+
+
+def curves_figure(groups: list[Group]) -> bytes:
+    """Accuracy, accumulated cost and mean bits over progress, every run a line, every group a colour."""
+    with drawing(WIDTH, 4.4 + 0.2 * math.ceil(len(groups) / 3)) as (figure, png):
+        axes = figure.subplots(1, 3)
+        for i, group in enumerate(groups):
+            for k, run in enumerate(group.runs):
+                line = {
+                    "color": SERIES[i % len(SERIES)],
+                    "linestyle": DASHES[i // len(SERIES) % len(DASHES)],
+                    "linewidth": 1.4,
+                }
+                line |= {"alpha": 0.8, "label": elide(group.label, 44) if k == 0 else None}
+                _overlay(axes, run, line)
+        axes[1].plot([0, 1], [0, 100], color=FAINT, linestyle="--", linewidth=1.2, label="static highest bits")
+        for axis, title in zip(axes, ("Accuracy (evaluation)", "Accumulated training cost", "Mean bits"), strict=True):
+            axis.set_title(title)
+            axis.set_xlabel("progress of the training")
+            axis.set_xlim(0, 1)
+            axis.grid()
+        for axis in axes[:2]:
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+        handles, labels = axes[1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return bytes(png)
+
+
+def _overlay(axes, run: Run, line: dict) -> None:
+    x, y = run.curve("accuracy", "eval")
+    axes[0].plot(x, 100 * np.array(y), **line)
+    x, y = accumulated(run)
+    axes[1].plot(x, 100 * y, **line)
+    if run.schedule is not None:
+        bits = run.schedule.compute_bits()
+        axes[2].plot(run.schedule.progress, np.nanmean(bits[:, ~np.isnan(bits).all(0)], axis=1), **line)
+
+
+def schedules_figure(runs: list[Run], scale: BitScale) -> bytes:
+    """The bits of each run, layers x progress, in one colour scale; input bits beside the weight bits where they differ."""
+    split = any("input" in run.schedule.panels for run in runs)
+    across = min(len(runs), 2 if split else 3)
+    down = math.ceil(len(runs) / across)
+    most = max(len(run.schedule.layers) for run in runs)
+    inner = float(np.clip(0.125 * most, 1.1, 3.2))
+    with drawing(WIDTH, down * (inner + 0.6) + 0.7) as (figure, png):
+        grid = figure.add_gridspec(down, 2 * across)  # two fields a run: weights and inputs, or one picture over both
+        axes = []
+        for place, run in enumerate(runs):
+            row, column = divmod(place, across)
+            kinds = [kind for kind in run.schedule.panels if kind != "grad"]
+            beside = column and run.schedule.layers == runs[place - 1].schedule.layers
+            for k, kind in enumerate(kinds):
+                field = grid[row, 2 * column + k] if len(kinds) == 2 else grid[row, 2 * column : 2 * column + 2]
+                axis = figure.add_subplot(field)
+                edges = draw_heatmap(axis, run.schedule, kind, scale, run.finished, most=int(inner * DPI / 2))
+                suffix = f": {kind}s" if len(kinds) == 2 else ""
+                axis.set_title(elide(run.name, 30) + suffix, fontsize=9)
+                # Names once a row of pictures: beside a picture of the same layers they would only take its room.
+                label_rows(axis, [run.schedule.layers[i] for i in edges[:-1]], inner, longest=22)
+                if k or beside:
+                    axis.tick_params(axis="y", labelleft=False, length=0)
+                axes.append(axis)
+        scale.add_bar(figure, axes, on_top=True)
+    return bytes(png)

@@ -1,0 +1,78 @@
+"""The schedule of a run as a heatmap: bits, layers x progress."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .load import Run
+from .schedule import Schedule
+from .style import DPI, FAINT, NOT_YET, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges
+
+COLUMNS = 800  # moments a heatmap shows: no less than the pixels of the widest panel
+TITLES = {"weight": "Weight bits", "input": "Input bits", "grad": "Gradient bits"}
+
+
+def scale_of(*runs: Run) -> BitScale:
+    """One colour scale for all the bits of these runs."""
+    seen = [np.unique(run.schedule.bits[kind]) for run in runs if run.schedule for kind in ("weight", "input")]
+    seen += [np.unique(run.schedule.bits["grad"]) for run in runs if run.schedule and run.schedule.varies("grad")]
+    allowed = [end for run in runs if run.bit_range for end in run.bit_range]
+    return BitScale.covering(np.concatenate(seen or [[]]), (min(allowed), max(allowed)) if allowed else None)
+
+
+def draw_heatmap(axis, schedule: Schedule, kind: str, scale: BitScale, finished: bool, most: int) -> np.ndarray:
+    """Bits of one kind, layers (first on top) x progress. Returns the edges of the rows: layers may share a row."""
+    when = (np.arange(COLUMNS) + 0.5) / COLUMNS
+    edges = row_edges(len(schedule.layers), most)
+    bits = schedule.at(kind, when)
+    if len(edges) <= len(schedule.layers):
+        bits = np.add.reduceat(bits, edges[:-1], axis=1) / np.diff(edges)
+    picture = scale.index(bits.T)
+    if not finished:
+        picture = np.ma.masked_where(np.broadcast_to(when > schedule.progress[-1], picture.shape), picture)
+    axis.set_facecolor(NOT_YET)
+    axis.imshow(
+        picture,
+        cmap=scale.cmap,
+        norm=scale.norm,
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0, 1, len(edges) - 1.5, -0.5),
+    )
+    axis.set_xlim(0, 1)
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "¼", "½", "¾", "1"])
+    axis.spines[:].set_visible(False)
+    if not finished and schedule.progress[-1] < 0.93:
+        axis.text(
+            (1 + schedule.progress[-1]) / 2,
+            0.5,
+            "not yet",
+            transform=axis.get_xaxis_transform(),
+            ha="center",
+            color=FAINT,
+        )
+    return edges
+
+
+def schedule_figure(run: Run, scale: BitScale) -> bytes:
+    """Heatmap of bits, layers x progress: weights, and inputs and gradients where they have a story of their own."""
+    schedule = run.schedule
+    panels, count = schedule.panels, len(schedule.layers)
+    inner = float(np.clip(0.24 * count, 1.3, TALLEST - 1.2))
+    with drawing(WIDTH, inner + 1.0) as (figure, png):
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axis, kind in zip(axes, panels, strict=True):
+            edges = draw_heatmap(axis, schedule, kind, scale, run.finished, most=int(inner * DPI / 2))
+            axis.set_title(TITLES[kind] if len(panels) > 1 else panel_title(schedule))
+            axis.set_xlabel("progress of the training")
+            axis.tick_params(axis="y", length=0)
+        label_rows(axes[0], [schedule.layers[i] for i in edges[:-1]], inner)
+        if len(edges) <= count:
+            axes[0].set_ylabel(f"{count:,} layers, first on top; each row the mean of {np.diff(edges).max()} in a row")
+        scale.add_bar(figure, list(axes))
+    return bytes(png)
+
+
+def panel_title(schedule: Schedule) -> str:
+    """What the only panel shows: weights alone, or weights and inputs where they never differ."""
+    return "Bits of weights and inputs" if not np.isnan(schedule.bits["input"]).all() else TITLES["weight"]

@@ -1,0 +1,88 @@
+"""One record a layer: what it is, the bits it ends with, and its shares of the MACs and of the training cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .load import Run, number
+from .schedule import KINDS
+
+NONE = math.nan
+
+
+@dataclass
+class Layer:
+    """A quantized layer of a run. Unknown numbers are NaN; shares are fractions of the whole model."""
+
+    name: str
+    kind: str = ""
+    searched: bool | None = None
+    macs: float = NONE
+    weight: float = NONE
+    input: float = NONE
+    grad: float = NONE
+    mac_share: float = NONE
+    cost_share: float = NONE
+
+
+def layers_of(run: Run) -> list[Layer]:
+    """The layers of a run in forward order, from its allocation and, while there is none, from its schedule."""
+    recorded = {name: i for i, name in enumerate(run.schedule.layers)} if run.schedule else {}
+    listed = run.allocation.get("layers")
+    listed = listed if isinstance(listed, dict) else {}
+    layers = []
+    for name in list(recorded) + [name for name in listed if name not in recorded]:
+        row = listed.get(name)
+        row = row if isinstance(row, dict) else {}
+        layer = Layer(name, str(row.get("kind", "")), row.get("searched"), _or_nan(row.get("macs")))
+        for kind in KINDS:
+            last = run.schedule.bits[kind][-1, recorded[name]] if name in recorded else NONE
+            value = number(row.get(kind))
+            setattr(layer, kind, float(last) if value is None else value)
+        layers.append(layer)
+    _add_shares(run, layers, recorded)
+    return layers
+
+
+def total_macs(run: Run, layers: list[Layer]) -> float:
+    """MACs of the whole model: of the quantized layers and of what is left out."""
+    return sum(layer.macs for layer in layers if layer.macs == layer.macs) + sum(macs for _, macs, _ in left_out(run))
+
+
+def left_out(run: Run) -> list[tuple[str, float, str]]:
+    """(name, MACs, reason) of the products that are not quantized, the largest first."""
+    rows = run.coverage.get("left_out")
+    found = []
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, list | tuple):
+            row = dict(zip(("name", "macs", "reason"), row, strict=False))
+        if isinstance(row, dict):
+            found.append((str(row.get("name", "")), number(row.get("macs")) or 0.0, str(row.get("reason", ""))))
+    return sorted(found, key=lambda row: -row[1])
+
+
+def _add_shares(run: Run, layers: list[Layer], recorded: dict[str, int]) -> None:
+    """Shares of the MACs of the model, and of the training cost of all quantized layers over the whole run."""
+    macs = np.array([layer.macs for layer in layers])
+    everything = total_macs(run, layers)
+    costs = macs * np.array([_mean_product(run, layer, recorded) for layer in layers]) if layers else macs
+    spent = np.nansum(costs)
+    for layer, cost in zip(layers, costs, strict=True):
+        layer.mac_share = layer.macs / everything if everything else NONE
+        layer.cost_share = float(cost / spent) if spent > 0 else NONE
+
+
+def _mean_product(run: Run, layer: Layer, recorded: dict[str, int]) -> float:
+    """Bit operations of a training step per MAC (b_w b_x + b_w b_g + b_x b_g), averaged over the run."""
+    if layer.name in recorded:
+        w, x, g = (run.schedule.bits[kind][:, recorded[layer.name]].astype(np.float64) for kind in KINDS)
+        return float(np.sum(run.schedule.durations * (w * x + w * g + x * g)))
+    return layer.weight * layer.input + layer.weight * layer.grad + layer.input * layer.grad
+
+
+def _or_nan(value) -> float:
+    found = number(value)
+    return NONE if found is None else found

@@ -1,0 +1,278 @@
+"""A run folder as it is on disk, finished or not, complete or not: nothing here fails because a file is missing.
+
+Only a folder that holds no run at all is an error; everything else that is absent or unreadable becomes a line of
+`Run.notes`, which the report shows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .schedule import Schedule, read_schedule
+
+FILES = {
+    "config.yaml": "the configuration",
+    "metrics.jsonl": "loss, accuracy and cost over the training",
+    "schedule.parquet": "the bits over the training",
+    "allocation.json": "the final bits, MACs and coverage",
+    "result.json": "the result, written at the end",
+}
+
+
+class ReportError(ValueError):
+    """A folder cannot be reported on; the message says what was expected, what was found and what to do."""
+
+
+@dataclass
+class Run:
+    """The contents of one run folder."""
+
+    folder: Path
+    name: str
+    config: dict = field(default_factory=dict)
+    config_text: str = ""
+    metrics: list[dict] = field(default_factory=list)
+    schedule: Schedule | None = None
+    allocation: dict = field(default_factory=dict)
+    result: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.result)
+
+    @property
+    def progress(self) -> float:
+        """How far the run is, from 0 to 1, as far as its files tell."""
+        if self.finished:
+            return 1.0
+        seen = [p for row in self.metrics if (p := number(row.get("progress"))) is not None]
+        if self.schedule is not None:
+            seen.append(float(self.schedule.progress[-1]))
+        return min(1.0, max(seen, default=0.0))
+
+    def setting(self, key: str) -> Any:
+        """A value of the configuration: at its top, or inside the search space or task where these are mappings."""
+        for place in (self.config, self.config.get("space"), self.config.get("task")):
+            if isinstance(place, dict) and place.get(key) is not None:
+                return place[key]
+        return self.result.get(key)
+
+    @property
+    def policy(self) -> str:
+        return named(self.setting("policy")) or "unknown policy"
+
+    @property
+    def seed(self) -> Any:
+        return self.setting("seed")
+
+    @property
+    def target_cost(self) -> float | None:
+        return number(self.setting("target_cost"))
+
+    @property
+    def bit_range(self) -> tuple[int, int] | None:
+        """Lowest and highest bits that the configuration allows."""
+        ends = []
+        for key in ("bits", "weight_bits", "input_bits"):
+            value = self.setting(key)
+            ends += [n for v in (value if isinstance(value, list | tuple) else [value]) if (n := number(v)) is not None]
+        return (int(min(ends)), int(max(ends))) if ends else None
+
+    @property
+    def static_name(self) -> str:
+        """What costs are relative to."""
+        return f"static {self.bit_range[1]} bits" if self.bit_range else "static highest bits"
+
+    @property
+    def accuracy(self) -> float | None:
+        """The last accuracy: of the finished model, else of the newest evaluation. A fraction, 0 to 1."""
+        return first(self.result.get("accuracy"), self.last("accuracy", "final"), self.last("accuracy", "eval"))
+
+    @property
+    def mean_cost(self) -> float | None:
+        """Training cost averaged over the run (so far), relative to the highest bits."""
+        return first(self.result.get("mean_cost"), self.allocation.get("mean_relative_cost"), self.last("mean_cost"))
+
+    @property
+    def inference_cost(self) -> float | None:
+        return first(self.result.get("inference_cost"), self.allocation.get("relative_inference_cost"))
+
+    @property
+    def weight_mib(self) -> float | None:
+        return first(self.result.get("weight_mib"), self.allocation.get("weight_mib"))
+
+    @property
+    def coverage(self) -> dict:
+        found = self.allocation.get("coverage")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def seconds(self) -> float | None:
+        return first(self.result.get("seconds"), self.last("seconds"))
+
+    def last(self, key: str, split: str | None = None) -> float | None:
+        """The newest recorded value of a metric."""
+        rows = (row for row in reversed(self.metrics) if split is None or row.get("split") == split)
+        return next((value for row in rows if (value := number(row.get(key))) is not None), None)
+
+    def curve(self, key: str, *splits: str) -> tuple[list[float], list[float]]:
+        """(progress, value) of a metric over the run."""
+        points = [
+            (number(row.get("progress")), number(row.get(key))) for row in self.metrics if row.get("split") in splits
+        ]
+        known = sorted((p, v) for p, v in points if p is not None and v is not None)
+        return [p for p, _ in known], [v for _, v in known]
+
+
+def load_run(folder: str | os.PathLike) -> Run:
+    """Read a run folder.
+
+    Raises:
+        ReportError: not a folder, or none of a run's files is in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ReportError(f"No run folder {str(folder)!r}: {_what_it_is(folder)}{_similar(folder)}")
+    if not any((folder / name).is_file() for name in FILES):
+        raise ReportError(
+            f"{str(folder)!r} holds no run: none of {', '.join(FILES)} is in it.{_runs_near(folder)} "
+            "A run folder is what `python -m ldp_search.run output=FOLDER` writes."
+        )
+    run = Run(folder, folder.resolve().name)
+    for name, read in _READERS.items():
+        try:
+            read(run, folder / name)
+        except FileNotFoundError:
+            run.notes.append(f"{name} is not there yet ({FILES[name]}).")
+        except (ValueError, TypeError, OSError, yaml.YAMLError) as error:  # JSON and Parquet errors are ValueErrors
+            run.notes.append(f"{name} could not be read ({FILES[name]}): {' '.join(str(error).split())[:200]}.")
+    return run
+
+
+def load_runs(folders: Iterable[str | os.PathLike]) -> list[Run]:
+    """Read several run folders, each once, under names that tell them apart."""
+    runs: dict[Path, Run] = {}
+    for folder in folders:
+        run = load_run(folder)
+        runs.setdefault(run.folder.resolve(), run)
+    for depth in range(2, 6):
+        counts = [run.name for run in runs.values()]
+        for path, run in runs.items():
+            if counts.count(run.name) > 1:
+                run.name = "/".join(path.parts[-depth:])
+    return list(runs.values())
+
+
+def _read_config(run: Run, path: Path) -> None:
+    run.config_text = path.read_text(encoding="utf-8")
+    run.config = _mapping(yaml.safe_load(run.config_text))
+
+
+def _read_metrics(run: Run, path: Path) -> None:
+    """JSON lines. A line cut off by a crash is counted, not fatal; a step repeated after a resume counts once."""
+    rows, broken = {}, 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.strip():
+            continue
+        try:
+            row = _mapping(json.loads(line))
+            rows[(row.get("split"), row.get("step"), None if "step" in row else len(rows))] = row
+        except (ValueError, TypeError):
+            broken += 1
+    run.metrics = sorted(rows.values(), key=lambda row: number(row.get("step")) or 0)
+    if broken:
+        run.notes.append(f"metrics.jsonl has {broken} unreadable line{'s' * (broken > 1)}, left out here.")
+
+
+def _read_schedule(run: Run, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    run.schedule = read_schedule(path)
+
+
+def _read_allocation(run: Run, path: Path) -> None:
+    run.allocation = _mapping(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _read_result(run: Run, path: Path) -> None:
+    run.result = _mapping(json.loads(path.read_text(encoding="utf-8")))
+
+
+_READERS = {
+    "config.yaml": _read_config,
+    "metrics.jsonl": _read_metrics,
+    "schedule.parquet": _read_schedule,
+    "allocation.json": _read_allocation,
+    "result.json": _read_result,
+}
+
+
+def _mapping(value: Any) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"a mapping is expected, found {type(value).__name__}")
+    return value
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None for anything else (absent, text, NaN)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def first(*values: Any) -> float | None:
+    """The first of the values that is a number."""
+    return next((n for value in values if (n := number(value)) is not None), None)
+
+
+def named(value: Any) -> str:
+    """The name of a component, task or model, given by name or as a mapping with ``name``."""
+    return str((value.get("name") or "") if isinstance(value, dict) else ("" if value is None else value))
+
+
+def _what_it_is(path: Path) -> str:
+    return "it is a file; give the folder it lies in." if path.exists() else "there is no such folder."
+
+
+def _similar(path: Path) -> str:
+    """Existing neighbours with a similar name, or, for a file of a run, the folder it lies in."""
+    parent = path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        path, parent = parent, parent.parent
+    if not parent.is_dir():
+        return ""
+    if path.is_file():
+        return f" Did you mean {str(parent)!r}?" if path.name in FILES else ""
+    folders = [entry.name for entry in _entries(parent) if entry.is_dir()]
+    near = difflib.get_close_matches(path.name, folders, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(str(parent / name)) for name in near)}?" if near else _runs_near(parent)
+
+
+def _runs_near(folder: Path) -> str:
+    """The runs below or around a folder that is none itself."""
+    found = [entry for entry in _entries(folder) if entry.is_dir() and _is_run(entry)]
+    if not found:
+        return ""
+    shown = ", ".join(repr(str(entry)) for entry in found[:5]) + (", ..." if len(found) > 5 else "")
+    return f" Runs in {str(folder)!r}: {shown}."
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILES)
+
+
+def _entries(folder: Path) -> Sequence[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []

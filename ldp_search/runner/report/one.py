@@ -1,0 +1,165 @@
+"""The report on one run: what came out, the schedule, the layers, the course, what is covered, how to repeat it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+
+from . import html
+from .bars import layers_figure
+from .curves import course_figure
+from .heatmap import schedule_figure
+from .layers import Layer, layers_of, left_out, total_macs
+from .load import Run, named, number
+from .style import BitScale
+from .words import count, describe, digits, duration, percent
+
+Pictures = dict[str, bytes]
+"""File name -> PNG, filled while the sections are written."""
+
+
+def title_of(run: Run) -> str:
+    parts = [named(run.setting("task")), named(run.setting("model")), run.policy]
+    return " · ".join(part for part in parts if part)
+
+
+def run_sections(run: Run, scale: BitScale, pictures: Pictures, prefix: str = "") -> Iterator[str]:
+    """The parts of the page on this run. `prefix` tells its pictures from those of other runs."""
+
+    def show(file: str, png: bytes, caption: str) -> str:
+        pictures[prefix + file] = png
+        return html.picture(png, prefix + file, caption)
+
+    layers = layers_of(run)
+    state = "" if run.finished else f"This run is not finished: it is at {percent(run.progress, 0)}."
+    yield html.note(state or "Some files of this run are missing or unreadable.", run.notes)
+    yield html.cards(headline(run))
+    yield html.heading("The schedule")
+    yield html.paragraph(describe(run, layers))
+    if run.schedule is not None:
+        yield show("schedule.png", schedule_figure(run, scale), "Bits of every layer (first on top) over the training")
+    if layers:
+        yield html.heading("The layers at the end" if run.finished else "The layers now")
+        caption = (
+            "Bits of every layer at the end, and its share of the bit operations that the training took and of the MACs"
+        )
+        yield show("layers.png", layers_figure(layers, scale), caption)
+    if run.metrics:
+        yield html.heading("The training")
+        caption = f"Accuracy and loss; cost accumulated and in force, relative to {run.static_name}"
+        yield show("training.png", course_figure(run), caption)
+    yield from _coverage(run, layers)
+    yield from _repeat(run)
+
+
+def headline(run: Run) -> list[tuple[str, str, str]]:
+    """The cards on top: (label, value, explanation)."""
+    target = run.target_cost
+    kind = "of the finished model" if run.finished else "at the newest evaluation"
+    cards = [
+        ("Accuracy", percent(run.accuracy, 2), kind if run.accuracy is not None else "not evaluated yet"),
+        (
+            "Training cost",
+            percent(run.mean_cost),
+            f"of {run.static_name}, mean over the run" + ("" if run.finished else " so far"),
+        ),
+    ]
+    if target is not None:
+        reached = (
+            "not recorded yet"
+            if run.mean_cost is None
+            else f"reached {percent(run.mean_cost)}: {_deviation(run.mean_cost, target)}"
+        )
+        cards.append(("Target cost", percent(target), reached))
+    share = number(run.coverage.get("share"))
+    cards += [
+        ("Inference cost", percent(run.inference_cost), f"of {run.static_name}, final bits"),
+        ("Weights", "–" if run.weight_mib is None else f"{run.weight_mib:.3g} MiB", "at the final bits"),
+        ("Coverage", percent(share), "of the MACs are quantized"),
+        ("Seed", "–" if run.seed is None else str(run.seed), run.policy),
+        ("Time", duration(run.seconds), "training" if run.finished else "so far"),
+    ]
+    return cards
+
+
+def _deviation(reached: float, target: float) -> str:
+    """By how much a cost misses its target, relative to the target."""
+    off = (reached - target) / target if target else 0.0
+    return "on target" if abs(off) < 0.0005 else f"{100 * abs(off):.1f} % {'above' if off > 0 else 'below'}"
+
+
+def _coverage(run: Run, layers: list[Layer]) -> Iterator[str]:
+    if not layers:
+        return
+    yield html.heading("Coverage")
+    rest = left_out(run)
+    total = total_macs(run, layers)
+    if run.allocation:
+        share = percent(number(run.coverage.get("share")))
+        yield html.paragraph(f"{share} of the model's {count(total)} MACs per sample go through quantized products.")
+    rows = [
+        (
+            layer.name,
+            layer.kind or "–",
+            count(layer.macs),
+            percent(layer.mac_share, 2),
+            percent(layer.cost_share, 2),
+            *(digits(bits) for bits in (layer.weight, layer.input, layer.grad)),
+            {True: "searched", False: "fixed"}.get(layer.searched, "–"),
+        )
+        for layer in layers
+    ]
+    columns = (
+        "layer",
+        "kind",
+        "MACs",
+        "share of MACs",
+        "share of training cost",
+        "weight",
+        "input",
+        "gradient",
+        "bits are",
+    )
+    yield html.table(columns, rows, numeric=range(2, 8))
+    if rest:
+        yield html.heading("Left out of quantization", 3)
+        rows = [(name, count(macs), percent(macs / total if total else None, 2), reason) for name, macs, reason in rest]
+        yield html.table(("what", "MACs", "share of MACs", "why"), rows, numeric=(1, 2))
+    elif run.allocation:
+        yield html.paragraph("Nothing is left out.")
+
+
+def _repeat(run: Run) -> Iterator[str]:
+    if not run.config:
+        return
+    yield html.heading("To repeat this run")
+    yield html.code(command(run))
+    yield html.details("The whole configuration", [html.code(run.config_text)])
+    versions = run.result.get("versions")
+    if isinstance(versions, dict):
+        yield html.details("Versions", [html.table(("what", "version"), versions.items())])
+
+
+NOT_REPEATED = ("output", "resume", "report")  # where a run wrote and whether it continued is not what it computed
+LEADING = ("task", "model", "space", "policy", "target_cost", "seed")
+
+
+def command(run: Run) -> str:
+    """The command line that computes this run again: every value of its configuration as a word."""
+    values = dict(run.config)
+    if isinstance(values.get("space"), dict):  # the fields of the space are words of their own
+        values |= {key: value for key, value in values.pop("space").items() if key not in values}
+    keys = [key for key in LEADING if key in values] + [key for key in values if key not in LEADING]
+    words = [
+        f"{key}={_word(values[key])}"
+        for key in keys
+        if key not in NOT_REPEATED
+        and (values[key] is not None or key == "target_cost")  # null here overrides the space's
+    ]
+    return " ".join(["python -m ldp_search.run", *(shlex.quote(word) for word in words)])
+
+
+def _word(value: object) -> str:
+    """A value as the command line takes it: YAML on one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,122 @@
+"""The report on several runs, side by side: accuracy against cost, seeds as spread, then each run on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import html
+from .comparison import curves_figure, scatter_figure, schedules_figure
+from .groups import Group, group_runs
+from .heatmap import scale_of
+from .load import Run
+from .one import Pictures, run_sections, title_of
+from .words import digits, duration, percent
+
+MOST_SCHEDULES = 24  # schedules drawn side by side; past this, one of each group
+MOST_DETAILS = 12  # runs shown in full below the comparison; past this the page would be too heavy to open
+
+
+def comparison_sections(runs: list[Run], pictures: Pictures) -> Iterator[str]:
+    """The parts of the page on several runs."""
+
+    def show(file: str, png: bytes, caption: str) -> str:
+        pictures[file] = png
+        return html.picture(png, file, caption)
+
+    groups, scale = group_runs(runs), scale_of(*runs)
+    yield html.note(
+        "Not finished, and therefore in no mean:",
+        [f"{r.name}: at {percent(r.progress, 0)}" for r in runs if not r.finished],
+    )
+    yield html.heading("Groups: runs that differ in their seed alone")
+    yield _group_table(groups)
+    yield html.heading("Accuracy against cost")
+    caption = "A small point a finished run, a large one the mean of its group with standard deviations"
+    yield show("comparison.png", scatter_figure(groups), caption)
+    yield html.heading("The runs")
+    yield _run_table(groups)
+    yield html.heading("Over the training")
+    yield show(
+        "curves.png",
+        curves_figure(groups),
+        "Every line a run, every colour a group; mean bits of weights and inputs over the layers",
+    )
+    yield from _schedules(groups, scale, show)
+    yield from _each(runs, scale, pictures)
+
+
+def _group_table(groups: list[Group]) -> str:
+    columns = ("group", "n", "seeds", "accuracy", "training cost", "target", "inference cost", "weights, MiB", "time")
+    rows = []
+    for group in groups:
+        n = f"{len(group.finished)}" + (f" of {len(group.runs)}" if len(group.finished) < len(group.runs) else "")
+        seeds = ", ".join("–" if run.seed is None else str(run.seed) for run in group.runs)
+        rows.append(
+            (
+                group.label,
+                n,
+                seeds,
+                _spread(group, "accuracy", 2),
+                _spread(group, "mean_cost", 2),
+                percent(group.runs[0].target_cost, 1),
+                _spread(group, "inference_cost", 1),
+                digits(group.mean_sd("weight_mib")[0], 3),
+                duration(group.mean_sd("seconds")[0]),
+            )
+        )
+    return html.table(columns, rows, numeric=(1, 3, 4, 5, 6, 7, 8))
+
+
+def _spread(group: Group, quantity: str, places: int) -> str:
+    """Mean ± sample standard deviation, in percent."""
+    mean, spread, _ = group.mean_sd(quantity)
+    if mean is None:
+        return "–"
+    return f"{100 * mean:.{places}f} %" if spread is None else f"{100 * mean:.{places}f} ± {100 * spread:.{places}f} %"
+
+
+def _run_table(groups: list[Group]) -> str:
+    columns = ("run", "group", "seed", "accuracy", "training cost", "inference cost", "weights, MiB", "time", "state")
+    rows = [
+        (
+            run.name,
+            group.label,
+            "–" if run.seed is None else run.seed,
+            percent(run.accuracy, 2),
+            percent(run.mean_cost, 2),
+            percent(run.inference_cost),
+            digits(run.weight_mib, 3),
+            duration(run.seconds),
+            "finished" if run.finished else f"at {percent(run.progress, 0)}",
+        )
+        for group in groups
+        for run in group.runs
+    ]
+    return html.table(columns, rows, numeric=(2, 3, 4, 5, 6, 7))
+
+
+def _schedules(groups: list[Group], scale, show) -> Iterator[str]:
+    drawn = [run for group in groups for run in group.runs if run.schedule is not None]
+    if not drawn:
+        return
+    yield html.heading("The schedules")
+    if len(drawn) > MOST_SCHEDULES:
+        firsts = [next((run for run in group.runs if run.schedule), None) for group in groups]
+        drawn = [run for run in firsts if run is not None][:MOST_SCHEDULES]
+        yield html.paragraph(f"Of the many runs, these are the first of {len(drawn)} groups.")
+    yield show(
+        "schedules.png",
+        schedules_figure(drawn, scale),
+        "Bits of every layer (first on top) over the training, one colour scale",
+    )
+
+
+def _each(runs: list[Run], scale, pictures: Pictures) -> Iterator[str]:
+    yield html.heading("Each run")
+    for i, run in enumerate(runs[:MOST_DETAILS], start=1):
+        summary = f"{run.name}: {title_of(run)}, seed {'–' if run.seed is None else run.seed}"
+        yield html.details(summary, run_sections(run, scale, pictures, prefix=f"run{i:02d}_"), css="run")
+    if len(runs) > MOST_DETAILS:
+        yield html.paragraph(
+            f"{len(runs) - MOST_DETAILS} more runs are not shown in full here; `python -m ldp_search.report RUN` writes the page of one."
+        )

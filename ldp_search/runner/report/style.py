@@ -1,0 +1,153 @@
+"""How every figure looks: size, colours that colour-blind readers can tell apart, names that fit, PNG bytes.
+
+Figures are made through matplotlib's object interface, never pyplot: nothing is kept in global state, so a process may
+draw hundreds of them, and the settings of a user's own matplotlib neither show here nor are changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from dataclasses import dataclass
+
+import matplotlib.style
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+
+DPI = 110
+WIDTH = 11.0  # inches: 1210 pixels, the width of the page
+TALLEST = 14.0
+FULL_PRECISION = 32
+INK, FAINT, GRID = "#1a1a1a", "#6b6b6b", "#dcdcdc"
+NOT_YET = "#f2f2f2"
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less the yellow
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")
+
+_SETTINGS = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "hatch.color": GRID,
+    "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a layer or run may have $ in its name
+}
+
+
+@contextlib.contextmanager
+def drawing(width: float = WIDTH, height: float = 4.0):
+    """A figure to draw on, and `png` to fill: `with drawing() as (figure, png): ...` leaves the bytes in `png`."""
+    png = bytearray()
+    with matplotlib.style.context(["default", _SETTINGS]):
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        try:
+            yield figure, png
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+            png += buffer.getvalue()
+        finally:
+            figure.clear()  # axes and figure refer to each other: without this, memory waits for the collector
+
+
+@dataclass
+class BitScale:
+    """A colour for every integer of bits, light for few and dark for many; full precision stands apart in grey."""
+
+    levels: list[int]
+
+    @classmethod
+    def covering(cls, values, allowed: tuple[int, int] | None = None) -> BitScale:
+        """The scale for these bits and for all that the space allows, so that runs of one space look alike."""
+        values = np.asarray(values, dtype=np.float64)
+        found = {int(round(v)) for v in np.unique(values[~np.isnan(values)])} | set(allowed or ())
+        low = [bits for bits in found if bits < FULL_PRECISION] or [8]
+        return cls(list(range(min(low), max(low) + 1)) + sorted(bits for bits in found if bits >= FULL_PRECISION))
+
+    @property
+    def colours(self) -> list:
+        searched = [bits for bits in self.levels if bits < FULL_PRECISION]
+        places = np.linspace(0.03, 1.0, len(searched)) if len(searched) > 1 else [0.6]
+        return [colormaps["viridis_r"](p) for p in places] + ["#b5b5b5"] * (len(self.levels) - len(searched))
+
+    @property
+    def cmap(self) -> ListedColormap:
+        return ListedColormap(self.colours)
+
+    @property
+    def norm(self) -> BoundaryNorm:
+        return BoundaryNorm(np.arange(len(self.levels) + 1) - 0.5, max(1, len(self.levels)))
+
+    def index(self, bits: np.ndarray) -> np.ndarray:
+        """Positions of bits on the scale, masked where there are none."""
+        rounded = np.round(np.nan_to_num(bits, nan=self.levels[0]))
+        place = np.clip(np.searchsorted(self.levels, rounded), 0, len(self.levels) - 1)
+        return np.ma.masked_array(place, np.isnan(bits))
+
+    def colour(self, bits: float):
+        """The colour of one value, `NOT_YET` where it is unknown."""
+        return NOT_YET if np.isnan(bits) else self.colours[int(self.index(np.array([bits]))[0])]
+
+    def add_bar(self, figure: Figure, axes, on_top: bool = False) -> None:
+        """The key of the colours, one field an integer."""
+        place = {"location": "top", "fraction": 0.02, "aspect": 36, "shrink": 0.35, "anchor": (0.5, 1.0)}
+        if not on_top:
+            place = {"location": "right", "fraction": 0.03, "aspect": 18, "pad": 0.01}
+        bar = figure.colorbar(ScalarMappable(self.norm, self.cmap), ax=axes, ticks=range(len(self.levels)), **place)
+        bar.set_ticklabels([str(bits) for bits in self.levels])
+        bar.ax.tick_params(length=0)
+        if on_top:
+            bar.set_label("bits", labelpad=4)
+        else:
+            bar.ax.set_title("bits", fontsize=9, fontweight="normal", loc="center")
+        bar.outline.set_visible(False)
+
+
+def elide(name: str, longest: int = 34) -> str:
+    """Shorten a layer name in its middle, keeping its ends and, as long as it can, its numbers."""
+    parts = name.split(".")
+    while len(".".join(parts)) > longest:
+        inner = [i for i in range(1, len(parts) - 1) if not re.search(r"\d", parts[i]) and parts[i] != "…"]
+        if not inner:
+            break
+        parts[max(inner, key=lambda i: len(parts[i]))] = "…"
+        parts = [part for i, part in enumerate(parts) if part != "…" or i == 0 or parts[i - 1] != "…"]
+    short = ".".join(parts)
+    if len(short) <= longest:
+        return short
+    keep = longest - 1
+    return short[: (keep + 1) // 2] + "…" + short[len(short) - keep // 2 :]
+
+
+def row_edges(count: int, most: int) -> np.ndarray:
+    """Edges of at most `most` rows of consecutive layers."""
+    return np.unique(np.linspace(0, count, min(count, most) + 1).round().astype(int))
+
+
+def label_rows(axis, names: list[str], height: float, longest: int = 34) -> None:
+    """Names beside as many rows of a panel of `height` inches as can be read, evenly thinned out."""
+    size = float(np.clip(height / max(1, len(names)) * 72 * 0.8, 6.0, 9.0))
+    every = int(np.ceil(len(names) * size * 1.2 / 72 / height))
+    shown = range(0, len(names), max(1, every))
+    axis.set_yticks(list(shown), [elide(names[i], longest) for i in shown], fontsize=size)
+    axis.tick_params(axis="y", length=0 if every <= 1 else 3)

@@ -1,0 +1,168 @@
+"""The schedule of a run in words, computed from its records, and numbers as a reader expects them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .layers import Layer
+from .load import Run
+from .schedule import Schedule
+
+
+def describe(run: Run, layers: list[Layer]) -> str:
+    """Some sentences on what the schedule does, over time and over layers."""
+    schedule = run.schedule
+    if schedule is None:
+        return "The bits over the training are not recorded yet."
+    searched = {layer.name for layer in layers if layer.searched is not False}
+    columns = np.array([i for i, name in enumerate(schedule.layers) if name in searched], dtype=int)
+    told = "all layers" if len(columns) == len(schedule.layers) else f"the {len(columns):,} searched layers"
+    if not len(columns):
+        columns, told = np.arange(len(schedule.layers)), "all layers"
+    bits = schedule.compute_bits(columns)
+    bits, columns = bits[:, ~np.isnan(bits).any(0)], columns[~np.isnan(bits).any(0)]
+    if not bits.size:
+        return "No layer has weight or input bits."
+    if bits.min() == bits.max() and not schedule.differs("weight", "input"):
+        sentences = [f"Every one of {told} holds {digits(bits.min())} bits for weights and inputs throughout."]
+    else:
+        sentences = [_over_time(bits, schedule, told, run.finished), *_over_layers(bits, columns, schedule)]
+        sentences += [_weights_against_inputs(schedule, columns), _changes(schedule, columns, run.finished)]
+    return " ".join(s for s in [*sentences, _cost(run)] if s)
+
+
+def _over_time(bits: np.ndarray, schedule: Schedule, told: str, finished: bool) -> str:
+    mean = bits.mean(1)
+    turns = turning_points(mean, max(0.25, 0.15 * float(np.ptp(mean))))
+    subject = f"The mean bits of {told} (weights and inputs)"
+    end = "at the end" if finished else "so far"
+    if np.ptp(mean) < 0.05:
+        return f"{subject} stay at {digits(mean.mean())}."
+    if len(turns) > 5:
+        rises = sum(mean[b] > mean[a] for a, b in zip(turns[:-1], turns[1:], strict=True))
+        return (
+            f"{subject} rise {rises} times and fall {len(turns) - 1 - rises} times between {digits(mean.min())} and "
+            f"{digits(mean.max())}; they are {digits(mean[-1])} {end}."
+        )
+    moves = [f"{subject} begin at {digits(mean[0])}"]
+    for a, b in zip(turns[:-1], turns[1:], strict=True):
+        verb = "rise" if mean[b] > mean[a] else "fall"
+        when = end if b == turns[-1] else f"at {percent(schedule.progress[b], 0)} of the training"
+        moves.append(f"{verb} to {digits(mean[b])} {when}")
+    return (
+        ", ".join(moves[:-1]) + (" and " if len(moves) > 1 else "") + moves[-1] + "."
+        if len(moves) > 1
+        else (f"{moves[0]} and end at {digits(mean[-1])}.")
+    )
+
+
+def turning_points(values: np.ndarray, threshold: float) -> list[int]:
+    """Indices of the first value, of every turn from rising to falling by more than `threshold`, and of the last."""
+    turns, extreme, direction = [0], 0, 0
+    for i, value in enumerate(values):
+        if direction >= 0 and value > values[extreme] or direction <= 0 and value < values[extreme]:
+            if direction == 0 and abs(value - values[0]) > threshold:
+                direction = 1 if value > values[0] else -1
+            if direction:
+                extreme = i
+        elif direction and abs(value - values[extreme]) > threshold:
+            turns.append(extreme)
+            extreme, direction = i, -direction
+    last = len(values) - 1
+    if direction and abs(values[last] - values[extreme]) <= threshold / 2:
+        turns.append(extreme) if extreme != turns[-1] else None
+        turns[-1] = last  # a plateau at the end belongs to the last move
+    else:
+        turns.append(last)
+    return turns
+
+
+def _over_layers(bits: np.ndarray, columns: np.ndarray, schedule: Schedule) -> list[str]:
+    if bits.shape[1] == 1:
+        return []
+    if (bits.max(1) == bits.min(1)).all():
+        return ["At each moment all of them share the same bits."]
+    mean = schedule.durations @ bits
+    order = np.argsort(-mean, kind="stable")
+    named = 1 if len(order) <= 6 else 3
+    name = [f"{schedule.layers[columns[i]]} ({digits(mean[i])})" for i in order]
+    verb = "keep" if named > 1 else "keeps"
+    out = [
+        f"{listing(name[:named])} {verb} the most bits on average over the training, {listing(name[-named:])} the fewest."
+    ]
+    if len(order) >= 9:
+        first, middle, last = (part.mean() for part in np.array_split(mean, 3))
+        out.append(
+            f"From input to output, the first third of the layers averages {digits(first)} bits, the middle third "
+            f"{digits(middle)} and the last third {digits(last)}."
+        )
+    return out
+
+
+def _weights_against_inputs(schedule: Schedule, columns: np.ndarray) -> str:
+    if not schedule.differs("weight", "input"):
+        return ""
+    gap = np.nanmean(schedule.durations @ (schedule.bits["weight"] - schedule.bits["input"])[:, columns])
+    if abs(gap) < 0.05:
+        return "Weights and inputs differ, but hold the same bits on average."
+    return f"Weights hold {digits(abs(gap))} bits {'more' if gap > 0 else 'fewer'} than inputs on average."
+
+
+def _changes(schedule: Schedule, columns: np.ndarray, finished: bool) -> str:
+    if len(schedule) < 2:
+        return ""
+    changed = np.zeros((len(schedule) - 1, len(columns)), dtype=bool)
+    for kind in ("weight", "input"):
+        values = np.nan_to_num(schedule.bits[kind][:, columns])
+        changed |= values[1:] != values[:-1]
+    steps = changed.any(1)
+    if not steps.any():
+        return "No layer ever changes its bits."
+    last = schedule.progress[np.flatnonzero(steps)[-1]]
+    return (
+        f"Some layer changes its bits at {percent(steps.mean())} of the {len(schedule):,} recorded steps, a given layer at "
+        f"{percent(changed.mean())}; the last change {'comes' if finished else 'so far came'} at {percent(last, 0)} of the training."
+    )
+
+
+def _cost(run: Run) -> str:
+    if run.mean_cost is None:
+        return ""
+    return f"Over the {'run' if run.finished else 'run so far'}, training costs {percent(run.mean_cost)} of {run.static_name}."
+
+
+def listing(words: list[str]) -> str:
+    """a, b and c"""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def digits(value: float | None, places: int = 1) -> str:
+    """A number with at most so many decimals; – where it is unknown."""
+    if value is None or np.isnan(value):
+        return "–"
+    return f"{value:,.{places}f}".removesuffix("." + "0" * places) if places else f"{value:,.0f}"
+
+
+def percent(value: float | None, places: int = 1) -> str:
+    """A fraction as a percentage; – where it is unknown."""
+    return "–" if value is None or np.isnan(value) else f"{100 * value:.{places}f} %"
+
+
+def count(value: float | None) -> str:
+    """A large count with its unit: 40.8 M."""
+    if value is None or np.isnan(value):
+        return "–"
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{minutes} min {int(seconds % 60)} s" if hours < 1 else f"{hours} h {minutes % 60} min"
