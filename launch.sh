@@ -22,8 +22,9 @@ fail() {
   exit 1
 }
 
-# OpenMP's idle threads spin by default. Where several processes share few cores (data workers, two ranks, a container with
-# a share of the machine), the spinning ones take the cores from those that compute, and training slows down many times.
+# OpenMP's idle threads spin by default. Where several processes share few cores (data workers, two ranks, a container
+# with a share of the machine), the spinning ones take the cores from those that compute, and training slows down many
+# times.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
 find_python() {
@@ -61,7 +62,7 @@ make_venv() {
 # Runs a command with its output in a file, a line of progress every 15 seconds, and the output's end if it fails. The
 # command runs in the background because bash would otherwise answer Ctrl-C or a termination only when it has ended.
 quietly() {
-  local log="$1" seconds=0 pid status=0
+  local log="$1" seconds=0 pid status=0 now
   shift
   "$@" >"$log" 2>&1 &
   pid=$!
@@ -70,7 +71,8 @@ quietly() {
     sleep 1
     seconds=$((seconds + 1))
     if [ $((seconds % 15)) -eq 0 ]; then
-      say "  ${seconds} s: $(tail -n 1 "$log" | tr '\r' '\n' | tail -n 1 | cut -c 1-100)"
+      now="$(grep -E '^ *(Collecting|Downloading|Processing|Installing)' "$log" | tail -n 1 | cut -c 1-90)" || true
+      say "  $seconds s: $now"
     fi
   done
   wait "$pid" || status=$?

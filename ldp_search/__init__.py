@@ -1,12 +1,12 @@
 """ldp_search: learn how many bits each layer of a network needs, at each moment of its training.
 
-    model = ldp_search.apply(model, target_cost=0.5)     # in place; names, tensors and checkpoints stay
-    ldp = ldp_search.controller(model)
-    for step, batch in enumerate(loader):
-        loss(model, batch).backward()
-        ldp.step((step + 1) / steps)                     # once per optimizer step, after backward
-        optimizer.step(); optimizer.zero_grad()
-    allocation = ldp.finalize(loader)                    # integer bits of every layer
+model = ldp_search.apply(model, target_cost=0.5)     # in place; names, tensors and checkpoints stay
+ldp = ldp_search.controller(model)
+for step, batch in enumerate(loader):
+    loss(model, batch).backward()
+    ldp.step((step + 1) / steps)                     # once per optimizer step, after backward
+    optimizer.step(); optimizer.zero_grad()
+allocation = ldp.finalize(loader)                    # integer bits of every layer
 """
 
 from importlib import import_module

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from . import core
+from . import core, presets
 from .core import Controller, SearchSpace
 
 
@@ -18,8 +18,6 @@ def resolve_space(space: str | Path | dict | SearchSpace, **overrides: Any) -> S
         ValueError: unknown name, field or component, with the nearest known ones; or a value out of its range.
     """
     if isinstance(space, str | Path):
-        from . import presets
-
         values = presets.load("search_spaces", str(space))
         space = {k: v for k, v in values.items() if k not in ("description", "outer")}
     if isinstance(space, dict):

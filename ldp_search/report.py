@@ -2,8 +2,8 @@
 
     python -m ldp_search.report RUN [RUN ...] [output=FOLDER]
 
-RUN is a folder that `python -m ldp_search.run` wrote, finished or not. One run: the page goes into its folder. Several runs:
-they come out side by side, in the folder `report`. `output=FOLDER` puts the page and its PNGs elsewhere.
+RUN is a folder that `python -m ldp_search.run` wrote, finished or not. The page on one run goes into its folder; several
+runs come out side by side, in the folder `report`. `output=FOLDER` puts the page and its PNGs elsewhere.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+USAGE = "Usage: python -m ldp_search.report RUN [RUN ...] [output=FOLDER]"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -45,26 +47,22 @@ def parse(words: Sequence[str]) -> tuple[list[str], str | None]:
     for word in words:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
-            raise ValueError(
-                f"Unknown option {word!r}.{_near(word.strip('-').partition('=')[0])} Words: RUN [RUN ...] [output=FOLDER]."
-            )
+            raise ValueError(f"Unknown option {word!r}.{_near(word.strip('-').partition('=')[0])} {USAGE}")
         if not equals or Path(word).is_dir():  # a run folder may well be called lr=0.1
             runs.append(word)
         elif key != "output":
-            raise ValueError(
-                f"Unknown word {word!r}, and no such folder.{_near(key)} Words: RUN [RUN ...] [output=FOLDER]."
-            )
+            raise ValueError(f"Unknown word {word!r}, and no such folder.{_near(key)} {USAGE}")
         elif not value or output is not None:
             raise ValueError(f"output=FOLDER takes one folder, once; received {word!r}.")
         else:
             output = value
     if not runs:
-        raise ValueError("No run given. Usage: python -m ldp_search.report RUN [RUN ...] [output=FOLDER]")
+        raise ValueError(f"No run given. {USAGE}")
     return runs, output
 
 
 def _near(key: str) -> str:
-    return f" Did you mean 'output=FOLDER'?" if difflib.get_close_matches(key, ["output", "out"], cutoff=0.5) else ""
+    return " Did you mean 'output=FOLDER'?" if difflib.get_close_matches(key, ["output", "out"], cutoff=0.5) else ""
 
 
 if __name__ == "__main__":

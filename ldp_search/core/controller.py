@@ -38,8 +38,13 @@ class Controller:
         layers: {name: module} that become quantized. precision: {name: (low, high)} of (layers, 3) ranges, per layer.
         """
         self.model, self.space, self.enabled = model, space, True
-        self.weight_quantizer, self.input_quantizer = (build("quantizer", q) for q in (space.weight_quantizer, space.input_quantizer))
-        self.grad_quantizer, self.backend = build("grad_quantizer", space.grad_quantizer), build("backend", space.backend)
+        self.weight_quantizer, self.input_quantizer = (
+            build("quantizer", q) for q in (space.weight_quantizer, space.input_quantizer)
+        )
+        self.grad_quantizer, self.backend = (
+            build("grad_quantizer", space.grad_quantizer),
+            build("backend", space.backend),
+        )
         self.relaxation, self.policy = build("relaxation", space.relaxation), build("policy", space.policy)
         self._names = list(layers)
         low, high = (torch.tensor([precision[name][k] for name in layers], dtype=torch.float32).view(-1, 3) for k in (0, 1))
@@ -48,7 +53,9 @@ class Controller:
             self._names, low, high, torch.ones(len(layers), dtype=torch.float64), group, groups,
             space.target_cost, space.cost_weight, space.seed,
         )  # fmt: skip
-        self.sites = [Site(self, n, channel_axis(m), float(high[i, 2]) < FULL_PRECISION) for i, (n, m) in enumerate(layers.items())]
+        self.sites = [
+            Site(self, n, channel_axis(m), float(high[i, 2]) < FULL_PRECISION) for i, (n, m) in enumerate(layers.items())
+        ]
         self._kinds = [kind_of(type(m)) for m in layers.values()]
         self._weights = _owned_numel(layers.values())
         self.generator = torch.Generator().manual_seed(space.seed)
@@ -86,7 +93,9 @@ class Controller:
             site.x_clip = _leaf(self._clips[clip], None if self.frozen else self._clip_grads[clip]) if inputs else None
             stop = start + self._channels[row]
             weights = slice(start, stop)
-            site.w_clip = _leaf(self._clips[weights], None if self.frozen else self._clip_grads[weights]) if stop > start else None
+            site.w_clip = (
+                _leaf(self._clips[weights], None if self.frozen else self._clip_grads[weights]) if stop > start else None
+            )
             start = stop
 
     def to(self, device) -> None:
@@ -105,7 +114,8 @@ class Controller:
         if self.policy.needs_gradients and not self.problem.searched.any():
             raise ValueError(
                 f"The policy {type(self.policy).name!r} learns bits, but every range is a single number "
-                f"(bits={self.space.bits}, grad_bits={self.space.grad_bits}). Give a range such as bits=(3, 8), or policy='static'."
+                f"(bits={self.space.bits}, grad_bits={self.space.grad_bits}). "
+                "Give a range such as bits=(3, 8), or policy='static'."
             )
         start = self.policy.bind(self.problem)
         self._bits.copy_(self._realize(start, 0.0, torch.round(start)))
@@ -242,7 +252,7 @@ class Controller:
         if coverage.share < self.space.min_coverage:
             listed = "\n".join(f"  {item.name}: {item.macs:,} MACs, {item.reason}" for item in coverage.left_out[:20])
             raise ValueError(
-                f"min_coverage={self.space.min_coverage} of the MACs must be quantized, but only {coverage.share:.3f} would be. "
+                f"min_coverage={self.space.min_coverage} of the MACs must be quantized, but only {coverage.share:.3f} is. "
                 f"Left out:\n{listed}\nLower min_coverage, or take these layers out of `skip`."
             )
         if self._progress == 0:

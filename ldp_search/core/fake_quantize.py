@@ -27,14 +27,13 @@ def reference(x: Tensor, grid: Grid) -> Tensor:
 
 def rounded(x: Tensor, grid: Grid) -> Tensor:
     """The values of `reference`, without gradient: one fresh tensor, worked on in place, in fp32 whatever the autocast."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     if grid.low is not None:
-        q = torch.clamp(x if x.dtype == dtype else x.to(dtype), grid.low, grid.high)
-        q = q.sub_(grid.offset).div_(grid.scale) if grid.offset is not None else q.div_(grid.scale)
-    elif grid.offset is not None:
-        q = torch.sub(x, grid.offset).div_(grid.scale)
+        q = torch.minimum(x, grid.high)
+        torch.maximum(q, grid.low, out=q)  # min and max by a tensor are three times as fast as clamp
+        q = q.div_(grid.scale) if grid.offset is None else q.sub_(grid.offset).div_(grid.scale)
     else:
-        q = torch.div(x, grid.scale)
+        q = x / grid.scale if grid.offset is None else torch.sub(x, grid.offset).div_(grid.scale)
     q = q.round_().mul_(grid.scale)
     return q if grid.offset is None else q.add_(grid.offset)
 
@@ -43,28 +42,32 @@ def backward(g: Tensor, x: Tensor, x_q: Tensor, grid: Grid, need_grid: bool) -> 
     """Gradients of `reference` from g = dL/dx_q. Overwrites `g` and `x_q`.
 
     Inside the range, dx_q/dx = 1 and dx_q/dscale = (x_q - x) / scale; outside, x_q follows the bound that clips it.
+    Floating-point signs instead of masks: boolean tensors cost a CPU three to ten times as much.
 
     Returns:
         dL/dx, and (dL/dscale, dL/dlow, dL/dhigh) with None for those not asked for.
     """
-    if grid.low is None:
-        return g, (_inner(x_q.sub_(x), g, grid.scale) if need_grid else None, None, None)
-    above, below = x > grid.high, x < grid.low
-    if not need_grid:
-        return g.masked_fill_(above.logical_or_(below), 0), (None, None, None)
-    dtype = x_q.dtype
-    high = (g * above).to(dtype).sum_to_size(grid.high.shape)
-    low = (g * below).to(dtype).sum_to_size(grid.low.shape)
-    g = g.masked_fill_(above.logical_or_(below), 0)
-    return g, (_inner(x_q.sub_(x), g, grid.scale), low, high)
+    low = high = None
+    if grid.low is not None:
+        outside = torch.minimum(x, grid.high)
+        torch.maximum(outside, grid.low, out=outside)
+        outside = torch.sub(x, outside, out=outside).sign_()  # 1 above, -1 below, 0 inside
+        if need_grid:
+            difference = _sum(outside, g, grid.high)
+        outside.mul_(outside)
+        if need_grid:
+            total = _sum(outside, g, grid.high)
+            high, low = (total + difference) / 2, (total - difference) / 2
+        g = g.addcmul_(g, outside.to(g.dtype), value=-1)
+    scale = _sum(x_q.sub_(x), g, grid.scale) / grid.scale if need_grid else None
+    return g, (scale, low, high)
 
 
-def _inner(error: Tensor, g: Tensor, scale: Tensor) -> Tensor:
-    """sum(error * g) / scale, over whatever `scale` does not resolve. Overwrites `error`."""
-    if scale.numel() == 1:
-        flat = torch.dot(error.flatten(), g.flatten().to(error.dtype))
-        return flat.view(scale.shape) / scale
-    return error.mul_(g).sum_to_size(scale.shape) / scale
+def _sum(a: Tensor, g: Tensor, like: Tensor) -> Tensor:
+    """sum(a * g) over all that `like` (one value, or one a channel) does not resolve."""
+    if like.numel() == 1:
+        return torch.dot(a.flatten(), g.flatten().to(a.dtype)).view(like.shape)
+    return (a * g).sum_to_size(like.shape)
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Quantized layers: what a layer's class becomes. The class changes in place, by exact type; names, tensors, hooks and ties stay.
+"""Quantized layers. The class of a layer changes in place, by exact type; names, tensors, hooks and ties stay.
 
 A quantized class is made from the original one by one mixin, whose forward asks the layer's `Site` for a quantized product
 and falls back to the original forward, exactly, where quantization is off.
@@ -6,7 +6,7 @@ and falls back to the original forward, exactly, where quantization is off.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch.nn.functional as F
 from torch import nn
@@ -35,7 +35,7 @@ def _remake(cls: type):
     return quantized.__new__(quantized)
 
 
-@lru_cache(maxsize=None)
+@cache
 def quantized_class(cls: type) -> type:
     """The quantized class of a supported one: QuantLinear of Linear, ..."""
     return type(f"Quant{cls.__name__}", (QuantizedLayer, cls), {"__module__": __name__, "__doc__": cls.__doc__})
@@ -83,9 +83,7 @@ def _convolution(layer, site, x):
 def _transposed_convolution(layer, site, x, output_size=None):
     x, unbatched = _batched(layer, x)
     dims = len(layer.stride)
-    output_padding = layer._output_padding(
-        x, output_size, layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation
-    )
+    output_padding = layer._output_padding(x, output_size, layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation)
     product = ConvolutionProduct(layer.stride, layer.padding, layer.dilation, layer.groups, True, tuple(output_padding))
     y = site.product(layer, x, product)
     return y.squeeze(0) if unbatched else y

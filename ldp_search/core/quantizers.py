@@ -43,7 +43,7 @@ def measure(x: Tensor, axis: int | None = None, spread: bool = False) -> Statist
     """Statistics of `x`, of the whole tensor or of each slice along `axis` (kept as dimensions of size 1), in fp32."""
     if axis is None:
         low, high = torch.aminmax(x)
-        mean = torch.linalg.vector_norm(x, 1, dtype=torch.float32) / x.numel() if spread else high
+        mean = x.abs().mean(dtype=torch.promote_types(x.dtype, torch.float32)) if spread else high
     else:
         dims = [d for d in range(x.dim()) if d != axis % x.dim()]
         low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
@@ -123,6 +123,18 @@ class Clip(Quantizer):
         return Grid(bound / largest_code(bits, signed), None, -signed * bound, bound)
 
 
+def round_stochastically_(x: Tensor) -> Tensor:
+    """In place: up with the probability of the fraction, else down, so that E[result] = x (to 2^-17).
+
+    On a CPU the noise is sixteen random bits an element, four elements a draw: a fifth of the time of `torch.rand`.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x.add_(torch.rand_like(x)).floor_()
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    noise = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    return x.add_(0.5 + 2**-17).add_(noise, alpha=2**-16).floor_()
+
+
 @register("grad_quantizer", "stochastic")
 @dataclass
 class Stochastic:
@@ -131,20 +143,17 @@ class Stochastic:
     def __call__(self, g: Tensor, bits: Tensor) -> Tensor:
         low, high = torch.aminmax(g)
         scale = ((high - low).float() / (torch.exp2(bits) - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-        codes = (g.float() - low).div_(scale)
-        codes.add_(torch.rand_like(codes)).floor_()
+        codes = round_stochastically_(torch.sub(g.float(), low).div_(scale))
         return codes.mul_(scale).add_(low).to(g.dtype)
 
 
 @register("grad_quantizer", "symmetric")
 @dataclass
 class SymmetricStochastic:
-    """Gradient quantizer with exact zero (a dead ReLU's gradient stays zero), symmetric range, stochastic rounding, unbiased."""
+    """Gradient quantizer with exact zero (a dead ReLU's gradient stays zero), symmetric range, unbiased."""
 
     def __call__(self, g: Tensor, bits: Tensor) -> Tensor:
         low, high = torch.aminmax(g)
         bound = torch.maximum(-low, high).float()
         scale = (bound / (torch.exp2(bits - 1) - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-        codes = g.float() / scale
-        codes.add_(torch.rand_like(codes)).floor_()
-        return codes.mul_(scale).to(g.dtype)
+        return round_stochastically_(g.float() / scale).mul_(scale).to(g.dtype)

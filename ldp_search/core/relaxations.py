@@ -36,7 +36,9 @@ class Round(Relaxation):
 
     def realize(self, bits, previous, hysteresis, progress, generator):
         rounded = torch.round(bits)
-        return torch.where((bits - previous).abs() <= 0.5 + hysteresis, torch.round(previous), rounded) if hysteresis else rounded
+        return (
+            torch.where((bits - previous).abs() <= 0.5 + hysteresis, torch.round(previous), rounded) if hysteresis else rounded
+        )
 
 
 @register("relaxation", "interpolate")

@@ -97,9 +97,9 @@ class SearchSpace:
 
     def to_dict(self) -> dict:
         """Plain data, fit for YAML and JSON, that `from_dict` takes."""
-        return {
-            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in dataclasses.fields(self)
-        } | {"fixed": {pattern: bits[0] for pattern, bits in self.fixed.items()}}
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in dataclasses.fields(self)} | {
+            "fixed": {pattern: bits[0] for pattern, bits in self.fixed.items()}
+        }
 
 
 GRANULARITIES = ("network", "block", "layer")

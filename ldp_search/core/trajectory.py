@@ -116,7 +116,9 @@ class Trajectory:
         frame = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
         missing = {"progress", "layer", *KINDS} - set(frame.columns)
         if missing:
-            raise ValueError(f"A trajectory needs the columns progress, layer, {', '.join(KINDS)}; {path} lacks {sorted(missing)}.")
+            raise ValueError(
+                f"A trajectory needs the columns progress, layer, {', '.join(KINDS)}; {path} lacks {sorted(missing)}."
+            )
         layers = list(dict.fromkeys(frame["layer"]))
         values = torch.tensor(frame[list(KINDS)].to_numpy(dtype="uint8").copy()).view(-1, len(layers), 3)
         out = cls(layers, capacity=max(2, len(values) + len(values) % 2))

@@ -16,8 +16,8 @@ class Problem:
     """What a policy may know of the network. A coordinate is (layer, kind), kind being weight, input, grad.
 
     low, high: (layers, 3) ranges; equal where the bits are fixed. macs: (layers,), per sample.
-    group: (layers, 3) index of the coordinate's group (by granularity and ties; whatever where the bits are fixed); groups: how many,
-    each with a searched coordinate at least and one range for all of its coordinates.
+    group: (layers, 3) index of the coordinate's group (by granularity and ties), any where the bits are fixed. groups: how
+    many; the searched coordinates of one share their range.
     """
 
     layers: list[str]
@@ -31,9 +31,7 @@ class Problem:
     seed: int = 0
 
     def to(self, device) -> Problem:
-        return dataclasses.replace(
-            self, **{name: getattr(self, name).to(device) for name in ("low", "high", "macs", "group")}
-        )
+        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in ("low", "high", "macs", "group")})
 
     @property
     def searched(self) -> Tensor:

@@ -43,7 +43,7 @@ def allocation_at_cost(problem: Problem, bits: Tensor, target: float) -> tuple[T
 
 
 def split_budget(below: Tensor, above: Tensor, problem: Problem, target: float, start: float = 0.0):
-    """[(progress at which it begins, bits)]: `below`, then `above` to the end, so that the mean cost from `start` is `target`."""
+    """[(progress at which it begins, bits)]: `below`, then `above`: the mean cost from `start` to the end is `target`."""
     low, high = float(problem.relative_cost(below)), float(problem.relative_cost(above))
     if high <= low or target <= low:
         return [(start, below)]

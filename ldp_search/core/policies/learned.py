@@ -47,7 +47,10 @@ class Learned(Policy):
     needs_gradients = True
 
     def __post_init__(self):
-        for name, value, known in (("start", self.start, [*STARTS, "target"]), ("signal", self.signal, ["rms", "mean"])):
+        for name, value, known in (
+            ("start", self.start, [*STARTS, "target"]),
+            ("signal", self.signal, ["rms", "mean"]),
+        ):
             if value not in known:
                 raise ValueError(f"Unknown {name} {value!r} of the policy 'learned'.{did_you_mean(value, known)}")
         if min(self.warmup, self.freeze) < 0 or self.warmup + self.freeze > 1:

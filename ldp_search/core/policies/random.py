@@ -27,7 +27,9 @@ class Random(Policy):
         if problem.target_cost is None:
             self.state = {"plan": [(0.0, torch.round(bits))]}
         else:
-            self.state = {"plan": split_budget(*allocation_at_cost(problem, bits, problem.target_cost), problem, problem.target_cost)}
+            self.state = {
+                "plan": split_budget(*allocation_at_cost(problem, bits, problem.target_cost), problem, problem.target_cost)
+            }
         return self.state["plan"][0][1]
 
     def step(self, signals):

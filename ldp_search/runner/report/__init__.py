@@ -6,8 +6,8 @@
 A run that is still going on is reported as far as it is. The page loads nothing from anywhere.
 
 From files to page: `load` (a run folder, finished or not), `schedule` (bits as arrays), `layers` (shares of the cost),
-`words` (the schedule in sentences), `groups` (seeds taken together) -> `heatmap`, `bars`, `curves`, `comparison` (figures, in
-the common `style`) -> `one`, `several` (the parts of the page), in `html`.
+`words` (the schedule in sentences), `groups` (seeds taken together); `heatmap`, `bars`, `curves`, `comparison` (figures, in
+the common `style`); `one`, `several` (the parts of the page), written by `html`.
 """
 
 from __future__ import annotations

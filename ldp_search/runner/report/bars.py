@@ -6,92 +6,91 @@ import numpy as np
 
 from .layers import Layer
 from .schedule import KINDS
-from .style import FAINT, INK, SERIES, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges
+from .style import FAINT, INK, SERIES, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges, say_on_top
 
+BITS = ("weights", "weights and inputs")  # what the bars show: one kind, or both where they are equal
 COST = "training cost (bit operations of the run)"
 
 
-def layers_figure(layers: list[Layer], scale: BitScale) -> bytes:
-    """Bits of each layer at the end, beside its share of the training cost and of the MACs."""
+def layers_figure(layers: list[Layer], scale: BitScale, title: str = "Bits at the end") -> bytes:
+    """Bits of each layer, beside its share of the training cost and of the MACs."""
     edges = row_edges(len(layers), 160 if len(layers) <= 160 else 120)
     rows = len(edges) - 1
     inner = float(np.clip(0.24 * rows, 1.3, TALLEST - 1.4))
     with drawing(WIDTH, inner + 1.2) as (figure, png):
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.1))
         _bits_bars(left, layers, edges, scale)
+        left.set_title(title, pad=22)
         _share_bars(right, layers, edges)
         left.set_ylim(rows - 0.4, -0.6)
         label_rows(left, [layers[i].name for i in edges[:-1]], inner)
         if rows < len(layers):
-            left.set_ylabel(
-                f"{len(layers):,} layers; each row {np.diff(edges).max()} in a row: mean bits, sum of shares"
+            most = np.diff(edges).max()
+            text = (
+                f"{len(layers):,} layers; each row is {most} in a row: the mean of their bits, the sum of their shares"
             )
+            say_on_top(figure, text)
     return bytes(png)
 
 
 def _bits_bars(axis, layers: list[Layer], edges: np.ndarray, scale: BitScale) -> None:
     bits = {kind: _by_row([getattr(layer, kind) for layer in layers], edges, np.nanmean) for kind in KINDS}
     places = np.arange(len(edges) - 1)
-    axis.barh(
-        places,
-        np.nan_to_num(bits["weight"]),
-        height=0.78,
-        color=[scale.colour(b) for b in bits["weight"]],
-        label="weights",
-    )
-    size = 26 if len(places) <= 60 else 8
-    if not np.array_equal(bits["input"], bits["weight"], equal_nan=True):
-        axis.scatter(
-            bits["input"],
-            places,
-            s=size,
-            marker="D",
-            color="white",
-            edgecolor=INK,
-            linewidth=0.9,
-            zorder=3,
-            label="inputs",
-        )
+    tied = np.array_equal(bits["input"], bits["weight"], equal_nan=True)
+    colours = [scale.colour(value) for value in bits["weight"]]
+    axis.barh(places, np.nan_to_num(bits["weight"]), color=colours, label=BITS[tied], height=0.78)
+    if not tied:
+        axis.scatter(bits["input"], places, label="inputs", **_marks(places, "D"))
     if not np.isnan(bits["grad"]).all():
-        axis.scatter(
-            bits["grad"], places, s=size * 2, marker="|", color=SERIES[1], linewidth=1.6, zorder=3, label="gradients"
-        )
+        tick = {"s": 2 * _marks(places, "|")["s"], "marker": "|", "color": SERIES[1], "linewidth": 1.6, "zorder": 3}
+        axis.scatter(bits["grad"], places, label="gradients", **tick)
     highest = np.nanmax([np.nanmax(b) for b in bits.values() if not np.isnan(b).all()], initial=1)
     axis.set_xlim(0, highest * 1.04)
-    step = max(1, int(np.ceil(highest / 8)))
-    axis.set_xticks(np.arange(0, highest + 1, step))
-    axis.grid(axis="x", zorder=0)
+    axis.set_xticks(np.arange(0, highest + 1, max(1, int(np.ceil(highest / 8)))))
+    axis.grid(axis="x")
     axis.set_axisbelow(True)
-    axis.set_title("Bits at the end", pad=22)
     _legend_above(axis)
+
+
+def _marks(places: np.ndarray, marker: str) -> dict:
+    """White marks with a dark edge, to be seen on a bar and beside it; smaller where rows are many."""
+    size = 26 if len(places) <= 60 else 8
+    return {"s": size, "marker": marker, "color": "white", "edgecolor": INK, "linewidth": 0.9, "zorder": 3}
 
 
 def _share_bars(axis, layers: list[Layer], edges: np.ndarray) -> None:
     cost = 100 * _by_row([layer.cost_share for layer in layers], edges, np.nansum)
     macs = 100 * _by_row([layer.mac_share for layer in layers], edges, np.nansum)
     axis.set_title("Share of the training cost", pad=22)
+    axis.tick_params(axis="y", length=0)
     if not cost.any() and not macs.any():
-        axis.text(
-            0.5, 0.5, "known once allocation.json\nis written", transform=axis.transAxes, ha="center", color=FAINT
-        )
+        note = "known once allocation.json\nis written"
+        axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", color=FAINT)
         axis.set_xticks([])
         return
     places = np.arange(len(edges) - 1)
     axis.barh(places, cost, height=0.78, color=SERIES[0], label=COST)
-    size = 26 if len(places) <= 60 else 8
-    axis.scatter(macs, places, s=size, marker="o", color="white", edgecolor=INK, linewidth=0.9, zorder=3, label="MACs")
+    axis.scatter(macs, places, label="MACs", **_marks(places, "o"))
     axis.set_xlim(0, max(cost.max(), macs.max()) * 1.06)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     axis.grid(axis="x")
     axis.set_axisbelow(True)
-    axis.tick_params(axis="y", length=0)
     _legend_above(axis)
 
 
 def _legend_above(axis) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    order = np.argsort([label not in ("weights", COST) for label in labels], kind="stable")  # the bars first
-    axis.legend([handles[i] for i in order], [labels[i] for i in order], loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0.2, borderaxespad=0.2, handletextpad=0.5)
+    order = np.argsort([label not in (*BITS, COST) for label in labels], kind="stable")  # the bars first
+    axis.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        borderpad=0.2,
+        borderaxespad=0.2,
+        handletextpad=0.5,
+    )
 
 
 def _by_row(values: list[float], edges: np.ndarray, reduce) -> np.ndarray:

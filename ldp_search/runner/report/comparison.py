@@ -52,10 +52,16 @@ def _scatter_group(axis, group: Group, style: dict, finished_only: bool) -> int:
     (cost, cost_sd, n), (accuracy, accuracy_sd, _) = group.mean_sd("mean_cost"), group.mean_sd("accuracy")
     label = f"{elide(group.label, 44)}  (n = {n})"
     if cost is None or accuracy is None:
-        axis.plot([], [], linestyle="", markerfacecolor="white", label=f"{elide(group.label, 44)}  (not finished)", **style)
+        axis.plot(
+            [], [], linestyle="", markerfacecolor="white", label=f"{elide(group.label, 44)}  (not finished)", **style
+        )
         return len(points)
     large = {"linestyle": "", "markersize": 13, "alpha": 0.4, "markeredgecolor": "none", "zorder": 3}
-    spread = {"xerr": 100 * (cost_sd or 0), "yerr": 100 * (accuracy_sd or 0), "capsize": 4, "elinewidth": 1.6} if n > 1 else {}
+    spread = (
+        {"xerr": 100 * (cost_sd or 0), "yerr": 100 * (accuracy_sd or 0), "capsize": 4, "elinewidth": 1.6}
+        if n > 1
+        else {}
+    )
     axis.errorbar(100 * cost, 100 * accuracy, label=label, **spread, **large, **style)
     return len(points)
 
@@ -97,7 +103,7 @@ def _overlay(axes, run: Run, line: dict) -> None:
 
 
 def schedules_figure(runs: list[Run], scale: BitScale) -> bytes:
-    """The bits of each run, layers x progress, in one colour scale; input bits beside the weight bits where they differ."""
+    """The bits of each run, layers x progress; input bits beside the weight bits where they differ."""
     split = any("input" in run.schedule.panels for run in runs)
     across = min(len(runs), 2 if split else 3)
     down = math.ceil(len(runs) / across)

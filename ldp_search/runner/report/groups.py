@@ -9,23 +9,12 @@ from typing import Any
 
 from .load import Run, named
 
-NOT_IDENTITY = {
-    "seed", "output", "data", "resume", "trackers", "storage", "study", "trials", "workers", "num_workers", "checkpoint_every",
-    "checkpoint_seconds", "log_every", "progress_bar", "report", "verbose", "name", "run_name", "versions", "device", "threads",
-}  # fmt: skip
-"""Keys of a configuration that change where or how often a run happens, not what it computes (on average)."""
-TELLING = (
-    "task",
-    "model",
-    "space",
-    "policy",
-    "target_cost",
-    "cost_weight",
-    "bits",
-    "weight_bits",
-    "input_bits",
-    "grad_bits",
+NOT_IDENTITY = set(
+    "seed output data resume trackers storage study trials workers num_workers checkpoint_every checkpoint_seconds "
+    "log_every progress_bar report verbose name run_name versions device threads".split()
 )
+"""Keys of a configuration that change where or how often a run happens, not what it computes (on average)."""
+TELLING = "task model space policy target_cost cost_weight bits weight_bits input_bits grad_bits".split()
 """Keys that name a group before any others do."""
 
 
@@ -114,10 +103,7 @@ def _values(one: dict[str, Any], keys: list[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
-        value = value[0]
-    return (
-        "–".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
-        if isinstance(value, list)
-        else (f"{value:g}" if isinstance(value, float) else named(value))
-    )
+    if isinstance(value, list):
+        same = len(value) == 2 and value[0] == value[1]
+        return _short(value[0]) if same else "–".join(_short(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else named(value)

@@ -6,7 +6,7 @@ import numpy as np
 
 from .load import Run
 from .schedule import Schedule
-from .style import DPI, FAINT, NOT_YET, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges
+from .style import DPI, FAINT, NOT_YET, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges, say_on_top
 
 COLUMNS = 800  # moments a heatmap shows: no less than the pixels of the widest panel
 TITLES = {"weight": "Weight bits", "input": "Input bits", "grad": "Gradient bits"}
@@ -63,16 +63,19 @@ def schedule_figure(run: Run, scale: BitScale) -> bytes:
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, kind in zip(axes, panels, strict=True):
             edges = draw_heatmap(axis, schedule, kind, scale, run.finished, most=int(inner * DPI / 2))
-            axis.set_title(TITLES[kind] if len(panels) > 1 else panel_title(schedule))
+            axis.set_title(panel_title(schedule, kind))
             axis.set_xlabel("progress of the training")
             axis.tick_params(axis="y", length=0)
         label_rows(axes[0], [schedule.layers[i] for i in edges[:-1]], inner)
         if len(edges) <= count:
-            axes[0].set_ylabel(f"{count:,} layers, first on top; each row the mean of {np.diff(edges).max()} in a row")
+            say_on_top(
+                figure, f"{count:,} layers, first on top; each row is the mean of {np.diff(edges).max()} in a row"
+            )
         scale.add_bar(figure, list(axes))
     return bytes(png)
 
 
-def panel_title(schedule: Schedule) -> str:
-    """What the only panel shows: weights alone, or weights and inputs where they never differ."""
-    return "Bits of weights and inputs" if not np.isnan(schedule.bits["input"]).all() else TITLES["weight"]
+def panel_title(schedule: Schedule, kind: str) -> str:
+    """What a panel shows; the weights stand for the inputs too where these never differ."""
+    both = kind == "weight" and "input" not in schedule.panels and not np.isnan(schedule.bits["input"]).all()
+    return "Bits of weights and inputs" if both else TITLES[kind]

@@ -18,14 +18,15 @@ p { max-width: 90ch; overflow-wrap: anywhere; }
 .under { color: #595959; margin: 0 0 18px; overflow-wrap: anywhere; }
 .note { background: #fff6df; border-left: 4px solid #e69f00; padding: 8px 14px; margin: 14px 0; }
 .note ul { margin: 4px 0; padding-left: 20px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 16px 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); gap: 12px; margin: 16px 0; }
 .card { border: 1px solid #d5d5d5; border-radius: 8px; padding: 10px 14px; overflow-wrap: anywhere; }
 .card b { display: block; font-size: 23px; line-height: 1.3; font-weight: 650; }
 .card span { color: #595959; font-size: 13px; display: block; }
 figure { margin: 8px 0; }
 figure img { max-width: 100%; height: auto; display: block; }
 figcaption { color: #595959; font-size: 13px; max-width: 110ch; }
-.scroll { overflow: auto; max-height: 520px; border: 1px solid #d5d5d5; border-radius: 8px; width: fit-content; max-width: 100%; }
+.scroll { overflow: auto; max-height: 520px; width: fit-content; max-width: 100%; border: 1px solid #d5d5d5;
+  border-radius: 8px; }
 table { border-collapse: collapse; font-size: 14px; }
 th, td { padding: 4px 12px; text-align: left; border-bottom: 1px solid #ececec; vertical-align: top; }
 td { overflow-wrap: anywhere; }

@@ -41,10 +41,10 @@ def run_sections(run: Run, scale: BitScale, pictures: Pictures, prefix: str = ""
         yield show("schedule.png", schedule_figure(run, scale), "Bits of every layer (first on top) over the training")
     if layers:
         yield html.heading("The layers at the end" if run.finished else "The layers now")
-        caption = (
-            "Bits of every layer at the end, and its share of the bit operations that the training took and of the MACs"
+        caption = "Bits of every layer, and its share of the bit operations that the training took and of the MACs"
+        yield show(
+            "layers.png", layers_figure(layers, scale, "Bits at the end" if run.finished else "Bits now"), caption
         )
-        yield show("layers.png", layers_figure(layers, scale), caption)
     if run.metrics:
         yield html.heading("The training")
         caption = f"Accuracy and loss; cost accumulated and in force, relative to {run.static_name}"
@@ -93,41 +93,33 @@ def _coverage(run: Run, layers: list[Layer]) -> Iterator[str]:
     if not layers:
         return
     yield html.heading("Coverage")
+    total, share = total_macs(run, layers), number(run.coverage.get("share"))
+    if not run.allocation:
+        yield html.paragraph("MACs and coverage are known once allocation.json is written; these are the bits now.")
+    elif share is not None:
+        yield html.paragraph(f"{percent(share)} of the model's {count(total)} MACs per sample are quantized.")
+    yield html.table([name for name, _ in COLUMNS], [[show(one) for _, show in COLUMNS] for one in layers], range(2, 8))
     rest = left_out(run)
-    total = total_macs(run, layers)
-    if run.allocation:
-        share = percent(number(run.coverage.get("share")))
-        yield html.paragraph(f"{share} of the model's {count(total)} MACs per sample go through quantized products.")
-    rows = [
-        (
-            layer.name,
-            layer.kind or "–",
-            count(layer.macs),
-            percent(layer.mac_share, 2),
-            percent(layer.cost_share, 2),
-            *(digits(bits) for bits in (layer.weight, layer.input, layer.grad)),
-            {True: "searched", False: "fixed"}.get(layer.searched, "–"),
-        )
-        for layer in layers
-    ]
-    columns = (
-        "layer",
-        "kind",
-        "MACs",
-        "share of MACs",
-        "share of training cost",
-        "weight",
-        "input",
-        "gradient",
-        "bits are",
-    )
-    yield html.table(columns, rows, numeric=range(2, 8))
     if rest:
         yield html.heading("Left out of quantization", 3)
         rows = [(name, count(macs), percent(macs / total if total else None, 2), reason) for name, macs, reason in rest]
         yield html.table(("what", "MACs", "share of MACs", "why"), rows, numeric=(1, 2))
-    elif run.allocation:
+    elif run.coverage:
         yield html.paragraph("Nothing is left out.")
+
+
+COLUMNS = (
+    ("layer", lambda one: one.name),
+    ("kind", lambda one: one.kind or "–"),
+    ("MACs", lambda one: count(one.macs)),
+    ("share of MACs", lambda one: percent(one.mac_share, 2)),
+    ("share of training cost", lambda one: percent(one.cost_share, 2)),
+    ("weight bits", lambda one: digits(one.weight)),
+    ("input bits", lambda one: digits(one.input)),
+    ("gradient bits", lambda one: digits(one.grad)),
+    ("bits are", lambda one: {True: "searched", False: "fixed"}.get(one.searched, "–")),
+)
+"""The coverage table: heading and content of each column."""
 
 
 def _repeat(run: Run) -> Iterator[str]:
@@ -161,5 +153,7 @@ def command(run: Run) -> str:
 
 
 def _word(value: object) -> str:
-    """A value as the command line takes it: YAML on one line."""
+    """A value as the command line takes it: YAML on one line, a component without options by its name alone."""
+    if isinstance(value, dict) and list(value) == ["name"]:
+        value = value["name"]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -116,7 +116,8 @@ def _each(runs: list[Run], scale, pictures: Pictures) -> Iterator[str]:
     for i, run in enumerate(runs[:MOST_DETAILS], start=1):
         summary = f"{run.name}: {title_of(run)}, seed {'–' if run.seed is None else run.seed}"
         yield html.details(summary, run_sections(run, scale, pictures, prefix=f"run{i:02d}_"), css="run")
-    if len(runs) > MOST_DETAILS:
+    more = len(runs) - MOST_DETAILS
+    if more > 0:
         yield html.paragraph(
-            f"{len(runs) - MOST_DETAILS} more runs are not shown in full here; `python -m ldp_search.report RUN` writes the page of one."
+            f"{more} more are not shown in full: `python -m ldp_search.report RUN` writes the page of one."
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import matplotlib.style
@@ -44,7 +45,9 @@ _SETTINGS = {
     "axes.spines.right": False,
     "axes.grid": False,
     "grid.color": GRID,
-    "legend.frameon": False,
+    "legend.frameon": True,  # a white ground, no edge: a legend over a curve stays readable
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
     "legend.fontsize": 8.5,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -110,9 +113,9 @@ class BitScale:
 
     def add_bar(self, figure: Figure, axes, on_top: bool = False) -> None:
         """The key of the colours, one field an integer."""
-        place = {"location": "top", "fraction": 0.02, "aspect": 36, "shrink": 0.35, "anchor": (0.5, 1.0)}
+        place = {"location": "top", "fraction": 0.02, "aspect": 36, "shrink": 0.35, "pad": 0.0}
         if not on_top:
-            place = {"location": "right", "fraction": 0.03, "aspect": 18, "pad": 0.01}
+            place = {"location": "right", "fraction": 0.03, "aspect": 18, "pad": 0.01, "anchor": (0.0, 1.0)}
         bar = figure.colorbar(ScalarMappable(self.norm, self.cmap), ax=axes, ticks=range(len(self.levels)), **place)
         bar.set_ticklabels([str(bits) for bits in self.levels])
         bar.ax.tick_params(length=0)
@@ -123,16 +126,19 @@ class BitScale:
         bar.outline.set_visible(False)
 
 
-def elide(name: str, longest: int = 34) -> str:
-    """Shorten a layer name in its middle, keeping its ends and, as long as it can, its numbers."""
+def elide(name: str, longest: int = 34, common: Counter | None = None) -> str:
+    """Shorten a layer name in its middle, keeping its ends and, as long as it can, its numbers.
+
+    Of the parts between the dots those go first that most names have (counted in `common`), then the longest.
+    """
+    common = Counter() if common is None else common
     parts = name.split(".")
-    while len(".".join(parts)) > longest:
-        inner = [i for i in range(1, len(parts) - 1) if not re.search(r"\d", parts[i]) and parts[i] != "…"]
+    while len(short := ".".join(parts).replace("….", "…").replace(".…", "…")) > longest:
+        inner = [i for i in range(1, len(parts) - 1) if parts[i] != "…" and not re.search(r"\d", parts[i])]
         if not inner:
             break
-        parts[max(inner, key=lambda i: len(parts[i]))] = "…"
-        parts = [part for i, part in enumerate(parts) if part != "…" or i == 0 or parts[i - 1] != "…"]
-    short = ".".join(parts)
+        parts[max(inner, key=lambda i: (common[parts[i]], len(parts[i])))] = "…"
+        parts = [part for i, part in enumerate(parts) if part != "…" or parts[i - 1] != "…"]
     if len(short) <= longest:
         return short
     keep = longest - 1
@@ -149,5 +155,11 @@ def label_rows(axis, names: list[str], height: float, longest: int = 34) -> None
     size = float(np.clip(height / max(1, len(names)) * 72 * 0.8, 6.0, 9.0))
     every = int(np.ceil(len(names) * size * 1.2 / 72 / height))
     shown = range(0, len(names), max(1, every))
-    axis.set_yticks(list(shown), [elide(names[i], longest) for i in shown], fontsize=size)
+    common = Counter(part for name in names for part in set(name.split(".")))
+    axis.set_yticks(list(shown), [elide(names[i], longest, common) for i in shown], fontsize=size)
     axis.tick_params(axis="y", length=0 if every <= 1 else 3)
+
+
+def say_on_top(figure: Figure, text: str) -> None:
+    """A line of small print over the panels of a figure."""
+    figure.suptitle(text, x=0.005, ha="left", fontsize=9, color=FAINT)

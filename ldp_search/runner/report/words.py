@@ -24,7 +24,7 @@ def describe(run: Run, layers: list[Layer]) -> str:
     if not bits.size:
         return "No layer has weight or input bits."
     if bits.min() == bits.max() and not schedule.differs("weight", "input"):
-        sentences = [f"Every one of {told} holds {digits(bits.min())} bits for weights and inputs throughout."]
+        sentences = [f"{told.capitalize()} hold {digits(bits.min())} bits for weights and inputs throughout."]
     else:
         sentences = [_over_time(bits, schedule, told, run.finished), *_over_layers(bits, columns, schedule)]
         sentences += [_weights_against_inputs(schedule, columns), _changes(schedule, columns, run.finished)]
@@ -33,7 +33,8 @@ def describe(run: Run, layers: list[Layer]) -> str:
 
 def _over_time(bits: np.ndarray, schedule: Schedule, told: str, finished: bool) -> str:
     mean = bits.mean(1)
-    turns = turning_points(mean, max(0.25, 0.15 * float(np.ptp(mean))))
+    # One layer that flips between two neighbouring bits is no turn of the whole.
+    turns = turning_points(mean, max(0.25, 0.3 * float(np.ptp(mean)), 1.05 / bits.shape[1]))
     subject = f"The mean bits of {told} (weights and inputs)"
     end = "at the end" if finished else "so far"
     if np.ptp(mean) < 0.05:
@@ -44,16 +45,12 @@ def _over_time(bits: np.ndarray, schedule: Schedule, told: str, finished: bool) 
             f"{subject} rise {rises} times and fall {len(turns) - 1 - rises} times between {digits(mean.min())} and "
             f"{digits(mean.max())}; they are {digits(mean[-1])} {end}."
         )
-    moves = [f"{subject} begin at {digits(mean[0])}"]
+    moves = []
     for a, b in zip(turns[:-1], turns[1:], strict=True):
         verb = "rise" if mean[b] > mean[a] else "fall"
         when = end if b == turns[-1] else f"at {percent(schedule.progress[b], 0)} of the training"
         moves.append(f"{verb} to {digits(mean[b])} {when}")
-    return (
-        ", ".join(moves[:-1]) + (" and " if len(moves) > 1 else "") + moves[-1] + "."
-        if len(moves) > 1
-        else (f"{moves[0]} and end at {digits(mean[-1])}.")
-    )
+    return f"{subject} {listing([f'begin at {digits(mean[0])}', *moves])}."
 
 
 def turning_points(values: np.ndarray, threshold: float) -> list[int]:
@@ -86,10 +83,8 @@ def _over_layers(bits: np.ndarray, columns: np.ndarray, schedule: Schedule) -> l
     order = np.argsort(-mean, kind="stable")
     named = 1 if len(order) <= 6 else 3
     name = [f"{schedule.layers[columns[i]]} ({digits(mean[i])})" for i in order]
-    verb = "keep" if named > 1 else "keeps"
-    out = [
-        f"{listing(name[:named])} {verb} the most bits on average over the training, {listing(name[-named:])} the fewest."
-    ]
+    most, fewest = listing(name[:named]), listing(name[-named:])
+    out = [f"On average over the training, the most bits go to {most}, the fewest to {fewest}."]
     if len(order) >= 9:
         first, middle, last = (part.mean() for part in np.array_split(mean, 3))
         out.append(
@@ -118,17 +113,19 @@ def _changes(schedule: Schedule, columns: np.ndarray, finished: bool) -> str:
     steps = changed.any(1)
     if not steps.any():
         return "No layer ever changes its bits."
-    last = schedule.progress[np.flatnonzero(steps)[-1]]
+    last = schedule.progress[np.flatnonzero(steps)[-1] + 1]
+    each = "" if (changed.all(1) == steps).all() else f", a given layer at {percent(changed.mean())}"
     return (
-        f"Some layer changes its bits at {percent(steps.mean())} of the {len(schedule):,} recorded steps, a given layer at "
-        f"{percent(changed.mean())}; the last change {'comes' if finished else 'so far came'} at {percent(last, 0)} of the training."
+        f"Some layer changes its bits at {percent(steps.mean())} of the {len(schedule):,} recorded steps{each}; "
+        f"the last change {'comes' if finished else 'so far came'} at {percent(last, 0)} of the training."
     )
 
 
 def _cost(run: Run) -> str:
     if run.mean_cost is None:
         return ""
-    return f"Over the {'run' if run.finished else 'run so far'}, training costs {percent(run.mean_cost)} of {run.static_name}."
+    span = "the run" if run.finished else "the run so far"
+    return f"Over {span}, training costs {percent(run.mean_cost)} of {run.static_name}."
 
 
 def listing(words: list[str]) -> str:

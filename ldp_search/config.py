@@ -1,0 +1,208 @@
+"""The settings of a run: typed dataclasses are the only schema of YAML files and KEY=VALUE words.
+
+Each layer lies over the one before:
+
+    defaults here < the search space's YAML < the task's `recipe:` < its `quick:` (with recipe=quick) < the command line
+
+The fields of SearchSpace stand beside those of Config at the top level: `bits=[3,6]`, `policy.cycles=8`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import presets
+from .core.registry import did_you_mean
+from .core.space import SearchSpace
+from .runner.overlay import EXCLUSIVE, ConfigError, overlay, parse_words
+from .runner.tasks import TaskFile, load_task
+from .runner.typed import check_components, typed
+
+
+def _is(default: Any, about: str) -> Any:
+    """A field with its default and the line that --help shows."""
+    factory = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return field(metadata={"help": about}, **factory)
+
+
+@dataclass
+class Config:
+    """Settings of a run, besides those of the search space."""
+
+    task: str = _is("digits", "a shipped task, or the path of a YAML file like those in tasks/")
+    model: Any = _is("timm:cifar_resnet20", "ALIAS, timm:NAME, hf:ID or module:function; options as model.OPTION=VALUE")
+    space: str = _is("ldp", "a shipped search space, or the path of a YAML file like those in search_spaces/")
+    recipe: str = _is("full", "full, or quick for the task's short recipe")
+    output: str | None = _is(None, "folder of this run (default: runs/TASK-MODEL-POLICY-TIME)")
+    data: str | None = _is(None, "folder with the task's data, as Parquet files, instead of the hub")
+    seed: int = _is(0, "of everything random; the same seed and settings give the same result")
+    epochs: int | None = _is(None, "length of the training in epochs ...")
+    steps: int | None = _is(None, "... or in optimizer steps")
+    batch_size: int = _is(128, "samples of an optimizer step, over all processes and accumulated parts")
+    eval_batch_size: int = _is(500, "samples at once in evaluation, on each process")
+    accumulate: int = _is(1, "parts that a batch is computed in, one after the other, to save memory")
+    lr: float = _is(0.1, "learning rate at its highest")
+    optimizer: Any = _is("sgd", "sgd, adamw, or another of timm's; options as optimizer.OPTION=VALUE")
+    momentum: float = _is(0.9, "of sgd and its relatives")
+    weight_decay: float = _is(1e-4, "of the weights (never of the bits)")
+    lr_schedule: str = _is("multistep", "multistep, cosine, linear or constant")
+    milestones: list[float] = _is([0.5, 0.75], "shares of the run after which multistep multiplies lr by gamma")
+    gamma: float = _is(0.1, "the factor of multistep")
+    warmup: float = _is(0.0, "share of the run in which lr rises from 0")
+    clip_norm: float | None = _is(None, "largest norm of the gradient")
+    precision: str = _is("fp32", "fp32 or bf16 (autocast)")
+    compile: bool = _is(False, "compile the model with torch.compile")
+    pretrained: bool = _is(False, "start from published weights")
+    limit: int | None = _is(None, "train on this many samples only, drawn by the seed")
+    eval_limit: int | None = _is(None, "evaluate on this many samples only")
+    data_workers: int = _is(0, "processes that prepare batches; 0: the training process itself")
+    eval_every: int = _is(1, "epochs between evaluations")
+    log_every: int | None = _is(None, "steps between lines of metrics.jsonl (default: about 400 lines a run)")
+    checkpoint_every: str = _is("60s", "time between checkpoints, as 90s or 10min, or a number of steps")
+    resume: str = _is("auto", "auto: go on if output holds an unfinished run; never; or a run's folder to go on from")
+    trackers: list[str] = _is(["tensorboard"], "Accelerate's trackers (wandb, trackio, mlflow, ...), or none")
+
+    def check(self) -> None:
+        """Raises ConfigError when a value is out of its range."""
+        for names, fits, rule in _RULES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise ConfigError(f"{name} must be {rule}; received {value!r}.")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of its known values; received {getattr(self, name)!r}."
+                                  f"{did_you_mean(getattr(self, name), known)}")  # fmt: skip
+        interval(self.checkpoint_every)
+        if (self.epochs is None) == (self.steps is None):
+            raise ConfigError("The length of a training is given by epochs=... or by steps=...; received "
+                              f"{'both' if self.steps else 'neither'}.")  # fmt: skip
+
+
+_RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("epochs", "steps", "batch_size", "eval_batch_size", "accumulate", "limit", "eval_limit", "eval_every", "log_every"),
+     lambda v: v >= 1, "at least 1"),
+    (("seed", "data_workers", "weight_decay", "momentum"), lambda v: v >= 0, "0 or more"),
+    (("lr", "gamma", "clip_norm"), lambda v: v > 0, "greater than 0"),
+    (("warmup",), lambda v: 0 <= v < 1, "a share of the run, 0 <= warmup < 1"),
+    (("milestones",), lambda v: all(0 < x < 1 for x in v) and v == sorted(v), "rising shares of the run, e.g. [0.5, 0.75]"),
+)  # fmt: skip
+CHOICES = {"lr_schedule": ("multistep", "cosine", "linear", "constant"), "precision": ("fp32", "bf16"),
+           "recipe": ("full", "quick")}  # fmt: skip
+COMPONENTS = ("model", "optimizer", "policy", "relaxation", "weight_quantizer", "input_quantizer", "grad_quantizer", "backend")
+LISTS = ("trackers", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
+RUN_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+SPACE_FIELDS = {f.name: f for f in dataclasses.fields(SearchSpace) if f.name not in RUN_FIELDS}  # both have a seed: one seed
+NOT_A_RESULT = ("output", "resume", "trackers", "data_workers", "checkpoint_every", "data")
+"""Settings that may differ between a run and its continuation: the result does not depend on them (data is compared itself)."""
+
+
+@dataclass
+class Settings:
+    """A resolved configuration. `values` is all of it as plain data, as config.yaml holds it."""
+
+    config: Config
+    space: SearchSpace
+    task: TaskFile
+    values: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on: a checkpoint is continued only under the same."""
+        kept = {key: value for key, value in self.values.items() if key not in NOT_A_RESULT}
+        return kept | {"task file": {"kind": self.task.kind, "dataset": self.task.dataset}}
+
+
+def resolve(words: list[str]) -> Settings:
+    """The settings that the command line asks for. Reads files, writes none.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a value out of range, with the nearest names.
+    """
+    asked = _checked(parse_words(words, COMPONENTS, LISTS), "on the command line")
+    if asked.get("resume", "auto") not in ("auto", "never"):
+        layers = [_saved(asked)]
+    else:
+        layers = _recipe_layers(asked)
+    values = {name: _default(f) for name, f in (RUN_FIELDS | SPACE_FIELDS).items()}
+    for layer in [*layers, asked]:
+        for pair in EXCLUSIVE:
+            if all(layer.get(key) is not None for key in pair):
+                raise ConfigError(f"{pair[0]} and {pair[1]} exclude each other: give one of them.")
+        values = overlay(values, layer, COMPONENTS)
+    if values["epochs"] is None and values["steps"] is None:
+        values["epochs"] = 10
+    for key in ("task", "data"):  # absolute, so that a saved configuration holds wherever it is read
+        if values[key] is not None and (key == "data" or presets.is_path(values[key])):
+            values[key] = str(Path(values[key]).expanduser().resolve())
+    return settle(values)
+
+
+def settle(values: dict[str, Any]) -> Settings:
+    """Check complete plain settings. Raises ConfigError."""
+    try:
+        check_components(values, [name for name in COMPONENTS if name in SPACE_FIELDS])
+        config = Config(**{name: values[name] for name in RUN_FIELDS})
+        config.check()
+        space = SearchSpace.from_dict({name: values[name] for name in SPACE_FIELDS} | {"seed": config.seed})
+        return Settings(config, space, load_task(config.task), values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def interval(text: str) -> tuple[str, float]:
+    """("steps", n) or ("seconds", n) from checkpoint_every. Raises ConfigError."""
+    for unit, seconds in (("min", 60), ("s", 1), ("h", 3600), ("", None)):
+        number = text.removesuffix(unit).strip()
+        if text.endswith(unit) and number.replace(".", "", 1).isdigit() and float(number) > 0:
+            return ("steps", float(number)) if seconds is None else ("seconds", float(number) * seconds)
+    raise ConfigError(f"checkpoint_every must be a time (90s, 10min, 1h) or a number of steps (500); received {text!r}.")
+
+
+def _recipe_layers(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The layers below the command line: search space, recipe, quick recipe."""
+    name = asked.get("task", Config.task)
+    where = f"in the recipe of task {name!r}"
+    task = load_task(name)
+    recipe = _checked(task.recipe, where)
+    if asked.get("recipe", recipe.get("recipe")) == "quick":
+        if not task.quick:
+            raise ConfigError(f"recipe=quick needs a `quick:` block in the task's file; {name!r} has none.")
+        recipe = overlay(recipe, _checked(task.quick, where), COMPONENTS)
+    space = asked.get("space", recipe.get("space", Config.space))
+    if space != recipe.get("space", Config.space):  # what a recipe says about bits belongs to the space it was made for
+        recipe = {key: value for key, value in recipe.items() if key not in SPACE_FIELDS}
+    content = presets.load("search_spaces", space)
+    shown = {key: value for key, value in content.items() if key not in ("description", "outer")}
+    return [_checked(shown, f"in search space {space!r}"), recipe]
+
+
+def _saved(asked: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the run to go on from, so that nobody types them twice."""
+    folder = Path(asked["resume"]).expanduser()
+    run = next((p for p in (folder, *list(folder.parents)[:2]) if (p / "config.yaml").is_file()), None)
+    if run is None:
+        raise ConfigError(f"resume=... must be auto, never, or a run's folder (or a checkpoint in it) with a config.yaml; "
+                          f"there is none in {str(folder)!r}.")  # fmt: skip
+    return _checked(presets.read_yaml(run / "config.yaml"), f"in {run / 'config.yaml'}") | {"output": str(run)}
+
+
+def _checked(layer: dict[str, Any], where: str) -> dict[str, Any]:
+    """A layer with known keys and values of the right type. Raises ConfigError."""
+    try:
+        out = {}
+        for key, value in layer.items():
+            schema = SearchSpace if key in SPACE_FIELDS else Config
+            out[key] = typed(schema, key, value, where, known=[*RUN_FIELDS, *SPACE_FIELDS])
+        return out
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _default(f: dataclasses.Field) -> Any:
+    value = f.default_factory() if f.default is dataclasses.MISSING else f.default
+    return list(value) if isinstance(value, tuple) else value
