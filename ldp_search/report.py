@@ -2,8 +2,8 @@
 
     python -m ldp_search.report RUN [RUN ...] [output=FOLDER]
 
-RUN is a folder that `python -m ldp_search.run` wrote, finished or not. The page on one run goes into its folder; several
-runs come out side by side, in the folder `report`. `output=FOLDER` puts the page and its PNGs elsewhere.
+RUN is a folder that `python -m ldp_search.run` wrote, finished or not. The page on one run goes into its folder;
+several runs come out side by side, in the folder `report`. `output=FOLDER` puts the page and its PNGs elsewhere.
 """
 
 from __future__ import annotations

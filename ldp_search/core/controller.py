@@ -10,7 +10,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import cost as costs
@@ -20,6 +19,7 @@ from .finalize import finalize
 from .groups import assign_groups
 from .layers import channel_axis, kind_of
 from .policies import Problem, Signals
+from .ranks import average_over_ranks
 from .registry import build
 from .site import Site
 from .space import FULL_PRECISION, SearchSpace
@@ -146,7 +146,8 @@ class Controller:
             raise ValueError(
                 f"The policy {type(self.policy).name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
             )
-        loss = self._reduce(loss)
+        loss = None if loss is None else loss.detach().clone()
+        average_over_ranks([self._grads, self._ranges, self._clip_grads] + ([] if loss is None else [loss]))
         self._spent += self.problem.relative_cost(self._bits) * (progress - self._progress)
         self.trajectory.append(progress, self._bits)
         self._progress = progress
@@ -156,20 +157,6 @@ class Controller:
             self._bits.copy_(self._realize(bits, progress, self._bits))
             self._step_clips()
         self._grads.zero_()
-
-    def _reduce(self, loss: Tensor | None) -> Tensor | None:
-        """One all-reduce, so that every rank decides on the same gradients, ranges and loss."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return loss
-        parts = [self._grads, self._ranges, self._clip_grads]
-        flat = torch.cat([p.flatten() for p in parts] + ([] if loss is None else [loss.detach().float().view(1)]))
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        start = 0
-        for part in parts:
-            part.copy_(flat[start : start + part.numel()].view(part.shape))
-            start += part.numel()
-        return None if loss is None else flat[-1]
 
     def _step_clips(self) -> None:
         if self._clips.numel():
@@ -269,9 +256,10 @@ class Controller:
         finally:
             self.enabled = before
 
-    def forget_ranges(self) -> None:
-        """Start the moving averages of the input ranges anew."""
-        self._ranges.zero_()
+    @property
+    def ranges(self) -> Tensor:
+        """(layers, 4) moving averages, as sums: of each input's minimum, maximum and mean magnitude, and of 1 (their mass)."""
+        return self._ranges
 
     def freeze(self) -> None:
         """Round the bits in force to integers and keep them: `step` records, but nothing moves any more."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .allocation import Allocation
 from .layers import QuantizedLayer
+from .ranks import average_over_ranks
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -43,9 +44,10 @@ def _reestimate(model, controller, loader, forward, batches) -> None:
             norm.reset_running_stats()
             norm.train()
             norm.momentum = None  # cumulative average over all batches
-        controller.forget_ranges()
+        controller.ranges.zero_()
         for batch in itertools.islice(loader, batches):
             forward(batch)
+        average_over_ranks([s for norm in norms for s in (norm.running_mean, norm.running_var)] + [controller.ranges])
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -5,9 +5,9 @@
 
 A run that is still going on is reported as far as it is. The page loads nothing from anywhere.
 
-From files to page: `load` (a run folder, finished or not), `schedule` (bits as arrays), `layers` (shares of the cost),
-`words` (the schedule in sentences), `groups` (seeds taken together); `heatmap`, `bars`, `curves`, `comparison` (figures, in
-the common `style`); `one`, `several` (the parts of the page), written by `html`.
+From files to page: `load` (a run folder, finished or not; `locate` says which one was meant), `schedule` (bits as arrays),
+`layers` (shares of the cost), `words` (the schedule in sentences), `groups` (seeds taken together); `heatmap`, `bars`,
+`curves`, `comparison` (figures, in the common `style`); `one`, `several` (the parts of the page), written by `html`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 
 from . import html
 from .heatmap import scale_of
-from .load import ReportError, Run, load_run, load_runs
+from .load import Run, load_run, load_runs
+from .locate import ReportError
 from .one import Pictures, run_sections, title_of
 from .several import comparison_sections
 
@@ -27,9 +28,7 @@ __all__ = ["ReportError", "Run", "load_run", "load_runs", "write_report"]
 PAGE = "report.html"
 
 
-def write_report(
-    run_folders: Iterable[str | os.PathLike] | str | os.PathLike, output: str | os.PathLike | None = None
-) -> Path:
+def write_report(run_folders: Iterable[str | os.PathLike] | str | os.PathLike, output: str | os.PathLike | None = None) -> Path:
     """Write the report on these runs and return the path of its page.
 
     Args:

@@ -26,9 +26,7 @@ def layers_figure(layers: list[Layer], scale: BitScale, title: str = "Bits at th
         label_rows(left, [layers[i].name for i in edges[:-1]], inner)
         if rows < len(layers):
             most = np.diff(edges).max()
-            text = (
-                f"{len(layers):,} layers; each row is {most} in a row: the mean of their bits, the sum of their shares"
-            )
+            text = f"{len(layers):,} layers; each row is {most} in a row: the mean of their bits, the sum of their shares"
             say_on_top(figure, text)
     return bytes(png)
 

@@ -52,17 +52,13 @@ def _scatter_group(axis, group: Group, style: dict, finished_only: bool) -> int:
     (cost, cost_sd, n), (accuracy, accuracy_sd, _) = group.mean_sd("mean_cost"), group.mean_sd("accuracy")
     label = f"{elide(group.label, 44)}  (n = {n})"
     if cost is None or accuracy is None:
-        axis.plot(
-            [], [], linestyle="", markerfacecolor="white", label=f"{elide(group.label, 44)}  (not finished)", **style
-        )
+        axis.plot([], [], linestyle="", markerfacecolor="white", label=f"{elide(group.label, 44)}  (not finished)", **style)
         return len(points)
-    large = {"linestyle": "", "markersize": 13, "alpha": 0.4, "markeredgecolor": "none", "zorder": 3}
-    spread = (
-        {"xerr": 100 * (cost_sd or 0), "yerr": 100 * (accuracy_sd or 0), "capsize": 4, "elinewidth": 1.6}
-        if n > 1
-        else {}
-    )
-    axis.errorbar(100 * cost, 100 * accuracy, label=label, **spread, **large, **style)
+    large = {"linestyle": "", "markersize": 13, "alpha": 0.4, "markeredgecolor": "none", "zorder": 2}
+    axis.plot(100 * cost, 100 * accuracy, label=label, **large, **style)
+    if n > 1:
+        spread = {"xerr": 100 * (cost_sd or 0), "yerr": 100 * (accuracy_sd or 0)}
+        axis.errorbar(100 * cost, 100 * accuracy, fmt="none", ecolor=style["color"], capsize=4, elinewidth=1.6, **spread)
     return len(points)
 
 

@@ -33,9 +33,7 @@ def _metric(axis, run: Run, key: str, title: str, percent: bool) -> None:
         x, y = run.curve(key, split)
         if x:
             style = (
-                {"linewidth": 1, "alpha": 0.75}
-                if split == "train"
-                else {"linewidth": 1.8, "marker": "o", "markersize": 3.5}
+                {"linewidth": 1, "alpha": 0.75} if split == "train" else {"linewidth": 1.8, "marker": "o", "markersize": 3.5}
             )
             axis.plot(x, factor * np.array(y), color=colour, label=label, **style)
             drawn += 1

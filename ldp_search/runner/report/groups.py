@@ -7,14 +7,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ...config import NOT_A_RESULT
 from .load import Run, named
 
-NOT_IDENTITY = set(
-    "seed output data resume trackers storage study trials workers num_workers checkpoint_every checkpoint_seconds "
-    "log_every progress_bar report verbose name run_name versions device threads".split()
+NOT_IDENTITY = {*NOT_A_RESULT, "seed", "log_every", "eval_every", "eval_batch_size", "trials", "storage", "workers"}
+"""Settings that change when, where or how often a run happens, not what it computes on average over seeds."""
+TELLING = (
+    *("task", "model", "space", "policy", "target_cost", "cost_weight"),
+    *("bits", "weight_bits", "input_bits", "grad_bits"),
 )
-"""Keys of a configuration that change where or how often a run happens, not what it computes (on average)."""
-TELLING = "task model space policy target_cost cost_weight bits weight_bits input_bits grad_bits".split()
 """Keys that name a group before any others do."""
 
 
@@ -59,12 +60,12 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys. Below the top a `name` does matter, a seed or a folder still does not."""
+    """Nested mappings as dotted keys; a component is its name, and its options below it, in whatever form it is given."""
     if not isinstance(value, dict):
         return {path: value}
-    flat = {}
+    flat = {path: value["name"]} if path and "name" in value else {}
     for key, inner in value.items():
-        if not path or key == "name" or key not in NOT_IDENTITY:
+        if not (path and key == "name"):
             flat |= _flatten(inner, f"{path}.{key}" if path else str(key))
     return flat
 
@@ -94,7 +95,7 @@ def _tell_apart(groups: list[Group]) -> None:
         if len({_values(one, [*used, key]) for one in identities}) > before:
             used.append(key)
     for group, one in zip(groups, identities, strict=True):
-        words = [f"{key.removesuffix('.name')} {_short(one.get(key))}" for key in used if one.get(key) is not None]
+        words = [f"{key} {_short(one.get(key))}" for key in used if one.get(key) is not None]
         group.label = ", ".join([group.label, *words])
 
 

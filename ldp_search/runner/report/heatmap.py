@@ -68,9 +68,7 @@ def schedule_figure(run: Run, scale: BitScale) -> bytes:
             axis.tick_params(axis="y", length=0)
         label_rows(axes[0], [schedule.layers[i] for i in edges[:-1]], inner)
         if len(edges) <= count:
-            say_on_top(
-                figure, f"{count:,} layers, first on top; each row is the mean of {np.diff(edges).max()} in a row"
-            )
+            say_on_top(figure, f"{count:,} layers, first on top; each row is the mean of {np.diff(edges).max()} in a row")
         scale.add_bar(figure, list(axes))
     return bytes(png)
 

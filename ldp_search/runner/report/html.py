@@ -76,9 +76,7 @@ def note(title: str, lines: Sequence[str]) -> str:
 
 def cards(entries: Iterable[tuple[str, str, str]]) -> str:
     """(label, value, explanation) each in a box."""
-    boxes = (
-        f'<div class="card"><span>{esc(a)}</span><b>{esc(b)}</b><span>{esc(c)}</span></div>' for a, b, c in entries
-    )
+    boxes = (f'<div class="card"><span>{esc(a)}</span><b>{esc(b)}</b><span>{esc(c)}</span></div>' for a, b, c in entries)
     return f'<div class="cards">{"".join(boxes)}</div>'
 
 
@@ -96,8 +94,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], numeric: Ite
     right = {i: ' class="n"' for i in numeric}
     head = "".join(f"<th{right.get(i, '')}>{esc(name)}</th>" for i, name in enumerate(columns))
     body = "\n".join(
-        "<tr>" + "".join(f"<td{right.get(i, '')}>{esc(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f"<td{right.get(i, '')}>{esc(cell)}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 

@@ -6,30 +6,18 @@ Only a folder that holds no run at all is an error; everything else that is abse
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .locate import FILES, require_run
 from .schedule import Schedule, read_schedule
-
-FILES = {
-    "config.yaml": "the configuration",
-    "metrics.jsonl": "loss, accuracy and cost over the training",
-    "schedule.parquet": "the bits over the training",
-    "allocation.json": "the final bits, MACs and coverage",
-    "result.json": "the result, written at the end",
-}
-
-
-class ReportError(ValueError):
-    """A folder cannot be reported on; the message says what was expected, what was found and what to do."""
 
 
 @dataclass
@@ -79,19 +67,22 @@ class Run:
     def target_cost(self) -> float | None:
         return number(self.setting("target_cost"))
 
+    def highest(self, kind: str) -> int | None:
+        """The highest bits that the configuration allows for weight, input or grad."""
+        ends = _ends(self.setting(f"{kind}_bits")) or (_ends(self.setting("bits")) if kind != "grad" else [])
+        return max(ends, default=None)
+
     @property
     def bit_range(self) -> tuple[int, int] | None:
-        """Lowest and highest bits that the configuration allows."""
-        ends = []
-        for key in ("bits", "weight_bits", "input_bits"):
-            value = self.setting(key)
-            ends += [n for v in (value if isinstance(value, list | tuple) else [value]) if (n := number(v)) is not None]
-        return (int(min(ends)), int(max(ends))) if ends else None
+        """Lowest and highest bits that the configuration allows weights and inputs."""
+        ends = [*_ends(self.setting("weight_bits")), *_ends(self.setting("input_bits"))] or _ends(self.setting("bits"))
+        return (min(ends), max(ends)) if ends else None
 
     @property
     def static_name(self) -> str:
-        """What costs are relative to."""
-        return f"static {self.bit_range[1]} bits" if self.bit_range else "static highest bits"
+        """What costs are relative to: the same network at its highest bits throughout."""
+        found = list(dict.fromkeys(top for kind in ("weight", "input") if (top := self.highest(kind)) is not None))
+        return f"static {'/'.join(map(str, found))} bits" if found else "static highest bits"
 
     @property
     def accuracy(self) -> float | None:
@@ -127,9 +118,7 @@ class Run:
 
     def curve(self, key: str, *splits: str) -> tuple[list[float], list[float]]:
         """(progress, value) of a metric over the run."""
-        points = [
-            (number(row.get("progress")), number(row.get(key))) for row in self.metrics if row.get("split") in splits
-        ]
+        points = [(number(row.get("progress")), number(row.get(key))) for row in self.metrics if row.get("split") in splits]
         known = sorted((p, v) for p, v in points if p is not None and v is not None)
         return [p for p, _ in known], [v for _, v in known]
 
@@ -141,13 +130,7 @@ def load_run(folder: str | os.PathLike) -> Run:
         ReportError: not a folder, or none of a run's files is in it.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ReportError(f"No run folder {str(folder)!r}: {_what_it_is(folder)}{_similar(folder)}")
-    if not any((folder / name).is_file() for name in FILES):
-        raise ReportError(
-            f"{str(folder)!r} holds no run: none of {', '.join(FILES)} is in it.{_runs_near(folder)} "
-            "A run folder is what `python -m ldp_search.run output=FOLDER` writes."
-        )
+    require_run(folder)
     run = Run(folder, folder.resolve().name)
     for name, read in _READERS.items():
         try:
@@ -171,6 +154,11 @@ def load_runs(folders: Iterable[str | os.PathLike]) -> list[Run]:
             if counts.count(run.name) > 1:
                 run.name = "/".join(path.parts[-depth:])
     return list(runs.values())
+
+
+def _ends(value: Any) -> list[int]:
+    """The ends of a range of bits, given as a pair or as one number."""
+    return [int(n) for v in (value if isinstance(value, list | tuple) else [value]) if (n := number(v)) is not None]
 
 
 def _read_config(run: Run, path: Path) -> None:
@@ -238,41 +226,3 @@ def first(*values: Any) -> float | None:
 def named(value: Any) -> str:
     """The name of a component, task or model, given by name or as a mapping with ``name``."""
     return str((value.get("name") or "") if isinstance(value, dict) else ("" if value is None else value))
-
-
-def _what_it_is(path: Path) -> str:
-    return "it is a file; give the folder it lies in." if path.exists() else "there is no such folder."
-
-
-def _similar(path: Path) -> str:
-    """Existing neighbours with a similar name, or, for a file of a run, the folder it lies in."""
-    parent = path.parent
-    while not parent.is_dir() and parent != parent.parent:
-        path, parent = parent, parent.parent
-    if not parent.is_dir():
-        return ""
-    if path.is_file():
-        return f" Did you mean {str(parent)!r}?" if path.name in FILES else ""
-    folders = [entry.name for entry in _entries(parent) if entry.is_dir()]
-    near = difflib.get_close_matches(path.name, folders, n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(repr(str(parent / name)) for name in near)}?" if near else _runs_near(parent)
-
-
-def _runs_near(folder: Path) -> str:
-    """The runs below or around a folder that is none itself."""
-    found = [entry for entry in _entries(folder) if entry.is_dir() and _is_run(entry)]
-    if not found:
-        return ""
-    shown = ", ".join(repr(str(entry)) for entry in found[:5]) + (", ..." if len(found) > 5 else "")
-    return f" Runs in {str(folder)!r}: {shown}."
-
-
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in FILES)
-
-
-def _entries(folder: Path) -> Sequence[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
+from ...config import resolve
 from . import html
 from .bars import layers_figure
 from .curves import course_figure
@@ -42,9 +44,7 @@ def run_sections(run: Run, scale: BitScale, pictures: Pictures, prefix: str = ""
     if layers:
         yield html.heading("The layers at the end" if run.finished else "The layers now")
         caption = "Bits of every layer, and its share of the bit operations that the training took and of the MACs"
-        yield show(
-            "layers.png", layers_figure(layers, scale, "Bits at the end" if run.finished else "Bits now"), caption
-        )
+        yield show("layers.png", layers_figure(layers, scale, "Bits at the end" if run.finished else "Bits now"), caption)
     if run.metrics:
         yield html.heading("The training")
         caption = f"Accuracy and loss; cost accumulated and in force, relative to {run.static_name}"
@@ -133,23 +133,30 @@ def _repeat(run: Run) -> Iterator[str]:
         yield html.details("Versions", [html.table(("what", "version"), versions.items())])
 
 
-NOT_REPEATED = ("output", "resume", "report")  # where a run wrote and whether it continued is not what it computed
-LEADING = ("task", "model", "space", "policy", "target_cost", "seed")
+NOT_REPEATED = ("output", "resume")  # where a run wrote and whether it continued is not what it computed
+LEADING = ("task", "model", "space", "recipe", "policy", "target_cost", "seed")
 
 
 def command(run: Run) -> str:
-    """The command line that computes this run again: every value of its configuration as a word."""
-    values = dict(run.config)
-    if isinstance(values.get("space"), dict):  # the fields of the space are words of their own
-        values |= {key: value for key, value in values.pop("space").items() if key not in values}
-    keys = [key for key in LEADING if key in values] + [key for key in values if key not in LEADING]
-    words = [
-        f"{key}={_word(values[key])}"
-        for key in keys
-        if key not in NOT_REPEATED
-        and (values[key] is not None or key == "target_cost")  # null here overrides the space's
-    ]
+    """The command line that computes this run again: the words that differ from its recipe, if these say it all."""
+    keys = [key for key in LEADING if key in run.config] + [key for key in run.config if key not in LEADING]
+    values = {key: run.config[key] for key in keys if key not in NOT_REPEATED}
+    words = _few_words(values) or [f"{key}={_word(value)}" for key, value in values.items() if value is not None]
     return " ".join(["python -m ldp_search.run", *(shlex.quote(word) for word in words)])
+
+
+def _few_words(values: dict[str, Any]) -> list[str]:
+    """Those words alone that the task's recipe does not already say; none where that cannot be told any more."""
+    try:
+        words = [f"{key}={_word(values[key])}" for key in ("task", "space", "recipe")]
+        base = resolve(words).values
+        words += [f"{key}={_word(value)}" for key, value in values.items() if base[key] != value]
+        words.append(f"seed={_word(values['seed'])}")
+        words = list(dict.fromkeys(words))
+        again = resolve(words).values
+        return words if all(again[key] == value for key, value in values.items()) else []
+    except (ValueError, KeyError, TypeError, OSError):  # another version's settings, or a task file that is gone
+        return []
 
 
 def _word(value: object) -> str:

@@ -10,6 +10,7 @@ from .groups import Group, group_runs
 from .heatmap import scale_of
 from .load import Run
 from .one import Pictures, run_sections, title_of
+from .schedule import KINDS
 from .words import digits, duration, percent
 
 MOST_SCHEDULES = 24  # schedules drawn side by side; past this, one of each group
@@ -24,10 +25,7 @@ def comparison_sections(runs: list[Run], pictures: Pictures) -> Iterator[str]:
         return html.picture(png, file, caption)
 
     groups, scale = group_runs(runs), scale_of(*runs)
-    yield html.note(
-        "Not finished, and therefore in no mean:",
-        [f"{r.name}: at {percent(r.progress, 0)}" for r in runs if not r.finished],
-    )
+    yield from _caveats(runs)
     yield html.heading("Groups: runs that differ in their seed alone")
     yield _group_table(groups)
     yield html.heading("Accuracy against cost")
@@ -43,6 +41,24 @@ def comparison_sections(runs: list[Run], pictures: Pictures) -> Iterator[str]:
     )
     yield from _schedules(groups, scale, show)
     yield from _each(runs, scale, pictures)
+
+
+def _caveats(runs: list[Run]) -> Iterator[str]:
+    """What a reader has to know before comparing the numbers."""
+    going = [f"{run.name}: at {percent(run.progress, 0)}" for run in runs if not run.finished]
+    yield html.note("Not finished, and therefore in no mean:", going)
+    lacking = [f"{run.name}: {line}" for run in runs if run.finished for line in run.notes]
+    yield html.note("Missing or unreadable:", lacking)
+    scales: dict[tuple, list[str]] = {}
+    for run in runs:
+        scales.setdefault(tuple(run.highest(kind) for kind in KINDS), []).append(run.name)
+    if len(scales) > 1:
+        lines = [
+            f"{'/'.join('?' if top is None else str(top) for top in tops)} bits: {', '.join(names)}"
+            for tops, names in scales.items()
+        ]
+        title = "Relative costs of these runs have different units (highest weight/input/gradient bits): do not compare them."
+        yield html.note(title, lines)
 
 
 def _group_table(groups: list[Group]) -> str:
@@ -118,6 +134,4 @@ def _each(runs: list[Run], scale, pictures: Pictures) -> Iterator[str]:
         yield html.details(summary, run_sections(run, scale, pictures, prefix=f"run{i:02d}_"), css="run")
     more = len(runs) - MOST_DETAILS
     if more > 0:
-        yield html.paragraph(
-            f"{more} more are not shown in full: `python -m ldp_search.report RUN` writes the page of one."
-        )
+        yield html.paragraph(f"{more} more are not shown in full: `python -m ldp_search.report RUN` writes the page of one.")

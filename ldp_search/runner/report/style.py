@@ -113,7 +113,8 @@ class BitScale:
 
     def add_bar(self, figure: Figure, axes, on_top: bool = False) -> None:
         """The key of the colours, one field an integer."""
-        place = {"location": "top", "fraction": 0.02, "aspect": 36, "shrink": 0.35, "pad": 0.0}
+        place = {"location": "top", "fraction": 0.02, "aspect": 36, "shrink": 0.35}
+        place["pad"] = 0.15 / figure.get_size_inches()[1]
         if not on_top:
             place = {"location": "right", "fraction": 0.03, "aspect": 18, "pad": 0.01, "anchor": (0.0, 1.0)}
         bar = figure.colorbar(ScalarMappable(self.norm, self.cmap), ax=axes, ticks=range(len(self.levels)), **place)

@@ -77,7 +77,7 @@ def turning_points(values: np.ndarray, threshold: float) -> list[int]:
 def _over_layers(bits: np.ndarray, columns: np.ndarray, schedule: Schedule) -> list[str]:
     if bits.shape[1] == 1:
         return []
-    if (bits.max(1) == bits.min(1)).all():
+    if all(_shared(schedule.bits[kind][:, columns]) for kind in ("weight", "input")):
         return ["At each moment all of them share the same bits."]
     mean = schedule.durations @ bits
     order = np.argsort(-mean, kind="stable")
@@ -92,6 +92,11 @@ def _over_layers(bits: np.ndarray, columns: np.ndarray, schedule: Schedule) -> l
             f"{digits(middle)} and the last third {digits(last)}."
         )
     return out
+
+
+def _shared(bits: np.ndarray) -> bool:
+    """Whether all columns are the same at each moment (or there is nothing to differ)."""
+    return bool(np.isnan(bits).all() or (bits == bits[:, :1]).all())
 
 
 def _weights_against_inputs(schedule: Schedule, columns: np.ndarray) -> str:
@@ -141,8 +146,8 @@ def digits(value: float | None, places: int = 1) -> str:
 
 
 def percent(value: float | None, places: int = 1) -> str:
-    """A fraction as a percentage; – where it is unknown."""
-    return "–" if value is None or np.isnan(value) else f"{100 * value:.{places}f} %"
+    """A fraction as a percentage, with a space that no line breaks at; – where it is unknown."""
+    return "–" if value is None or np.isnan(value) else f"{100 * value:.{places}f}\N{NO-BREAK SPACE}%"
 
 
 def count(value: float | None) -> str:

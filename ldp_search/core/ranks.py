@@ -1,0 +1,18 @@
+"""What all ranks must agree on: one all-reduce of everything at once."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def average_over_ranks(tensors: list[Tensor]) -> None:
+    """Replace each tensor, in place, by its mean over the ranks; nothing happens in a single process."""
+    if not tensors or not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    flat = torch.cat([t.detach().flatten().float() for t in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))
