@@ -123,11 +123,18 @@ def resolve(words: list[str]) -> Settings:
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of range, with the nearest names.
     """
-    asked = _checked(parse_words(words, COMPONENTS, LISTS), "on the command line")
-    if asked.get("resume", "auto") not in ("auto", "never"):
-        layers = [_saved(asked)]
-    else:
-        layers = _recipe_layers(asked)
+    try:
+        return _resolve(parse_words(words, COMPONENTS, LISTS))
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _resolve(words: dict[str, Any]) -> Settings:
+    asked = _checked(words, "on the command line")
+    going_on = asked.get("resume", "auto") not in ("auto", "never")
+    layers = [_saved(asked)] if going_on else _recipe_layers(asked)
     values = {name: _default(f) for name, f in (RUN_FIELDS | SPACE_FIELDS).items()}
     for layer in [*layers, asked]:
         for pair in EXCLUSIVE:
@@ -139,19 +146,11 @@ def resolve(words: list[str]) -> Settings:
     for key in ("task", "data"):  # absolute, so that a saved configuration holds wherever it is read
         if values[key] is not None and (key == "data" or presets.is_path(values[key])):
             values[key] = str(Path(values[key]).expanduser().resolve())
-    return settle(values)
-
-
-def settle(values: dict[str, Any]) -> Settings:
-    """Check complete plain settings. Raises ConfigError."""
-    try:
-        check_components(values, [name for name in COMPONENTS if name in SPACE_FIELDS])
-        config = Config(**{name: values[name] for name in RUN_FIELDS})
-        config.check()
-        space = SearchSpace.from_dict({name: values[name] for name in SPACE_FIELDS} | {"seed": config.seed})
-        return Settings(config, space, load_task(config.task), values)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(str(error)) from error
+    check_components(values, [name for name in COMPONENTS if name in SPACE_FIELDS])
+    config = Config(**{name: values[name] for name in RUN_FIELDS})
+    config.check()
+    space = SearchSpace.from_dict({name: values[name] for name in SPACE_FIELDS} | {"seed": config.seed})
+    return Settings(config, space, load_task(config.task), values)
 
 
 def interval(text: str) -> tuple[str, float]:
@@ -193,14 +192,11 @@ def _saved(asked: dict[str, Any]) -> dict[str, Any]:
 
 def _checked(layer: dict[str, Any], where: str) -> dict[str, Any]:
     """A layer with known keys and values of the right type. Raises ConfigError."""
-    try:
-        out = {}
-        for key, value in layer.items():
-            schema = SearchSpace if key in SPACE_FIELDS else Config
-            out[key] = typed(schema, key, value, where, known=[*RUN_FIELDS, *SPACE_FIELDS])
-        return out
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    known = [*RUN_FIELDS, *SPACE_FIELDS]
+    return {
+        key: typed(SearchSpace if key in SPACE_FIELDS else Config, key, value, where, known=known)
+        for key, value in layer.items()
+    }
 
 
 def _default(f: dataclasses.Field) -> Any:

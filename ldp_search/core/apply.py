@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 
 from .census import census, own_inputs
 from .controller import Controller
-from .layers import QuantizedLayer, kind_of, swap, unswap
+from .layers import FUSED, Swapped, kind_of, swap, unswap
 from .registry import did_you_mean
 from .space import FULL_PRECISION, SearchSpace
 
@@ -32,15 +33,17 @@ def attach(model: nn.Module, space: SearchSpace, example_inputs=None) -> nn.Modu
     if all(bounds[0][0] == FULL_PRECISION for bounds in precision.values()):
         raise ValueError(f"skip={space.skip} keeps every layer in full precision, so nothing is left to quantize.")
     controller = Controller(model, space, layers, precision)
-    inputs = _as_call(example_inputs) if example_inputs is not None else own_inputs(model)
-    if inputs is not None:
-        controller.count(*census(model, *inputs))
+    counts = _count_now(model, example_inputs)
+    if counts is not None:
+        controller.count(*counts)
     for site, layer in zip(controller.sites, layers.values(), strict=True):
         if precision[site.name][0][0] < FULL_PRECISION:
             swap(layer, site)
+    for module in [m for m in model.modules() if isinstance(m, FUSED)]:
+        swap(module, controller.sites[0])
     model.__dict__[ATTRIBUTE] = controller
-    if inputs is None:
-        _count_at_first_forward(model, controller)
+    if counts is None:  # then at the first real inputs
+        controller.hooks.append(model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True))
     return model
 
 
@@ -60,7 +63,7 @@ def detach(model: nn.Module) -> nn.Module:
     if controller is None:
         return model
     for module in controller.model.modules():
-        if isinstance(module, QuantizedLayer):
+        if isinstance(module, Swapped):
             unswap(module)
     for hook in controller.hooks:
         hook.remove()
@@ -96,12 +99,21 @@ def _as_call(example_inputs) -> tuple[tuple, dict]:
     return tuple(example_inputs), {}
 
 
-def _count_at_first_forward(model: nn.Module, controller: Controller) -> None:
-    """Without inputs at hand the census waits for the first real ones."""
+def _count_now(model: nn.Module, example_inputs) -> tuple | None:
+    """The census on the inputs at hand; None without any."""
+    if example_inputs is not None:
+        return census(model, *_as_call(example_inputs))
+    try:
+        inputs = own_inputs(model)
+        return None if inputs is None else census(model, *inputs)
+    except Exception:  # a model's default inputs may not fit the model as it was built (another picture size, another task)
+        return None
 
-    def hook(module, args, kwargs):
-        controller.hooks.pop().remove()
-        with controller.disabled():
-            controller.count(*census(module, args, kwargs))
 
-    controller.hooks.append(model.register_forward_pre_hook(hook, with_kwargs=True))
+@torch.compiler.disable
+def _count_at_first_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Forward pre-hook. It asks the model for its controller, and so serves copies and pickles of the model too."""
+    controller = model.__dict__[ATTRIBUTE]
+    controller.hooks.pop().remove()
+    with controller.disabled():
+        controller.count(*census(model, args, kwargs))

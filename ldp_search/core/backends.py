@@ -49,7 +49,7 @@ def finish(call: Call, x_q: Tensor, w_q: Tensor) -> Tensor:
     y = call.product.forward(x_q, w_q, None)
     if call.grad_bits is not None:
         y = fq.quantize_gradient(y, call.grad_bits, call.grad_quantizer)
-    return y if call.bias is None else y + call.bias.view(-1, *[1] * call.product.spatial_dims)
+    return y if call.bias is None else y + call.bias.to(y.dtype).view(-1, *[1] * call.product.spatial_dims)
 
 
 @register("backend", "simulate")

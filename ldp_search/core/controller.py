@@ -7,6 +7,7 @@ tensors whatever the number of layers, with no transfer to the host and nothing 
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +20,7 @@ from .finalize import finalize
 from .groups import assign_groups
 from .layers import channel_axis, kind_of
 from .policies import Problem, Signals
+from .policies.budget import check_reachable
 from .ranks import average_over_ranks
 from .registry import build
 from .site import Site
@@ -113,7 +115,7 @@ class Controller:
         """Let the policy begin: at `apply`, and again when the MACs become known."""
         if self.policy.needs_gradients and not self.problem.searched.any():
             raise ValueError(
-                f"The policy {type(self.policy).name!r} learns bits, but every range is a single number "
+                f"The policy {self.policy.name!r} learns bits, but every range is a single number "
                 f"(bits={self.space.bits}, grad_bits={self.space.grad_bits}). "
                 "Give a range such as bits=(3, 8), or policy='static'."
             )
@@ -122,12 +124,17 @@ class Controller:
 
     def _realize(self, bits: Tensor, progress: float, previous: Tensor) -> Tensor:
         bits = torch.minimum(torch.maximum(bits.to(self._bits), self.problem.low), self.problem.high)
-        return self.relaxation.realize(bits, previous, self.policy.hysteresis, progress, self.generator)
+        return self.relaxation.realize(bits, previous, self.policy.hysteresis, progress, self._uniform)
+
+    def _uniform(self) -> Tensor:
+        """Random numbers (layers, 3) in [0, 1), one a group: coordinates that share their bits share the draw."""
+        drawn = torch.rand(self.problem.groups, generator=self.generator).to(self._bits.device, non_blocking=True)
+        return drawn[self.problem.group]
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, progress: float, loss: Tensor | None = None) -> None:
+    def step(self, progress: float, loss: Tensor | float | None = None) -> None:
         """Once per optimizer step, after backward and before `optimizer.step()`.
 
         Args:
@@ -142,9 +149,11 @@ class Controller:
                 f"progress must rise from 0 to 1, once per optimizer step; received {progress} after {self._progress}. "
                 "Pass (step + 1) / total_steps."
             )
-        if self.policy.needs_loss and loss is None and not self.frozen:
+        if loss is not None:
+            loss = torch.as_tensor(loss, device=self._bits.device).detach()
+        elif self.policy.needs_loss and not self.frozen:
             raise ValueError(
-                f"The policy {type(self.policy).name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
+                f"The policy {self.policy.name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
             )
         loss = None if loss is None else loss.detach().clone()
         average_over_ranks([self._grads, self._ranges, self._clip_grads] + ([] if loss is None else [loss]))
@@ -226,7 +235,7 @@ class Controller:
         """Take over a census: the MACs per sample of every module. The policy then begins on the real costs.
 
         Raises:
-            ValueError: the coverage is below the space's `min_coverage`.
+            ValueError: the coverage is below the space's `min_coverage`, or the target cost out of reach.
         """
         for tally in tallies.values():
             tally.macs = type(tally.macs)({op: macs // batch for op, macs in tally.macs.items()})
@@ -242,7 +251,9 @@ class Controller:
                 f"min_coverage={self.space.min_coverage} of the MACs must be quantized, but only {coverage.share:.3f} is. "
                 f"Left out:\n{listed}\nLower min_coverage, or take these layers out of `skip`."
             )
-        if self._progress == 0:
+        if self.policy.meets_target:
+            check_reachable(self.problem)
+        if self._progress == 0 and not self.frozen:
             self._bind()
 
     # -- off, frozen, saved -----------------------------------------------------------------------------------------
@@ -278,7 +289,7 @@ class Controller:
         return {
             "layers": self._names,
             "tensors": {name: getattr(self, name).detach().cpu().clone() for name in self._SAVED},
-            "clip_optimizer": self._clip_optimizer.state_dict(),
+            "clip_optimizer": copy.deepcopy(self._clip_optimizer.state_dict()),
             "policy": self.policy.state_dict(),
             "trajectory": self.trajectory.state_dict(),
             "generator": self.generator.get_state(),
@@ -297,7 +308,7 @@ class Controller:
             raise ValueError(f"The state must be of the same quantized layers; these differ: {other[:10] or 'their order'}.")
         for name, value in state["tensors"].items():
             getattr(self, name).copy_(value)
-        self._clip_optimizer.load_state_dict(state["clip_optimizer"])
+        self._clip_optimizer.load_state_dict(copy.deepcopy(state["clip_optimizer"]))  # it would keep the very tensors
         self.policy.load_state_dict(state["policy"])
         self.trajectory.load_state_dict(state["trajectory"])
         self.generator.set_state(state["generator"])

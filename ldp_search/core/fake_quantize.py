@@ -18,11 +18,13 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 def reference(x: Tensor, grid: Grid) -> Tensor:
-    """scale * round((clamp(x, low, high) - offset) / scale) + offset, by the formula."""
+    """scale * round((clamp(x, low, high) - offset) / scale) + offset, by the formula; in fp32 at least."""
+    dtype = x.dtype
+    x = x.to(torch.promote_types(dtype, torch.float32))
     if grid.low is not None:
         x = torch.where(x > grid.high, grid.high, torch.where(x < grid.low, grid.low, x))
     offset = 0 if grid.offset is None else grid.offset
-    return grid.scale * round_ste((x - offset) / grid.scale) + offset
+    return (grid.scale * round_ste((x - offset) / grid.scale) + offset).to(dtype)
 
 
 def rounded(x: Tensor, grid: Grid) -> Tensor:

@@ -35,6 +35,10 @@ def _reestimate(model, controller, loader, forward, batches) -> None:
     modes = {module: module.training for module in model.modules()}
     norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
+    chosen = itertools.islice(loader, batches)
+    first = next(iter(chosen), None)
+    if first is None:  # before the old statistics are gone
+        raise ValueError(f"finalize needs at least one batch of a loader; {type(loader).__name__} gave none. Pass a fresh one.")
     try:
         model.eval()
         for module in model.modules():
@@ -45,7 +49,7 @@ def _reestimate(model, controller, loader, forward, batches) -> None:
             norm.train()
             norm.momentum = None  # cumulative average over all batches
         controller.ranges.zero_()
-        for batch in itertools.islice(loader, batches):
+        for batch in itertools.chain([first], chosen):
             forward(batch)
         average_over_ranks([s for norm in norms for s in (norm.running_mean, norm.running_var)] + [controller.ranges])
     finally:
@@ -62,7 +66,7 @@ def _forward(model):
         return value.to(device) if isinstance(value, Tensor) else value
 
     def run(batch):
-        if isinstance(batch, dict):
+        if hasattr(batch, "keys"):  # a dict, or a tokenizer's BatchEncoding
             return model(**{k: move(v) for k, v in batch.items()})
         return model(move(batch[0] if isinstance(batch, list | tuple) else batch))
 

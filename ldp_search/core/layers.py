@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -16,8 +17,16 @@ from .products import ConvolutionProduct, LinearProduct
 ATTRIBUTE = "_ldp_site"  # in the layer's __dict__: neither parameter, buffer nor submodule
 
 
-class QuantizedLayer:
-    """Mixin before the original class. `_ldp_site` is the controller's record of this layer."""
+class Swapped:
+    """Base of the mixins that stand before the original class."""
+
+    def __reduce_ex__(self, protocol):
+        # Made classes have no importable name: pickle and copy remake them from the original class.
+        return _remake, (original_class(type(self)), type(self).__mro__[1]), self.__dict__
+
+
+class QuantizedLayer(Swapped):
+    """Mixin of a quantized layer. `_ldp_site` is the controller's record of it."""
 
     def forward(self, input, *args, **kwargs):
         site = self.__dict__[ATTRIBUTE]
@@ -25,25 +34,40 @@ class QuantizedLayer:
             return super().forward(input, *args, **kwargs)
         return _FORWARDS[kind_of(type(self))](self, site, input, *args, **kwargs)
 
-    def __reduce_ex__(self, protocol):
-        # Made classes have no importable name: pickle and copy remake them from the original class.
-        return _remake, (original_class(type(self)),), self.__dict__
+
+class OrdinaryPath(Swapped):
+    """Mixin of torch's own transformer encoder. Its fused path for evaluation reads the weights past the layers' forwards, so
+    it is closed while they are quantized.
+    """
+
+    def forward(self, *args, **kwargs):
+        fused = torch.backends.mha.get_fastpath_enabled()
+        if self.training or not fused or not self.__dict__[ATTRIBUTE].on:
+            return super().forward(*args, **kwargs)
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
 
 
-def _remake(cls: type):
-    quantized = quantized_class(cls)
-    return quantized.__new__(quantized)
+FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
+
+
+def _remake(cls: type, mixin: type):
+    made = quantized_class(cls, mixin)
+    return made.__new__(made)
 
 
 @cache
-def quantized_class(cls: type) -> type:
+def quantized_class(cls: type, mixin: type = QuantizedLayer) -> type:
     """The quantized class of a supported one: QuantLinear of Linear, ..."""
-    return type(f"Quant{cls.__name__}", (QuantizedLayer, cls), {"__module__": __name__, "__doc__": cls.__doc__})
+    return type(f"Quant{cls.__name__}", (mixin, cls), {"__module__": __name__, "__doc__": cls.__doc__})
 
 
 def original_class(quantized: type) -> type:
     """The class that a quantized one was made from."""
-    return quantized.__mro__[2]
+    return next(cls for cls in quantized.__mro__[1:] if not issubclass(cls, Swapped))
 
 
 def kind_of(cls: type) -> str | None:
@@ -70,8 +94,8 @@ def _conv1d_of_transformers(layer, site, x):
 
 def _convolution(layer, site, x):
     x, unbatched = _batched(layer, x)
-    padding = layer.padding
-    if layer.padding_mode != "zeros" or isinstance(padding, str):
+    padding = _even_padding(layer)
+    if layer.padding_mode != "zeros" or padding is None:
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
         padding = (0,) * len(layer.stride)
@@ -80,10 +104,18 @@ def _convolution(layer, site, x):
     return y.squeeze(0) if unbatched else y
 
 
+def _even_padding(layer) -> tuple | None:
+    """Zeros on each side, for the product to add after quantization, where they stay exact; None: 'same' with an odd total."""
+    if not isinstance(layer.padding, str):
+        return layer.padding
+    both = layer._reversed_padding_repeated_twice[::-1]  # right, left of each dimension in order
+    return tuple(both[::2]) if both[::2] == both[1::2] else None
+
+
 def _transposed_convolution(layer, site, x, output_size=None):
-    x, unbatched = _batched(layer, x)
     dims = len(layer.stride)
     output_padding = layer._output_padding(x, output_size, layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation)
+    x, unbatched = _batched(layer, x)
     product = ConvolutionProduct(layer.stride, layer.padding, layer.dilation, layer.groups, True, tuple(output_padding))
     y = site.product(layer, x, product)
     return y.squeeze(0) if unbatched else y
@@ -96,7 +128,8 @@ def _batched(layer, x):
 
 
 def _embedding(layer, site, index):
-    rows = F.embedding(index, layer.weight, layer.padding_idx, layer.max_norm, layer.norm_type, layer.scale_grad_by_freq)
+    options = layer.padding_idx, layer.max_norm, layer.norm_type, layer.scale_grad_by_freq, layer.sparse
+    rows = F.embedding(index, layer.weight, *options)
     return site.rows(rows)
 
 
@@ -121,8 +154,8 @@ QuantEmbedding = quantized_class(nn.Embedding)
 
 
 def swap(layer: nn.Module, site) -> None:
-    """Make `layer` a quantized one, in place."""
-    layer.__class__ = quantized_class(type(layer))
+    """Make `layer` a quantized one, or an encoder one that calls its quantized layers, in place."""
+    layer.__class__ = quantized_class(type(layer), OrdinaryPath if isinstance(layer, FUSED) else QuantizedLayer)
     layer.__dict__[ATTRIBUTE] = site
 
 

@@ -41,14 +41,14 @@ class Grid(NamedTuple):
 @torch.no_grad()
 def measure(x: Tensor, axis: int | None = None, spread: bool = False) -> Statistics:
     """Statistics of `x`, of the whole tensor or of each slice along `axis` (kept as dimensions of size 1), in fp32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
     if axis is None:
         low, high = torch.aminmax(x)
-        mean = x.abs().mean(dtype=torch.promote_types(x.dtype, torch.float32)) if spread else high
+        mean = x.abs().mean(dtype=dtype) if spread else high
     else:
         dims = [d for d in range(x.dim()) if d != axis % x.dim()]
         low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
-        mean = x.abs().mean(dims, keepdim=True) if spread else high
-    dtype = torch.promote_types(x.dtype, torch.float32)
+        mean = x.abs().mean(dims, keepdim=True, dtype=dtype) if spread else high
     return Statistics(low.to(dtype), high.to(dtype), mean.to(dtype))
 
 
@@ -117,7 +117,8 @@ class Clip(Quantizer):
 
     def grid(self, stats, bits, live, clip=None):
         signed = (stats.low < 0).to(stats.low.dtype)
-        bound = clip_ratio(bits + 1 - signed) * stats.spread
+        # Data that is never negative is taken as rectified: half of it zero, so its mean is half that of what was rectified.
+        bound = clip_ratio(bits + 1 - signed) * stats.spread * (2 - signed)
         bound = torch.minimum(bound if clip is None else bound * clip, torch.maximum(-stats.low, stats.high))
         bound = bound.clamp_min(SMALLEST_SCALE)
         return Grid(bound / largest_code(bits, signed), None, -signed * bound, bound)
@@ -141,8 +142,8 @@ class Stochastic:
     """Gradient quantizer: affine min/max with stochastic rounding, unbiased: E[g_q] = g (method of CPT, FracTrain and LDP)."""
 
     def __call__(self, g: Tensor, bits: Tensor) -> Tensor:
-        low, high = torch.aminmax(g)
-        scale = ((high - low).float() / (torch.exp2(bits) - 1)).clamp_min(torch.finfo(torch.float32).tiny)
+        low, high = (bound.float() for bound in torch.aminmax(g))  # first, so that half precision does not round the range
+        scale = ((high - low) / (torch.exp2(bits) - 1)).clamp_min(torch.finfo(torch.float32).tiny)
         codes = round_stochastically_(torch.sub(g.float(), low).div_(scale))
         return codes.mul_(scale).add_(low).to(g.dtype)
 

@@ -6,6 +6,7 @@ for one's own, as ``"module:attribute"``. Unknown names and options are errors t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import importlib
@@ -58,13 +59,13 @@ def component_class(kind: str, name: str) -> type:
 
 
 def build(kind: str, spec):
-    """Make the component that `spec` asks for: a name, a mapping with ``name`` and options, or an instance (returned as is).
+    """Make the component that `spec` asks for: a name, a mapping with ``name`` and options, or an instance (copied).
 
     Raises:
         ValueError: unknown name, unknown option, or a spec of another form.
     """
     if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-        return spec
+        return copy.copy(spec)  # its memory belongs to one model
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, dict) or "name" not in spec:

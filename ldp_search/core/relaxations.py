@@ -22,11 +22,12 @@ class Relaxation:
 
     interpolates = False
 
-    def realize(self, bits: Tensor, previous: Tensor, hysteresis: float, progress: float, generator) -> Tensor:
+    def realize(self, bits: Tensor, previous: Tensor, hysteresis: float, progress: float, uniform) -> Tensor:
         """Args:
         previous: bits in force so far. hysteresis: how far beyond k + 0.5 the real-valued bits must go for a change.
+        uniform: call it for random numbers in [0, 1), like `bits` in shape, the same for coordinates that share their bits.
         """
-        raise TypeError(f"{type(self).__name__} must define realize(bits, previous, hysteresis, progress, generator).")
+        raise TypeError(f"{type(self).__name__} must define realize(bits, previous, hysteresis, progress, uniform).")
 
 
 @register("relaxation", "round")
@@ -34,7 +35,7 @@ class Relaxation:
 class Round(Relaxation):
     """Straight-through rounding (the paper): b = round(real-valued bits)."""
 
-    def realize(self, bits, previous, hysteresis, progress, generator):
+    def realize(self, bits, previous, hysteresis, progress, uniform):
         rounded = torch.round(bits)
         return (
             torch.where((bits - previous).abs() <= 0.5 + hysteresis, torch.round(previous), rounded) if hysteresis else rounded
@@ -48,7 +49,7 @@ class Interpolate(Relaxation):
 
     interpolates = True
 
-    def realize(self, bits, previous, hysteresis, progress, generator):
+    def realize(self, bits, previous, hysteresis, progress, uniform):
         return bits.clone()
 
 
@@ -69,10 +70,9 @@ class Sample(Relaxation):
                 f"{self.temperature}."
             )
 
-    def realize(self, bits, previous, hysteresis, progress, generator):
+    def realize(self, bits, previous, hysteresis, progress, uniform):
         log_ratio = math.log(self.final_temperature / self.temperature)
         temperature = self.temperature * math.exp(log_ratio * min(max(progress, 0.0), 1.0))
         lower = torch.floor(bits)
         upper = torch.sigmoid(torch.logit(bits - lower) / temperature)  # logit(0) = -inf: integers stay what they are
-        drawn = torch.rand(bits.shape, generator=generator).to(bits.device, non_blocking=True)
-        return lower + (drawn < upper)
+        return lower + (uniform() < upper)

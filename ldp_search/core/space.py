@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from .registry import build, did_you_mean
+from .registry import build, describe, did_you_mean
 
 MAX_BITS = 16
 """The most bits a code may have: fp32 arithmetic holds codes of up to 24 bits exactly, 16 keeps a margin for ranges."""
@@ -46,6 +46,7 @@ class SearchSpace:
     seed: int = 0  # of everything random that the policy and the relaxation draw
 
     def __post_init__(self):
+        self.skip = [self.skip] if isinstance(self.skip, str) else list(self.skip)
         self.bits = bit_range(self.bits, "bits")
         self.weight_bits = self.bits if self.weight_bits is None else bit_range(self.weight_bits, "weight_bits")
         self.input_bits = self.bits if self.input_bits is None else bit_range(self.input_bits, "input_bits")
@@ -84,7 +85,7 @@ class SearchSpace:
 
     def replace(self, **overrides) -> SearchSpace:
         """This space with some fields changed; ranges derived from `bits` follow it."""
-        values = self.to_dict()
+        values = self._values()
         if "bits" in overrides:
             for name in ("weight_bits", "input_bits"):
                 if values[name] == values["bits"]:
@@ -97,6 +98,9 @@ class SearchSpace:
 
     def to_dict(self) -> dict:
         """Plain data, fit for YAML and JSON, that `from_dict` takes."""
+        return {name: describe(v) if dataclasses.is_dataclass(v) else v for name, v in self._values().items()}
+
+    def _values(self) -> dict:
         return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in dataclasses.fields(self)} | {
             "fixed": {pattern: bits[0] for pattern, bits in self.fixed.items()}
         }

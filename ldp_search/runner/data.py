@@ -40,7 +40,7 @@ def _from_folder(folder: Path) -> dict[str, Any]:
         what = "it is a file" if folder.exists() else "there is no such folder"
         raise DataError(f"data=FOLDER must be a folder with the data; received {str(folder)!r}: {what}.{hint}")
     if not any(folder.iterdir()):
-        raise DataError(f"data=FOLDER must hold the data (Parquet files named train-*.parquet, test-*.parquet); {str(folder)!r} is empty.")
+        raise DataError(f"data=FOLDER must hold Parquet files named train-*.parquet, test-*.parquet; {str(folder)!r} is empty.")
     import datasets
 
     _quiet(datasets)
@@ -74,18 +74,21 @@ def _from_hub(source: str, config: str | None) -> dict[str, Any]:
         raise
     except Exception as error:
         why = f"the hub cannot be reached, and it is not in the cache ({datasets.config.HF_DATASETS_CACHE})"
+        download = f"python -c \"import datasets; datasets.load_dataset('{source}')\""
         raise DataError(
             f"The data set {source!r} cannot be had: {_reason(error) if reachable else why}.\n"
-            "  Ways out: data=FOLDER      a local copy, as Parquet files (train-*.parquet, test-*.parquet)\n"
-            f"            the cache        on a machine with network: python -c \"import datasets; datasets.load_dataset('{source}')\","
-            " then copy its ~/.cache/huggingface here\n"
-            "            task=digits      real handwritten digits that come with scikit-learn"
+            "Three ways out:\n"
+            "  data=FOLDER   a local copy, as Parquet files called train-*.parquet and test-*.parquet\n"
+            f"  the cache     where there is a network, {download};\n"
+            "                then copy that machine's ~/.cache/huggingface here\n"
+            "  task=digits   real handwritten digits that come with scikit-learn"
         ) from error
 
 
 def _hub_reachable() -> bool:
     """Asks the hub once, briefly: left to itself, `datasets` retries for half a minute."""
-    if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
+    switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
+    if any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches):
         return False
     import urllib.error
     import urllib.request
@@ -142,8 +145,8 @@ def integer_labels(split: Any, column: str, classes: int, split_name: str) -> li
     declared = getattr(split.features[column], "num_classes", classes)
     if declared != classes:
         raise DataError(
-            f"The task has {classes} classes, but column {column!r} of split {split_name!r} is declared with {declared}: this is "
-            "another data set. Give the right folder, or correct `classes` in the task's file."
+            f"The task has {classes} classes, but column {column!r} of split {split_name!r} is declared with {declared}: "
+            "this is another data set. Give the right folder, or correct `classes` in the task's file."
         )
     labels = list(split[column])
     for row, label in enumerate(labels):

@@ -56,9 +56,10 @@ class ImageClassification(Task):
             train, evaluation = _digits()
         else:
             splits = load_splits(data.source, data.config, config.data)
-            train, evaluation = (self._read(splits, use, limit) for use, limit in
-                                 (("train", config.limit), ("eval", config.eval_limit)))  # fmt: skip
-        self.pictures, self.labels = zip(self._subset(train, config.limit), self._subset(evaluation, config.eval_limit), strict=True)
+            train = self._read(splits, "train", config.limit)
+            evaluation = self._read(splits, "eval", config.eval_limit)
+        halves = self._subset(train, config.limit), self._subset(evaluation, config.eval_limit)
+        self.pictures, self.labels = zip(*halves, strict=True)
         self.train_size, self.eval_size = (len(labels) for labels in self.labels)
         self.fingerprint = _fingerprint([*self.pictures, *self.labels])
 
@@ -107,8 +108,8 @@ class ImageClassification(Task):
         outputs = model(inputs)
         logits = getattr(outputs, "logits", outputs)  # Hugging Face models wrap them
         loss = F.cross_entropy(logits.float(), labels)
-        correct = (logits.argmax(-1) == labels).sum()
-        return loss, torch.stack([loss.detach().double() * len(labels), correct.double(), torch.full_like(correct, len(labels)).double()])
+        correct = (logits.detach().argmax(-1) == labels).sum()
+        return loss, torch.stack([loss.detach(), correct / len(labels), torch.ones_like(loss)]).float() * len(labels)
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         loss, correct, count = sums

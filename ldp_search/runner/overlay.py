@@ -70,7 +70,8 @@ def _value(text: str, is_list: bool) -> Any:
     except Exception as error:  # YAML and OmegaConf raise a dozen classes
         if text.startswith(("*", "?", "!", "@", "%", "`", "&")):
             return text  # a pattern such as *.fc, which YAML would take for an alias
-        raise ConfigError(f"The value {text!r} is not YAML: {' '.join(str(error).split())}. Quote it, or correct it.") from error
+        why = " ".join(str(error).split())
+        raise ConfigError(f"The value {text!r} is not YAML: {why}. Quote it, or correct it.") from error
 
 
 def as_component(value: Any) -> dict[str, Any]:

@@ -86,11 +86,17 @@ class Policy:
     """Base. A policy is a registered dataclass; its fields are its options, `self.state` its memory (tensors and numbers).
 
     needs_gradients, needs_loss: what `Signals` must carry. hysteresis: how far past k + 0.5 bits must go to flip.
+    meets_target: it ends on the space's target cost, which must then be within reach.
     """
 
     needs_gradients = False
     needs_loss = False
+    meets_target = False
     hysteresis = 0.0
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.name = cls.__name__  # of one's own policy, which nothing registers
 
     def bind(self, problem: Problem) -> Tensor:
         """Set up for a network; returns the bits (layers, 3) at progress 0."""

@@ -20,6 +20,18 @@ def shift_to_cost(problem: Problem, bits: Tensor, target: float, halvings: int =
     return (low + high) / 2
 
 
+def check_reachable(problem: Problem) -> None:
+    """Raises:
+    ValueError: even the lowest bits cost more than the target.
+    """
+    lowest = float(problem.relative_cost(problem.low))
+    if problem.target_cost is not None and problem.target_cost < lowest:
+        raise ValueError(
+            f"target_cost={problem.target_cost} cannot be met: the lowest bits everywhere cost {lowest:.3f} of the highest. "
+            "Raise target_cost, widen `bits` downwards, or keep fewer layers out (`skip`, `fixed`)."
+        )
+
+
 def clamp(problem: Problem, bits: Tensor) -> Tensor:
     """`bits` within the ranges of their coordinates."""
     return torch.minimum(torch.maximum(bits, problem.low), problem.high)

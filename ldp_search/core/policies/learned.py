@@ -45,6 +45,7 @@ class Learned(Policy):
     dual_rate: float = 1.0
     signal: str = "rms"
     needs_gradients = True
+    meets_target = True
 
     def __post_init__(self):
         for name, value, known in (
@@ -103,9 +104,10 @@ class Learned(Policy):
         price = p.pool(p.cost_gradient(bits)).float().clamp_min(SMALLEST)
         best = torch.log2((s["scale"] / s["mass"]).clamp_min(SMALLEST) / price) / 2
         if p.target_cost is None:
-            s["shift"] = -torch.log2(p.cost_weight * signals.loss.float() / p.relative_cost(bits).float()) / 2
+            price_of_loss = p.cost_weight * signals.loss.float().clamp_min(SMALLEST) / p.relative_cost(bits).float()
+            s["shift"] = -torch.log2(price_of_loss) / 2
         elif s["shift"] is None:
-            s["shift"] = (s["bits"] - best).mean()
+            s["shift"] = (s["bits"] - best).median()  # not the mean: a layer without gradient has its best at minus infinity
         best = torch.minimum(torch.maximum(best + s["shift"], low - 1), high + 1)
         s["bits"] = torch.minimum(torch.maximum(s["bits"].lerp(best, self.lr), low), high)
         if p.target_cost is not None:

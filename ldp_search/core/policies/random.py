@@ -19,6 +19,8 @@ class Random(Policy):
     With no target cost the draw itself is used.
     """
 
+    meets_target = True
+
     def begin(self):
         problem = self.problem
         generator = torch.Generator().manual_seed(problem.seed)

@@ -63,11 +63,11 @@ def drawing(width: float = WIDTH, height: float = 4.0):
     png = bytearray()
     with matplotlib.style.context(["default", _SETTINGS]):
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-        FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(figure)
         try:
             yield figure, png
             buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+            canvas.print_png(buffer, metadata={"Software": None})  # savefig would draw everything twice
             png += buffer.getvalue()
         finally:
             figure.clear()  # axes and figure refer to each other: without this, memory waits for the collector

@@ -33,45 +33,42 @@ def describe(run: Run, layers: list[Layer]) -> str:
 
 def _over_time(bits: np.ndarray, schedule: Schedule, told: str, finished: bool) -> str:
     mean = bits.mean(1)
-    # One layer that flips between two neighbouring bits is no turn of the whole.
-    turns = turning_points(mean, max(0.25, 0.3 * float(np.ptp(mean)), 1.05 / bits.shape[1]))
     subject = f"The mean bits of {told} (weights and inputs)"
     end = "at the end" if finished else "so far"
     if np.ptp(mean) < 0.05:
         return f"{subject} stay at {digits(mean.mean())}."
-    if len(turns) > 5:
-        rises = sum(mean[b] > mean[a] for a, b in zip(turns[:-1], turns[1:], strict=True))
+    # One layer that flips between two neighbouring bits is no turn of the whole.
+    turns = turning_points(mean, max(0.25, 0.3 * float(np.ptp(mean)), 1.05 / bits.shape[1]))
+    moves = list(zip(turns[:-1], turns[1:], strict=True))
+    if len(moves) > 4:
+        rises = sum(mean[b] > mean[a] for a, b in moves)
+        low, high = digits(mean.min()), digits(mean.max())
         return (
-            f"{subject} rise {rises} times and fall {len(turns) - 1 - rises} times between {digits(mean.min())} and "
-            f"{digits(mean.max())}; they are {digits(mean[-1])} {end}."
+            f"{subject} rise {rises} times and fall {len(moves) - rises} times between {low} and {high}; "
+            f"they are {digits(mean[-1])} {end}."
         )
-    moves = []
-    for a, b in zip(turns[:-1], turns[1:], strict=True):
-        verb = "rise" if mean[b] > mean[a] else "fall"
-        when = end if b == turns[-1] else f"at {percent(schedule.progress[b], 0)} of the training"
-        moves.append(f"{verb} to {digits(mean[b])} {when}")
-    return f"{subject} {listing([f'begin at {digits(mean[0])}', *moves])}."
+    told_moves = [f"begin at {digits(mean[0])}"]
+    for a, b in moves:
+        when = end if b == len(mean) - 1 else f"at {percent(schedule.progress[b], 0)} of the training"
+        told_moves.append(f"{'rise' if mean[b] > mean[a] else 'fall'} to {digits(mean[b])} {when}")
+    if turns[-1] != len(mean) - 1:
+        told_moves.append(f"are {digits(mean[-1])} {end}")
+    return f"{subject} {listing(told_moves)}."
 
 
 def turning_points(values: np.ndarray, threshold: float) -> list[int]:
-    """Indices of the first value, of every turn from rising to falling by more than `threshold`, and of the last."""
+    """Indices of the first value, of every extreme between moves of more than `threshold`, and of the last extreme."""
     turns, extreme, direction = [0], 0, 0
     for i, value in enumerate(values):
-        if direction >= 0 and value > values[extreme] or direction <= 0 and value < values[extreme]:
-            if direction == 0 and abs(value - values[0]) > threshold:
-                direction = 1 if value > values[0] else -1
-            if direction:
-                extreme = i
-        elif direction and abs(value - values[extreme]) > threshold:
+        if direction == 0:
+            if abs(value - values[0]) > threshold:
+                direction, extreme = (1 if value > values[0] else -1), i
+        elif (value - values[extreme]) * direction > 0:
+            extreme = i
+        elif abs(value - values[extreme]) > threshold:
             turns.append(extreme)
-            extreme, direction = i, -direction
-    last = len(values) - 1
-    if direction and abs(values[last] - values[extreme]) <= threshold / 2:
-        turns.append(extreme) if extreme != turns[-1] else None
-        turns[-1] = last  # a plateau at the end belongs to the last move
-    else:
-        turns.append(last)
-    return turns
+            direction, extreme = -direction, i
+    return [*turns, extreme] if direction else turns
 
 
 def _over_layers(bits: np.ndarray, columns: np.ndarray, schedule: Schedule) -> list[str]:

@@ -1,0 +1,98 @@
+"""The command line: `python -m ldp_search.run KEY=VALUE ...`, also under `accelerate launch -m` and `torchrun -m`.
+
+Exit status: 0 done; 1 the training or a write failed; 2 wrong settings or data; 130 stopped by Ctrl-C, 143 by a termination.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .runner.overlay import ConfigError
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the words ask for; returns the exit status. What a user can mend comes as one message, without a traceback."""
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        from .runner import usage
+
+        text = usage.answer(words)
+        if text is not None:
+            _tell(text, sys.stdout)
+            return 0
+        return _run(words)
+    except ConfigError as error:
+        return _fail(2, str(error))
+    except KeyboardInterrupt:
+        return _fail(130, "Stopped before the training began: there is nothing to go on from, and nothing is lost.")
+
+
+def _run(words: list[str]) -> int:
+    from .config import resolve
+
+    settings = resolve(words)
+    from .runner.memory import keep_freed_memory  # from here on imports take seconds: errors in the settings came first
+    from .runner.results import table
+    from .runner.setup import Finished, open_session
+
+    keep_freed_memory()
+    try:
+        run = open_session(settings)
+    except Finished as done:
+        _tell(f"{done.folder} holds this very run, finished already.\n{table(done.folder)}", sys.stdout)
+        return 0
+    status = _train(run)
+    if status == 0:
+        _tell(table(run.output), sys.stdout)
+    return status
+
+
+def _train(run: Any) -> int:
+    """Train to the end and save everything; returns the exit status."""
+    from .runner.results import finish
+    from .runner.stopping import stop_between_steps
+    from .runner.train import Diverged, fit
+
+    try:
+        with stop_between_steps(run.accelerator.num_processes) as request:
+            fit(run, request)
+        finish(run)
+        return 0
+    except KeyboardInterrupt as stopped:
+        status, message = getattr(stopped, "code", 130), f"Stopped at step {run.step:,}. {_how_to_go_on(run)}"
+    except Diverged as error:
+        lower = f"lr={run.config.lr / 3:.2g}" + ("" if run.config.clip_norm else " or clip_norm=1")
+        status, message = 1, f"{error} Going on would not help; start anew with, for instance, {lower}."
+    except OSError as error:
+        place = f"Make room on the disk of {run.output}, or make the folder writable."
+        status, message = 1, f"Writing failed at step {run.step:,}: {error}\n{place} {_how_to_go_on(run)}"
+    run.journal.close()
+    return _fail(status, message)
+
+
+def _how_to_go_on(run: Any) -> str:
+    from .runner.checkpoint import newest_intact
+    from .runner.session import CHECKPOINTS
+
+    newest = newest_intact(run.output / CHECKPOINTS, lambda text: None)
+    if newest is None:
+        return "There is no checkpoint yet: the same command starts anew."
+    return f"To go on from step {int(newest.name.rpartition('_')[2]):,}:\n  python -m ldp_search.run resume={run.output}"
+
+
+def _fail(status: int, message: str) -> int:
+    _tell(f"ldp_search.run: {message}", sys.stderr)
+    return status
+
+
+def _tell(text: str, stream: Any) -> None:
+    """Print on the first process alone."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text, file=stream, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The end of a run: bits frozen, statistics estimated anew, the last evaluation, the files, the table."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+
+import ldp_search
+
+from .batches import TrainKeys
+from .journal import write_whole
+from .overlay import as_component
+from .session import CHECKPOINTS, Session, save_schedule
+from .tasks import display_name
+from .train import evaluate
+
+CALIBRATION_BATCHES = 50
+_PACKAGES = ("torch", "accelerate", "timm", "transformers", "datasets", "numpy")
+
+
+def finish(run: Session) -> dict[str, Any]:
+    """Freeze, evaluate, save and report. Returns the contents of result.json, which is written last.
+
+    Raises:
+        OSError: the output cannot be written.
+    """
+    allocation = run.ldp.finalize(_calibration(run), batches=CALIBRATION_BATCHES)
+    row = evaluate(run, "final")
+    result = _result(run, row)
+    run.accelerator.end_training()
+    run.journal.close()
+    if run.accelerator.is_main_process:
+        save_schedule(run)
+        allocation.save(run.output / "allocation.json")
+        ldp_search.save_pretrained(run.plain_model, run.output)
+        write_whole(run.output / "result.json", json.dumps(result, indent=1) + "\n")
+        write_report_page(run.output)
+        shutil.rmtree(run.output / CHECKPOINTS, ignore_errors=True)  # everything of worth is beside it now
+    return result
+
+
+def _calibration(run: Session) -> Iterator[Any]:
+    """Training batches of an epoch that was not trained on, the same on every process."""
+    config, first = run.config, run.total_steps + run.steps_per_epoch
+    keys = TrainKeys(run.task.train_size, config.batch_size, 1, config.seed, first, first + CALIBRATION_BATCHES, 0, 1)
+    for epoch, indices in itertools.islice(keys, min(CALIBRATION_BATCHES, run.steps_per_epoch)):
+        yield send_to_device(run.task.batch(indices, epoch), run.accelerator.device)
+
+
+def _result(run: Session, row: dict[str, Any]) -> dict[str, Any]:
+    cost, values, metric = run.ldp.cost(), run.settings.values, run.task.metric
+    return {
+        "task": display_name(run.config.task), "model": as_component(values["model"])["name"],
+        "space": display_name(run.config.space), "policy": as_component(values["policy"])["name"], "seed": run.config.seed,
+        "metric": metric, metric: row[metric], "loss": row["loss"], f"best_{metric}": run.best[metric] if run.best else None,
+        "mean_cost": cost.mean_relative, "target_cost": run.settings.space.target_cost, "cost": cost.relative,
+        "inference_cost": cost.relative_inference, "weight_mib": cost.weight_mib, "mean_bits": row["mean_bits"],
+        "training_bitops": cost.training_bitops, "inference_bitops": cost.inference_bitops, "coverage": run.ldp.coverage.share,
+        "steps": run.total_steps, "seconds": round(run.journal.seconds, 1), "processes": run.accelerator.num_processes,
+        "device": str(run.accelerator.device), "data": run.task.fingerprint, "versions": _versions(),
+    }  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    out = {"ldp_search": ldp_search.__version__, "python": sys.version.split()[0]}
+    for name in _PACKAGES:
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            out[name] = "not installed"
+    return out | {"torch": torch.__version__}
+
+
+def write_report_page(output: Path) -> None:
+    """report.html and its pictures. A report that fails must not cost a finished run: it says so and can be made later."""
+    try:
+        from .report import write_report
+
+        write_report([output], output)
+    except Exception as error:
+        again = f"Try later: python -m ldp_search.report {output}"
+        print(f"The report could not be made ({type(error).__name__}: {error}).\n{again}", file=sys.stderr)
+
+
+def table(output: Path) -> str:
+    """The result as text, with the report's path and what to try next."""
+    r = json.loads((output / "result.json").read_text())
+    metric = r["metric"]
+    target = f" (target {r['target_cost']:g})" if r["target_cost"] else ""
+    lines = [
+        (metric, f"{r[metric]:.2%}", "last step, at the final bits"),
+        ("training cost", f"{r['mean_cost']:.3f}", f"of the highest bits, averaged over the run{target}"),
+        ("inference cost", f"{r['inference_cost']:.3f}", "of the highest bits"),
+        ("mean bits", f"{r['mean_bits']:.2f}", f"of weights and inputs at the end; weights take {r['weight_mib']:.3f} MiB"),
+        ("time", f"{r['seconds']:.0f} s", f"{r['steps']:,} steps on {r['processes']} x {r['device']}"),
+    ]
+    body = "\n".join(f"  {name:<15} {value:>8}  {note}" for name, value, note in lines)
+    rival = "cyclic" if r["policy"] != "cyclic" else "ldp"
+    again = f"python -m ldp_search.run task={r['task']}"
+    return (
+        f"\n{r['task']}, {r['model']}, policy {r['policy']}, seed {r['seed']}\n{body}\n\n"
+        f"Report       {output / 'report.html'}\n"
+        f"Everything   {output}\n\n"
+        "Try next\n"
+        f"  {again} space={rival} output=runs/{rival}    # a rival\n"
+        f"  python -m ldp_search.report {output} runs/{rival} output=runs/compared    # both side by side\n"
+        f"  {again} target_cost=0.3    # another budget\n"
+        f"  tensorboard --logdir {output}\n"
+        "  python -m ldp_search.run --help"
+    )

@@ -1,0 +1,209 @@
+"""From settings to a run that can train: data, model, search space, optimizer, output folder, and where to go on from."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
+from omegaconf import OmegaConf
+from torch import nn
+
+import ldp_search
+
+from ..config import Settings
+from ..core.registry import did_you_mean
+from . import checkpoint, models
+from .batches import check_sizes
+from .journal import Journal, write_whole
+from .optimizers import create_optimizer
+from .overlay import ConfigError, as_component
+from .session import CHECKPOINTS, Session, restore_session, set_random_state
+from .tasks import Task, build_task, display_name
+
+
+class Finished(Exception):
+    """The output folder holds this very run, finished already. `folder`: where."""
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+def open_session(settings: Settings) -> Session:
+    """Everything that a run needs, at its beginning or where its newest checkpoint ends.
+
+    The output folder is made last, when everything else has proved right.
+
+    Raises:
+        ConfigError: wrong settings, data or model, an output folder that cannot be used, or a checkpoint of another run.
+        Finished: there is nothing left to do.
+    """
+    config, world = settings.config, PartialState()
+    trackers = _trackers(config.trackers)
+    output = Path(_agreed(world, lambda: str(_output(settings))))
+    found = _agreed(world, lambda: _checkpoint_of(settings, output))
+    project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "tensorboard"))
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[config.precision],
+        dynamo_backend="inductor" if config.compile else "no",
+        gradient_accumulation_steps=config.accumulate,
+        log_with=trackers or None,
+        project_config=project,
+    )
+    with accelerator.main_process_first():  # data may have to be downloaded, once
+        task = build_task(settings.task, config)
+    check_sizes(task, config, accelerator.num_processes)
+    set_seed(config.seed)
+    model = _searchable(settings, task)
+    optimizer = create_optimizer(config, model.parameters())
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    per_epoch = task.train_size // config.batch_size
+    total = config.steps or config.epochs * per_epoch
+    journal = Journal(output / "metrics.jsonl", accelerator, total)
+    ldp = ldp_search.controller(model)
+    run = Session(settings, accelerator, task, wrapped, ldp, optimizer, journal, output, per_epoch, total)
+    set_seed(config.seed, device_specific=True)  # from here on, every process draws its own numbers
+    state = checkpoint.load(Path(found)) if found else None
+    if state is not None:
+        _refuse_other(state["identity"], run.identity, f"The checkpoint {found}")
+        restore_session(run, state)
+    _begin(run, state)
+    if state is not None:
+        set_random_state(state["processes"][accelerator.process_index]["random"])
+    return run
+
+
+def _agreed(world: PartialState, decide: Any) -> Any:
+    """What the main process decides, on every process; its error too."""
+    answer: list[Any] = [None, None]
+    if world.is_main_process:
+        try:
+            answer = [decide(), None]
+        except (ConfigError, Finished) as error:
+            answer = [None, error]
+    if world.num_processes > 1:
+        broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
+def _output(settings: Settings) -> Path:
+    """The run's folder: as given, or a new one that no other run has."""
+    if settings.config.output is not None:
+        return Path(settings.config.output).expanduser()
+    config, policy = settings.config, as_component(settings.values["policy"])["name"]
+    parts = [display_name(config.task), models.display_name(config.model), policy]
+    name = "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts)
+    stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return next(p for n in range(1000) if not (p := stem.with_name(stem.name + (f"-{n}" if n else ""))).exists())
+
+
+def _checkpoint_of(settings: Settings, output: Path) -> str | None:
+    """The checkpoint to go on from, None for a fresh start. Raises ConfigError, Finished."""
+    resume = settings.config.resume
+    _check_writable(output)
+    if resume == "never":
+        if (output / "config.yaml").exists() or (output / CHECKPOINTS).exists():
+            raise ConfigError(f"{output} holds a run already. resume=auto goes on with it; output=FOLDER takes another folder.")
+        return None
+    if (output / "result.json").is_file():
+        saved = OmegaConf.to_container(OmegaConf.load(output / "config.yaml"))
+        now = {key: value for key, value in settings.identity.items() if key in settings.values}
+        _refuse_other({key: saved.get(key) for key in now}, now, str(output))
+        raise Finished(output)
+    place = output / CHECKPOINTS
+    if resume != "auto":
+        given = Path(resume).expanduser()
+        place = given if (given / checkpoint.STATE).is_file() else given / CHECKPOINTS
+    path = checkpoint.newest_intact(place, lambda text: print(f"ldp_search: {text}"))
+    if path is None and resume != "auto":
+        raise ConfigError(f"resume={resume} must hold an intact checkpoint; none is in {place}. Start anew: output=FOLDER.")
+    return None if path is None else str(path)
+
+
+def _refuse_other(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
+    changed = checkpoint.differences(before, now)
+    if changed:
+        raise ConfigError(
+            f"{what} belongs to a run with other settings (there -> here):\n  " + "\n  ".join(changed)
+            + "\nGo on with the same settings (resume=FOLDER alone takes them over), or start anew with another output=FOLDER."
+        )  # fmt: skip
+
+
+def _check_writable(output: Path) -> None:
+    """Raises ConfigError when the folder cannot be made or written, before any work."""
+    place = output.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(f"output must be a folder, but {place} is a file; received {str(output)!r}. Give another.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"output must be a folder that can be written, but {place} cannot. Give another output=FOLDER.")
+
+
+def _trackers(names: list[str]) -> list[str]:
+    """Raises ConfigError for a tracker that is unknown or not installed."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    wanted = [name for name in names if name != "none"]
+    for name in wanted:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ConfigError(f"Unknown tracker {name!r}.{did_you_mean(name, [*LOGGER_TYPE_TO_CLASS, 'none'])}")
+        if name not in [str(getattr(t, "value", t)) for t in get_available_trackers()]:
+            raise ConfigError(f"The tracker {name!r} is not installed: pip install {name}, or trackers=none.")
+    return wanted
+
+
+def _searchable(settings: Settings, task: Task) -> nn.Module:
+    """The task's model, with the search space applied. Raises ConfigError."""
+    model = task.create_model(settings.config.model, settings.config.pretrained)
+    try:
+        return ldp_search.apply(model, space=settings.space, example_inputs=task.example_inputs())
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    except RuntimeError as error:
+        shape = tuple(task.example_inputs()[0].shape[1:])
+        name = settings.config.model
+        raise ConfigError(f"The model {name!r} cannot take this task's inputs, of shape {shape}: {error}") from error
+
+
+def _begin(run: Session, state: dict[str, Any] | None) -> None:
+    """Write the first files, on the main process. Raises ConfigError when the output folder cannot be used."""
+    try:
+        if run.accelerator.is_main_process:
+            run.output.mkdir(parents=True, exist_ok=True)
+            values = run.settings.values | {"output": str(run.output)}
+            write_whole(run.output / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+        if state is None:
+            run.journal.begin()
+        else:
+            run.journal.begin(state["metrics"], state["seconds"], state["step"])
+    except OSError as error:
+        raise ConfigError(f"output={run.output} cannot be written: {error}. Give another output=FOLDER.") from error
+    flat = {key: v if isinstance(v, int | float | str) else str(v) for key, v in run.settings.values.items()}
+    purge = {"tensorboard": {"purge_step": run.step + 1}} if state is not None else {}
+    run.accelerator.init_trackers("ldp_search", config=flat, init_kwargs=purge)
+    run.journal.say(_headline(run))
+
+
+def _headline(run: Session) -> str:
+    config, where = run.config, run.accelerator
+    device = f"{where.num_processes} x {where.device.type}" if where.num_processes > 1 else where.device.type
+    coverage = run.ldp.coverage
+    left = "" if coverage.share > 0.9995 else f" (left out: {', '.join(item.name for item in coverage.left_out[:3])})"
+    return (
+        f"{display_name(config.task)}: {run.task.train_size:,} training and {run.task.eval_size:,} evaluation samples; "
+        f"{models.display_name(config.model)}: {len(run.ldp.layers)} quantized layers, {coverage.share:.1%} of the MACs{left}\n"
+        f"space {display_name(config.space)}, policy {as_component(run.settings.values['policy'])['name']}, "
+        f"target cost {run.settings.space.target_cost}; {run.total_steps:,} steps "
+        f"({math.ceil(run.total_steps / run.steps_per_epoch)} epochs) of {config.batch_size} on {device}, "
+        f"torch {torch.__version__}; output {run.output}"
+        + (f"\ngoing on from step {run.step:,}" if run.step else "")
+    )  # fmt: skip
