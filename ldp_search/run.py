@@ -47,6 +47,7 @@ def _run(words: list[str]) -> int:
     status = _train(run)
     if status == 0:
         _tell(table(run.output), sys.stdout)
+        run.accelerator.state.destroy_process_group()
     return status
 
 

@@ -46,7 +46,8 @@ class Reference:
 
 def finish(call: Call, x_q: Tensor, w_q: Tensor) -> Tensor:
     """The product of operands that are quantized already, left to autograd."""
-    y = call.product.forward(x_q, w_q, None)
+    dtype = compute_dtype(call.x)  # by hand: not every product is on the list of each device's autocast
+    y = call.product.forward(x_q.to(dtype), w_q.to(dtype), None)
     if call.grad_bits is not None:
         y = fq.quantize_gradient(y, call.grad_bits, call.grad_quantizer)
     return y if call.bias is None else y + call.bias.to(y.dtype).view(-1, *[1] * call.product.spatial_dims)

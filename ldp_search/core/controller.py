@@ -149,13 +149,11 @@ class Controller:
                 f"progress must rise from 0 to 1, once per optimizer step; received {progress} after {self._progress}. "
                 "Pass (step + 1) / total_steps."
             )
-        if loss is not None:
-            loss = torch.as_tensor(loss, device=self._bits.device).detach()
-        elif self.policy.needs_loss and not self.frozen:
+        if self.policy.needs_loss and loss is None and not self.frozen:
             raise ValueError(
                 f"The policy {self.policy.name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
             )
-        loss = None if loss is None else loss.detach().clone()
+        loss = None if loss is None else torch.as_tensor(loss, device=self._bits.device).detach().clone()
         average_over_ranks([self._grads, self._ranges, self._clip_grads] + ([] if loss is None else [loss]))
         self._spent += self.problem.relative_cost(self._bits) * (progress - self._progress)
         self.trajectory.append(progress, self._bits)

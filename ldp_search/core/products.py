@@ -30,7 +30,7 @@ class LinearProduct:
         return gx, gw
 
     def bias_grad(self, g: Tensor) -> Tensor:
-        return g.sum(list(range(g.dim() - 1)))
+        return g.reshape(-1, g.shape[-1]).sum(0)
 
 
 @dataclass(frozen=True)

@@ -95,13 +95,12 @@ class Symmetric(Quantizer):
 
 
 def clip_ratio(bits: Tensor) -> Tensor:
-    """Range of a signed b-bit grid that minimises the squared error of normal data, in units of its mean absolute value.
+    """Range of a signed b-bit grid in units of the mean absolute value of what it quantizes.
 
-    A fit, within 2 % over 2 to 8 bits, to the optimal clipping of Banner et al. 2019 (arXiv:1810.05723); above 8 bits it
-    grows faster than the optimum, so that heavy tails are kept where bits abound.
+    A compromise between the clipping that minimises the squared error of normal data (within 10 % of it up to 4 bits) and of
+    Laplace data (within 10 % from 7 bits on); cf. Banner et al. 2019, arXiv:1810.05723. The largest magnitude bounds it anyway.
     """
-    b = bits.clamp(max=8)
-    return 0.90 + 0.68 * b - 0.0225 * b * b + 1.2 * (bits - b)
+    return 1.5 + 0.1 * bits + 0.11 * bits * bits
 
 
 @register("quantizer", "clip")
@@ -117,8 +116,8 @@ class Clip(Quantizer):
 
     def grid(self, stats, bits, live, clip=None):
         signed = (stats.low < 0).to(stats.low.dtype)
-        # Data that is never negative is taken as rectified: half of it zero, so its mean is half that of what was rectified.
-        bound = clip_ratio(bits + 1 - signed) * stats.spread * (2 - signed)
+        # Data that is never negative was rectified: one bit more on its side of zero, and zeros (up to half of it) in its mean.
+        bound = clip_ratio(bits + 1 - signed) * stats.spread * (1.5 - 0.5 * signed)
         bound = torch.minimum(bound if clip is None else bound * clip, torch.maximum(-stats.low, stats.high))
         bound = bound.clamp_min(SMALLEST_SCALE)
         return Grid(bound / largest_code(bits, signed), None, -signed * bound, bound)

@@ -61,7 +61,10 @@ class Journal:
             self.bar.write(text)
 
     def close(self) -> None:
+        """End the bar and the trackers; the process group stays, for whatever runs next."""
         self.bar.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 def _finite(value: Any) -> Any:

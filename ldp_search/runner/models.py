@@ -87,7 +87,7 @@ def _near(name: str) -> str:
     from . import cifar_models  # noqa: F401
 
     known = [*ALIASES, *(f"timm:{found}" for found in timm.list_models())]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = [f"timm:{name}"] if f"timm:{name}" in known else difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     near = near or difflib.get_close_matches(f"timm:{name}", known, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    return f"{hint} Aliases: {', '.join(ALIASES)}. All of timm's: python -c 'import timm; print(timm.list_models())'."
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else f" Aliases: {', '.join(ALIASES)}."
+    return f"{hint} All names: python -m ldp_search.run --list models"

@@ -36,7 +36,6 @@ def finish(run: Session) -> dict[str, Any]:
     allocation = run.ldp.finalize(_calibration(run), batches=CALIBRATION_BATCHES)
     row = evaluate(run, "final")
     result = _result(run, row)
-    run.accelerator.end_training()
     run.journal.close()
     if run.accelerator.is_main_process:
         save_schedule(run)
@@ -66,7 +65,7 @@ def _result(run: Session, row: dict[str, Any]) -> dict[str, Any]:
         "inference_cost": cost.relative_inference, "weight_mib": cost.weight_mib, "mean_bits": row["mean_bits"],
         "training_bitops": cost.training_bitops, "inference_bitops": cost.inference_bitops, "coverage": run.ldp.coverage.share,
         "steps": run.total_steps, "seconds": round(run.journal.seconds, 1), "processes": run.accelerator.num_processes,
-        "device": str(run.accelerator.device), "data": run.task.fingerprint, "versions": _versions(),
+        "device": run.accelerator.device.type, "data": run.task.fingerprint, "versions": _versions(),
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
 from omegaconf import OmegaConf
 from torch import nn
@@ -44,12 +45,16 @@ def open_session(settings: Settings) -> Session:
         ConfigError: wrong settings, data or model, an output folder that cannot be used, or a checkpoint of another run.
         Finished: there is nothing left to do.
     """
-    config, world = settings.config, PartialState()
+    AcceleratorState._reset_state()  # of an earlier run in this process: precision and compilation are kept there for good
+    GradientState._reset_state()
+    config, cpu = settings.config, _on_cpu()
+    world = PartialState(cpu=cpu)
     trackers = _trackers(config.trackers)
     output = Path(_agreed(world, lambda: str(_output(settings))))
     found = _agreed(world, lambda: _checkpoint_of(settings, output))
     project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "tensorboard"))
     accelerator = Accelerator(
+        cpu=cpu,
         mixed_precision={"fp32": "no", "bf16": "bf16"}[config.precision],
         dynamo_backend="inductor" if config.compile else "no",
         gradient_accumulation_steps=config.accumulate,
@@ -77,6 +82,15 @@ def open_session(settings: Settings) -> Session:
     if state is not None:
         set_random_state(state["processes"][accelerator.process_index]["random"])
     return run
+
+
+def _on_cpu() -> bool:
+    """Whether to compute on the CPU. Accelerate has to be told when there are several processes and no accelerator: under
+    torchrun it would otherwise run each of them by itself.
+    """
+    forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return forced or (several and not (torch.cuda.is_available() or torch.accelerator.is_available()))
 
 
 def _agreed(world: PartialState, decide: Any) -> Any:

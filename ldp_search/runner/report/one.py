@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
 from ...config import resolve
@@ -22,7 +23,10 @@ Pictures = dict[str, bytes]
 
 
 def title_of(run: Run) -> str:
-    parts = [named(run.setting("task")), named(run.setting("model")), run.policy]
+    task = named(run.setting("task"))
+    if task.endswith((".yaml", ".yml")):  # a user's own task file: its name, not where it lies
+        task = PurePath(task).stem
+    parts = [task, named(run.setting("model")), run.policy]
     return " · ".join(part for part in parts if part)
 
 

@@ -1,0 +1,118 @@
+"""The float ONNX graph of a model, and which of its nodes belong to which quantized layer."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules in whose forward a node was made
+PRODUCTS = {  # kind of layer -> ONNX operators that compute its product
+    "Linear": ("MatMul", "Gemm"),
+    "Conv1D": ("MatMul", "Gemm"),
+    **{f"Conv{n}d": ("Conv",) for n in (1, 2, 3)},
+    **{f"ConvTranspose{n}d": ("ConvTranspose",) for n in (1, 2, 3)},
+    "Embedding": ("Gather",),
+}
+
+
+@contextmanager
+def ready(model: nn.Module):
+    """Within this context: evaluation mode, no gradient, no cache of keys and values (transformers) among the outputs."""
+    modes = {module: module.training for module in model.modules()}
+    config = getattr(model, "config", None)
+    cache = getattr(config, "use_cache", None)
+    try:
+        model.eval()
+        if cache:
+            config.use_cache = False
+        with torch.no_grad():
+            yield
+    finally:
+        if cache:
+            config.use_cache = cache
+        for module, training in modes.items():
+            module.training = training
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors of nested inputs or outputs, in the order in which the graph has them."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def output_names(output: Any) -> list[str]:
+    """Names for the graph's outputs: the fields of a transformers output, else output, or output_0, output_1, ..."""
+    if hasattr(output, "keys") and all(isinstance(value, Tensor) for value in output.values()):
+        return list(output.keys())
+    count = len(tensors(output))
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def float_graph(model: nn.Module, args: tuple, kwargs: dict, names: list[str]):
+    """Export `model` as it is now, unoptimized, so that every node still tells its layer.
+
+    Returns:
+        the graph (an `onnxscript.ir.Model`), and whether its batch dimension is free. Where the model fixes it (a shape that
+        depends on it in Python), the batch of the example stays, with a warning.
+    """
+    size = next((x.shape[0] for x in tensors((args, kwargs)) if x.dim()), 1)
+
+    def wider(x):  # a batch of one would be taken for a constant
+        return torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and x.shape[0] == 1 == size else x
+
+    def free(x):
+        return {0: torch.export.Dim("batch")} if isinstance(x, Tensor) and x.dim() and x.shape[0] in (size, 2 * size) else None
+
+    try:
+        wide_args, wide_kwargs = pytree.tree_map(wider, (args, kwargs))
+        shapes = pytree.tree_map(free, (wide_args, wide_kwargs))
+        if not kwargs or not args:
+            shapes = shapes[0] if args else shapes[1]
+        else:
+            shapes = _by_parameter(model, *shapes)
+        return _export(model, wide_args, wide_kwargs, names, shapes), True
+    except Exception as error:  # the exporter raises many kinds; without a free batch most models still export
+        warnings.warn(
+            f"The batch dimension stays fixed at {size}: {type(model).__name__} does not export with a free one "
+            f"({str(error).strip().splitlines()[0][:200]}).",
+            stacklevel=4,
+        )
+        return _export(model, args, kwargs, names, None), False
+
+
+def _by_parameter(model: nn.Module, arg_shapes: tuple, kwarg_shapes: dict) -> dict:
+    """{parameter of forward: shapes}, as torch.export wants them where positional and keyword inputs are mixed."""
+    import inspect
+
+    names = list(inspect.signature(model.forward).parameters)
+    return dict(zip(names, arg_shapes, strict=False)) | kwarg_shapes
+
+
+def _export(model, args, kwargs, names, shapes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False, output_names=names, dynamic_shapes=shapes
+        )
+    return program.model
+
+
+def product_nodes(graph, model: nn.Module, kinds: dict[str, str]) -> dict[str, list]:
+    """{layer: its product nodes}, one node a call, for the layers of `kinds` (name -> kind)."""
+    first = {}  # a module may be reached by several names; the exporter notes any of them
+    for name, module in model.named_modules(remove_duplicate=False):
+        first.setdefault(id(module), name)
+    canonical = {name: first[id(module)] for name, module in model.named_modules(remove_duplicate=False)}
+    found: dict[str, list] = {name: [] for name in kinds}
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+        owner = canonical.get(re.sub(r"@\d+$", "", scopes[-2])) if len(scopes) > 1 else None
+        if owner in found and node.op_type in PRODUCTS[kinds[owner]]:
+            found[owner].append(node)
+    return found

@@ -1,0 +1,64 @@
+"""What the tests of the method share: one thread, one seed, a small network, and a training with made-up gradients."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from torch import nn
+
+import ldp_search
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def _mlp(width: int = 8, layers: int = 2, outputs: int = 4) -> nn.Sequential:
+    torch.manual_seed(0)
+    widths = [width] * layers + [outputs]
+    return nn.Sequential(*[m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())][:-1])
+
+
+@pytest.fixture
+def mlp():
+    """Makes the same small network at every call."""
+    return _mlp
+
+
+@pytest.fixture
+def square():
+    """Makes layers of equal cost, whose sensitivities a test can choose: `square(3, target_cost=0.5, ...)` -> controller."""
+
+    def make(layers: int = 3, space=None, **options):
+        model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])
+        ldp_search.apply(model, space=space or {}, example_inputs=torch.zeros(1, 4), **options)
+        return ldp_search.controller(model)
+
+    return make
+
+
+@pytest.fixture
+def pretend():
+    """Runs all steps of a training whose bit gradients are those of known sensitivities: noise * sensitivity * 2^-bits."""
+
+    def run(ldp, steps: int, sensitivity, loss: float | None = None, sign: bool = False) -> list[dict]:
+        noise = torch.Generator().manual_seed(1)
+        sensitivity = torch.as_tensor(sensitivity, dtype=torch.float32).view(-1, 1)
+        history = []
+        for step in range(steps):
+            architecture = ldp.parameters()["bits"]
+            draw = torch.randn(architecture.shape, generator=noise)
+            draw = -draw.abs() if sign else draw
+            with torch.no_grad():
+                architecture.grad.copy_(sensitivity * torch.exp2(-architecture) * draw)
+                architecture.grad[:, 2] = 0
+            ldp.step((step + 1) / steps, loss=loss)
+            history.append(ldp.bits())
+        return history
+
+    return run

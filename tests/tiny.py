@@ -1,0 +1,55 @@
+"""A network and settings so small that a run takes a second; `model=tiny:net` finds it, since tests/ is on the path."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = (
+    "task=digits model=tiny:net limit=160 eval_limit=50 batch_size=32 epochs=3 trackers=none log_every=2 checkpoint_every=2"
+).split()  # 15 steps
+
+
+def net(num_classes: int, in_chans: int, width: int = 6) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_chans, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(2 * width, num_classes),
+    )  # fmt: skip
+
+
+def slow_net(**options) -> nn.Module:
+    """The same, but a step takes long enough to be killed in."""
+    import time
+
+    model = net(**options)
+    model.register_forward_hook(lambda *_: time.sleep(0.05))
+    return model
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "ldp_search.run", *words]
+
+
+def environment() -> dict[str, str]:
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
+
+
+def launch(*words: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*words), env=environment(), capture_output=True, text=True, timeout=100, **options)
+
+
+def timeless_metrics(folder: Path) -> list[str]:
+    """Lines of metrics.jsonl without the clock."""
+    return [line.partition(', "seconds"')[0] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_result(one: Path, other: Path) -> None:
+    """Everything that a run computes is bitwise the same in two folders."""
+    assert timeless_metrics(one) == timeless_metrics(other)
+    for name in ("model.safetensors", "schedule.parquet", "allocation.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
