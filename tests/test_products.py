@@ -92,11 +92,12 @@ def test_backends_agree_where_something_is_frozen(name, frozen):
     compare(one, other)
 
 
-@EVERY
-@pytest.mark.parametrize("quantizer", names("quantizer"))
+# An odd total of padding is added before quantization, so that only an exact zero stays zero, and counts in the mean.
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize(
+    ("name", "quantizer"), [(n, q) for n in TABLE for q in names("quantizer") if n != "conv2d, same, even" or q == "symmetric"]
+)
 def test_the_original_layer_on_quantized_operands(name, quantizer):
-    if name == "conv2d, same, even" and quantizer != "symmetric":
-        pytest.skip("an odd total of padding is added before quantization, so only an exact zero stays zero")
     layer, ldp, keywords, x = wrap(name, quantizer, grad_bits=32)
     y, bits = layer(x, **keywords), ldp.bits()["layer"]
     original, q = TABLE[name][0]().double(), build("quantizer", quantizer)

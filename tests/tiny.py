@@ -21,6 +21,11 @@ def net(num_classes: int, in_chans: int, width: int = 6) -> nn.Module:
     )  # fmt: skip
 
 
+def plain_net(num_classes: int, in_chans: int) -> nn.Module:
+    """Nothing in it looks at the batch as a whole."""
+    return nn.Sequential(nn.Conv2d(in_chans, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, num_classes))
+
+
 def slow_net(**options) -> nn.Module:
     """The same, but a step takes long enough to be killed in."""
     import time

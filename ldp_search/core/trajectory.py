@@ -113,7 +113,8 @@ class Trajectory:
             raise ValueError(f"A trajectory is a .parquet or .csv file; received {path.name!r}.")
         if not path.is_file():
             raise FileNotFoundError(f"No trajectory at {path}: give the schedule.parquet of a run.")
-        frame = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
+        names = {"dtype": {"layer": str}, "keep_default_na": False}  # a layer may be called "0", or "" where it is the model
+        frame = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path, **names)
         missing = {"progress", "layer", *KINDS} - set(frame.columns)
         if missing:
             raise ValueError(

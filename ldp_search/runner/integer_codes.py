@@ -24,6 +24,7 @@ from ..core.quantizers import Statistics
 
 CONTAINER_BITS = 8  # what int8 kernels compute with; grids of fewer bits use a part of the codes
 MAX_CODE = 127
+LARGEST_PAIR = 2**15 - 1  # of the sum of two products
 NEGLIGIBLE_SHIFT = 1e-4  # of a step
 
 
@@ -61,6 +62,17 @@ class WeightCodes(NamedTuple):
         """The codes of factor * w_q, for (channels,) factors of any sign."""
         codes = self.codes * self.along(np.where(factor < 0, -1, 1)).astype(np.int8)
         return self._replace(codes=codes, scale=self.scale * np.abs(factor))
+
+    def finer(self, largest_input: int) -> WeightCodes:
+        """The same values from larger codes and smaller scales, so that an int32 bias, whose step is scale * scale of the
+        input, is rounded less: without it, at 4 bits, 1 % of the next layer's codes differ. Two products with inputs up to
+        `largest_input` still fit in 16 bits, which the kernels of x86 processors without VNNI need.
+        """
+        others = tuple(d for d in range(self.codes.ndim) if d != self.axis)
+        largest = np.abs(self.codes.astype(np.int16)).max(others)
+        factor = np.maximum(min(MAX_CODE, LARGEST_PAIR // (2 * largest_input)) // np.maximum(largest, 1), 1)
+        factor[largest == 0] = 1
+        return self._replace(codes=self.codes * self.along(factor).astype(np.int8), scale=self.scale / factor)
 
     def coarser(self, smallest_scale: np.ndarray) -> WeightCodes:
         """The same weights, rounded again in the channels whose scale is below (channels,) `smallest_scale`."""

@@ -19,8 +19,8 @@ def finish_convolutions(writer: Writer, measure) -> list[str]:
     """Write the biases and round the outputs.
 
     Args:
-        measure: {value: None} of values -> {value: (lowest, highest) on the example inputs}; None: round nothing more than
-            the layers themselves do.
+        measure: from values to {name: (lowest, highest) on the example inputs}; None: round nothing more than the layers
+            themselves do.
 
     Returns:
         the layers whose output stays in floating point, so that they have no integer kernel.
@@ -31,7 +31,7 @@ def finish_convolutions(writer: Writer, measure) -> list[str]:
         convolution = _take_shift(convolution, end)
         scale, codes = convolution.bias_scale, np.rint(convolution.bias / convolution.bias_scale).astype(np.int32)
         set_input(convolution.node, 2, writer.integers(codes, scale, 0, f"{convolution.layer}.bias"))
-        if not _rounded_already(end) and not _share_full_grid(writer, end):
+        if not _rounded_already(end) and (measure is None or not _share_full_grid(writer, end)):
             open_ended[end.name] = (convolution, end)
     if measure is None or not open_ended:
         return [convolution.layer for convolution, _ in open_ended.values()]

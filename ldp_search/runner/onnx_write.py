@@ -42,12 +42,19 @@ class Writer:
         self.graph = graph
         self.convolutions: list[Convolution] = []
         self._inputs: dict[tuple, ir.Value] = {}
+        self._taken = set(graph.initializers) | {node.name for node in graph}
+
+    def unique(self, name: str) -> str:
+        """`name`, with a number where it is taken (a layer that runs several times)."""
+        free, count = name, 1
+        while free in self._taken:
+            free, count = f"{name}_{count}", count + 1
+        self._taken.add(free)
+        return free
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """An initializer; the name gets a number where it is taken."""
-        unique, count = name, 1
-        while unique in self.graph.initializers:
-            unique, count = f"{name}_{count}", count + 1
+        """An initializer."""
+        unique = self.unique(name)
         value = ir.Value(name=unique, const_value=ir.tensor(array, name=unique))
         value.dtype, value.shape = value.const_value.dtype, value.const_value.shape
         self.graph.register_initializer(value)
@@ -55,8 +62,8 @@ class Writer:
 
     def node(self, op: str, inputs: list, name: str, **attributes) -> ir.Value:
         """Append a node with one output."""
-        added = ir.node(op, inputs, attributes=attributes, name=name)
-        added.outputs[0].name = f"{name}.out"
+        added = ir.node(op, inputs, attributes=attributes, name=self.unique(name))
+        added.outputs[0].name = f"{added.name}.out"
         self.graph.append(added)
         return added.outputs[0]
 
@@ -92,10 +99,10 @@ class Writer:
             norm, gain, offset, spread = folded
             w, bias = w.times(gain), bias * gain + offset
             self._skip(norm, node)
-        w = w.coarser(np.abs(bias) / (LARGEST_BIAS * x.scale))
+        w = w.finer(x.high).coarser(np.abs(bias) / (LARGEST_BIAS * x.scale))
         node.replace_input_with(0, self.quantized(node.inputs[0], x, f"{layer}.input"))
         node.replace_input_with(1, self.integers(w.codes, w.scale, w.axis, f"{layer}.weight"))
-        node.name = layer
+        node.name = self.unique(layer)
         self.convolutions.append(Convolution(node, layer, bias, w.scale * x.scale, spread))
 
     def transposed_convolution(self, node: ir.Node, layer: str, x: InputCodes, w: WeightCodes) -> None:
@@ -114,10 +121,10 @@ class Writer:
         total = x.shift * w.channel_sums() + (0 if bias is None else bias)
         flat = node.op_type == "Gemm" or (node.outputs[0].shape is not None and len(node.outputs[0].shape) == 2)
         if flat:
-            w = w.coarser(np.abs(total) / (LARGEST_BIAS * x.scale))
+            w = w.finer(x.high).coarser(np.abs(total) / (LARGEST_BIAS * x.scale))
         node.replace_input_with(0, self.quantized(node.inputs[0], x, f"{layer}.input"))
         node.replace_input_with(1, self.integers(w.codes, w.scale, 1, f"{layer}.weight"))
-        node.name = layer
+        node.name = self.unique(layer)
         if add is not None:
             self._skip(add, node)
         if flat:
