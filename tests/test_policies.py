@@ -61,7 +61,9 @@ def test_state_goes_on_where_it_was(name):
         assert torch.equal(bits, expected[step + 1])
 
 
-@pytest.mark.parametrize(("low", "high", "steps", "cycles"), [(3, 8, 64, 1), (3, 8, 1000, 32), (4, 6, 99, 7), (2, 16, 500, 5), (5, 8, 10, 32)])
+@pytest.mark.parametrize(
+    ("low", "high", "steps", "cycles"), [(3, 8, 64, 1), (3, 8, 1000, 32), (4, 6, 99, 7), (2, 16, 500, 5), (5, 8, 10, 32)]
+)
 def test_cyclic_is_the_published_formula_at_every_step(low, high, steps, cycles):
     period = steps / cycles
     found = walk(build("policy", {"name": "cyclic", "cycles": cycles}), steps, problem(float(low), float(high)))

@@ -50,9 +50,12 @@ def wrap(name, quantizer="minmax", frozen=(), **options):
     if "bias" not in frozen and getattr(model["layer"], "bias", None) is not None:
         nn.init.normal_(model["layer"].bias)
     ldp_search.apply(
-        model, weight_quantizer=quantizer, input_quantizer=quantizer, target_cost=0.5, policy={"name": "learned", "start": "middle"},
-        **{"bits": (3, 5), "grad_bits": 8} | options,
-    )  # fmt: skip
+        model,
+        weight_quantizer=quantizer,
+        input_quantizer=quantizer,
+        policy={"name": "learned", "start": "middle"},
+        **{"bits": (3, 5), "grad_bits": 8, "target_cost": 0.6} | options,
+    )
     return model["layer"], ldp_search.controller(model), keywords, x
 
 
@@ -127,12 +130,16 @@ def test_embedding_rows_are_quantized_one_by_one(relaxation):
     model = nn.Sequential(table)
     index = torch.tensor([[1, 0, 3], [3, 9, 1]])
     original = model(index).detach()
-    ldp_search.apply(model, embeddings=True, bits=(2, 4), weight_quantizer="minmax", relaxation=relaxation, example_inputs=index)
+    ldp_search.apply(
+        model, embeddings=True, bits=(2, 4), weight_quantizer="minmax", relaxation=relaxation, example_inputs=index
+    )
     with torch.no_grad():
         ldp_search.controller(model).parameters()["bits"].fill_(3)
     rows = model(index)
     assert rows.shape == original.shape and not rows[0, 1].any()
-    expected = [rounded(r, build("quantizer", "minmax").grid(measure(r), torch.tensor(3.0), True)) for r in original.flatten(0, 1)]
+    expected = [
+        rounded(r, build("quantizer", "minmax").grid(measure(r), torch.tensor(3.0), True)) for r in original.flatten(0, 1)
+    ]
     torch.testing.assert_close(rows.flatten(0, 1), torch.stack(expected))
     rows.sum().backward()
     assert table.weight.grad.is_sparse and ldp_search.controller(model).parameters()["bits"].grad[0, 0] != 0

@@ -56,7 +56,9 @@ def test_the_analytic_clip_is_near_the_best_one(data, bits):
 
 
 @pytest.mark.parametrize("bits", range(2, 17))
-@pytest.mark.parametrize(("name", "low", "levels"), [("minmax", -0.7, 0), ("symmetric", -1, -1), ("symmetric", 0, 0), ("clip", -1, -1)])
+@pytest.mark.parametrize(
+    ("name", "low", "levels"), [("minmax", -0.7, 0), ("symmetric", -1, -1), ("symmetric", 0, 0), ("clip", -1, -1)]
+)
 def test_number_of_levels(name, low, levels, bits):
     x = torch.linspace(low, 1, 2 ** (bits + 2) + 1)
     assert quantize(name, x, bits).unique().numel() == 2**bits + levels

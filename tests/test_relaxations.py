@@ -62,7 +62,9 @@ def test_integers_stay_when_sampled():
     assert torch.equal(realize("sample", bits, uniform=lambda: torch.zeros(15)), bits)
 
 
-@pytest.mark.parametrize(("granularity", "tie"), [("layer", True), ("layer", False), ("block", True), ("network", False), ("network", True)])
+@pytest.mark.parametrize(
+    ("granularity", "tie"), [("layer", True), ("layer", False), ("block", True), ("network", False), ("network", True)]
+)
 def test_bits_that_are_shared_are_drawn_together(square, granularity, tie):
     ldp = square(4, granularity=granularity, tie=tie, relaxation="sample", target_cost=0.5, bits=(3, 8))
     seen = set()

@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
-import time
 
 import pytest
 import tiny
@@ -167,8 +165,6 @@ def test_runs_without_a_given_folder_get_one_each(tmp_path, monkeypatch):
 
 
 def test_a_report_that_fails_costs_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.undo()
-
     def broken(*_):
         raise DataError("no picture today")
 
@@ -199,14 +195,9 @@ def test_a_full_disk(tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_saves_and_says_how_to_go_on(number, status, tmp_path):
-    words = [*WORDS, f"output={tmp_path / 'run'}", "model=tiny:slow_net", "checkpoint_every=1h", "epochs=100"]
-    process = subprocess.Popen(tiny.command(*words), env=tiny.environment(), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (tmp_path / "run" / "metrics.jsonl").exists():
-        time.sleep(0.05)
-    while time.monotonic() < deadline and len(rows(tmp_path / "run")) < 2:
-        time.sleep(0.05)
-    os.kill(process.pid, number)
+    words = [*WORDS, "model=tiny:slow_net", "checkpoint_every=1h", "epochs=100"]
+    process = tiny.start(tmp_path / "run", 2, *words)
+    process.send_signal(number)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == status and "Traceback" not in err, err
     assert f"python -m ldp_search.run resume={tmp_path / 'run'}" in err

@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = (
-    "task=digits model=tiny:net limit=160 eval_limit=50 batch_size=32 epochs=3 trackers=none log_every=2 checkpoint_every=2"
-).split()  # 15 steps
+WORDS = ["task=digits", "model=tiny:net", "limit=160", "eval_limit=50", "batch_size=32", "epochs=3", "trackers=none", "log_every=2", "checkpoint_every=2"]  # 15 steps
 
 
 def net(num_classes: int, in_chans: int, width: int = 6) -> nn.Module:
@@ -26,11 +25,9 @@ def plain_net(num_classes: int, in_chans: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(in_chans, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, num_classes))
 
 
-def slow_net(**options) -> nn.Module:
+def slow_net(num_classes: int, in_chans: int) -> nn.Module:
     """The same, but a step takes long enough to be killed in."""
-    import time
-
-    model = net(**options)
+    model = net(num_classes, in_chans)
     model.register_forward_hook(lambda *_: time.sleep(0.05))
     return model
 
@@ -46,6 +43,18 @@ def environment() -> dict[str, str]:
 
 def launch(*words: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command(*words), env=environment(), capture_output=True, text=True, timeout=100, **options)
+
+
+def start(folder: Path, lines: int, *words: str) -> subprocess.Popen:
+    """A run in a process of its own, that has written some lines of metrics."""
+    process = subprocess.Popen(command(*words, f"output={folder}"), env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline, file = time.monotonic() + 60, folder / "metrics.jsonl"
+    while process.poll() is None and not (file.exists() and file.read_text().count("\n") >= lines):
+        if time.monotonic() > deadline:
+            process.kill()
+            raise TimeoutError(process.communicate()[1])
+        time.sleep(0.01)
+    return process
 
 
 def timeless_metrics(folder: Path) -> list[str]:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .census import census, own_inputs
 from .controller import Controller
-from .layers import FUSED, Swapped, kind_of, swap, unswap
+from .functions import QuantizedOwner, describe_owner
+from .layers import FUSED, OrdinaryPath, QuantizedLayer, Swapped, describe, kind_of, swap, unswap
 from .registry import did_you_mean
 from .space import FULL_PRECISION, SearchSpace
 
@@ -22,25 +23,28 @@ def attach(model: nn.Module, space: SearchSpace, example_inputs=None) -> nn.Modu
     if find(model) is not None:
         raise ValueError("This model is a search space already: call ldp_search.remove(model) first.")
     layers = {n: m for n, m in model.named_modules() if (k := kind_of(type(m))) and (k != "Embedding" or space.embeddings)}
-    if not layers:
+    counts = _count_now(model, example_inputs)
+    owners = _owners(model, layers, counts) if space.functions else {}
+    if not layers | owners:
         raise ValueError(
             f"{type(model).__name__} has no layer that can be quantized (Linear, convolutions, Conv1D of transformers"
             f"{'' if space.embeddings else '; Embedding with embeddings=True'}); it has "
             f"{sorted({type(m).__name__ for m in model.modules()})[:20]}."
         )
-    precision = {name: _precision(name, space) for name in layers}
-    _check_patterns(space, layers)
+    precision = {name: _precision(name, space) for name in layers | owners}
+    _check_patterns(space, layers | owners)
     if all(bounds[0][0] == FULL_PRECISION for bounds in precision.values()):
         raise ValueError(f"skip={space.skip} keeps every layer in full precision, so nothing is left to quantize.")
-    controller = Controller(model, space, layers, precision)
-    counts = _count_now(model, example_inputs)
+    modules = {n: m for n, m in model.named_modules() if n in layers or n in owners}
+    entries = {n: describe_owner(m) if n in owners else describe(m) for n, m in modules.items()}
+    controller = Controller(model, space, entries, precision)
     if counts is not None:
         controller.count(*counts)
-    for site, layer in zip(controller.sites, layers.values(), strict=True):
+    for site, module in zip(controller.sites, modules.values(), strict=True):
         if precision[site.name][0][0] < FULL_PRECISION:
-            swap(layer, site)
+            swap(module, site, QuantizedOwner if site.name in owners else QuantizedLayer)
     for module in [m for m in model.modules() if isinstance(m, FUSED)]:
-        swap(module, controller.sites[0])
+        swap(module, controller.sites[0], OrdinaryPath)
     model.__dict__[ATTRIBUTE] = controller
     if counts is None:  # then at the first real inputs
         controller.hooks.append(model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True))
@@ -69,6 +73,16 @@ def detach(model: nn.Module) -> nn.Module:
         hook.remove()
     del controller.model.__dict__[ATTRIBUTE]
     return model
+
+
+def _owners(model: nn.Module, layers: dict, counts: tuple | None) -> dict[str, nn.Module]:
+    """Modules outside `layers` whose own products the op-level way reaches."""
+    if counts is None:
+        raise ValueError(
+            "functions=True finds products outside of layers by running the model once: give example_inputs to apply()."
+        )
+    modules = dict(model.named_modules())
+    return {name: modules[name] for name, tally in counts[0].items() if tally.reachable and name not in layers}
 
 
 def _precision(name: str, space: SearchSpace) -> tuple:

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .functions import Recorder
+
 
 @dataclass
 class Tally:
     """What one module did itself (its children excluded), for the whole batch."""
 
     macs: Counter = field(default_factory=Counter)  # operation -> MACs
+    reachable: int = 0  # of these MACs, those in functions that can be quantized where they are called
     calls: int = 0
     input_numel: int = 0
 
@@ -54,6 +57,9 @@ def census(model: nn.Module, args: tuple, kwargs: dict) -> tuple[dict[str, Tally
             if stack:
                 stack[-1][2].update(whole)
 
+        def reached(macs: Counter):
+            tallies[stack[-1][0]].reachable += sum(macs.values())
+
         hooks = []
         try:
             model.eval()
@@ -61,7 +67,8 @@ def census(model: nn.Module, args: tuple, kwargs: dict) -> tuple[dict[str, Tally
             for name, module in model.named_modules():
                 hooks.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
                 hooks.append(module.register_forward_hook(leave))
-            model(*args, **kwargs)
+            with Recorder(total, reached):
+                model(*args, **kwargs)
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
             for hook in hooks:

@@ -18,7 +18,8 @@ from .allocation import Allocation
 from .census import Tally
 from .finalize import finalize
 from .groups import assign_groups
-from .layers import channel_axis, kind_of
+from .functions import OWNER
+from .layers import Entry
 from .policies import Problem, Signals
 from .policies.budget import check_reachable
 from .ranks import average_over_ranks
@@ -29,15 +30,16 @@ from .specs import Bits, Coverage, LayerSpec, LeftOut
 from .summary import summarize
 from .trajectory import Trajectory
 
+THE_MODEL = "(the model itself)"  # its name among its own modules is empty
 CLIP_LR = 1e-3  # of the learned clips: a share of the range per step, since they are held as logarithms
 
 
 class Controller:
     """Handle of one model's search; `ldp_search.controller(model)` finds it."""
 
-    def __init__(self, model: nn.Module, space: SearchSpace, layers: dict[str, nn.Module], precision: dict[str, tuple]):
+    def __init__(self, model: nn.Module, space: SearchSpace, layers: dict[str, Entry], precision: dict[str, tuple]):
         """Args:
-        layers: {name: module} that become quantized. precision: {name: (low, high)} of (layers, 3) ranges, per layer.
+        layers: {name: what becomes quantized}. precision: {name: (low, high)}, ranges of weight, input and gradient bits.
         """
         self.model, self.space, self.enabled = model, space, True
         self.weight_quantizer, self.input_quantizer = (
@@ -56,25 +58,24 @@ class Controller:
             space.target_cost, space.cost_weight, space.seed,
         )  # fmt: skip
         self.sites = [
-            Site(self, n, channel_axis(m), float(high[i, 2]) < FULL_PRECISION) for i, (n, m) in enumerate(layers.items())
+            Site(self, n, entry.axis, float(high[i, 2]) < FULL_PRECISION) for i, (n, entry) in enumerate(layers.items())
         ]
-        self._kinds = [kind_of(type(m)) for m in layers.values()]
+        self._kinds = [entry.kind for entry in layers.values()]
         self._weights = _owned_numel(layers.values())
         self.generator = torch.Generator().manual_seed(space.seed)
         self.trajectory = Trajectory(self._names)
         self._progress, self.counted, self.frozen = 0.0, False, False
         self._tallies: dict[str, Tally] = {}
         self.hooks: list = []  # of the census that waits for the first forward
-        self._allocate(layers.values())
+        self._allocate([entry.channels for entry in layers.values()])
         self._bind()
 
     # -- the tensors ------------------------------------------------------------------------------------------------
 
-    def _allocate(self, layers) -> None:
+    def _allocate(self, channels: list[int]) -> None:
         n, device = len(self.sites), self.problem.low.device
         self._bits, self._grads = torch.zeros(n, 3, device=device), torch.zeros(n, 3, device=device)
         self._ranges = torch.zeros(n, 4, device=device)
-        channels = [m.weight.shape[s.axis] for s, m in zip(self.sites, layers, strict=True)]
         self._channels = channels if self.weight_quantizer.learned_clip else [0] * n
         inputs = n if self.input_quantizer.learned_clip else 0
         self._clips = torch.zeros(inputs + sum(self._channels), device=device)  # logarithms: of the inputs, then the weights
@@ -189,7 +190,8 @@ class Controller:
         out = {}
         for name, kind, numel in zip(self._names, self._kinds, self._weights, strict=True):
             tally = self._tallies.get(name, Tally())
-            out[name] = LayerSpec(name, kind, sum(tally.macs.values()), numel, tally.input_numel, tally.calls)
+            macs = tally.reachable if kind == OWNER else sum(tally.macs.values())
+            out[name] = LayerSpec(name, kind, macs, numel, tally.input_numel, tally.calls)
         return out
 
     def cost(self) -> costs.Cost:
@@ -212,16 +214,21 @@ class Controller:
         """Share of the model's MACs that goes through quantized products, and what does not."""
         total = sum(sum(t.macs.values()) for t in self._tallies.values())
         quantized = {s.name for i, s in enumerate(self.sites) if float(self.problem.high[i, 0]) < FULL_PRECISION}
-        left = [
-            LeftOut(name or "(the model itself)", macs, self._reason(name, op))
-            for name, tally in self._tallies.items() if name not in quantized
-            for op, macs in tally.macs.items() if macs
-        ]  # fmt: skip
+        left, layers = [], self.layers
+        for name, tally in self._tallies.items():
+            if name in quantized:
+                macs = sum(tally.macs.values()) - layers[name].macs
+                left += [LeftOut(name or THE_MODEL, macs, "operations that functions=True does not reach")] if macs else []
+            else:
+                left += [LeftOut(name or THE_MODEL, macs, self._reason(name, op)) for op, macs in tally.macs.items() if macs]
         missing = sum(item.macs for item in left)
         return Coverage(1 - missing / total if total else 0.0, sorted(left, key=lambda item: -item.macs))
 
     def _reason(self, name: str, op: str) -> str:
-        return "kept in full precision (skip)" if name in self._names else f"{op} outside a layer that can be quantized"
+        if name in self._names:
+            return "kept in full precision (skip)"
+        reach = "; functions=True quantizes it" if self._tallies[name].reachable else ""
+        return f"{op} outside a layer that can be quantized{reach}"
 
     def summary(self) -> str:
         """A text table of the layers and their bits, the cost and the coverage."""
@@ -237,7 +244,7 @@ class Controller:
         """
         for tally in tallies.values():
             tally.macs = type(tally.macs)({op: macs // batch for op, macs in tally.macs.items()})
-            tally.input_numel //= batch
+            tally.reachable, tally.input_numel = tally.reachable // batch, tally.input_numel // batch
         self._tallies, self.counted = tallies, True
         macs = torch.tensor([spec.macs for spec in self.layers.values()], dtype=torch.float64)
         self.problem.macs = macs.to(self.problem.low.device)
@@ -327,10 +334,10 @@ def _leaf(values: Tensor, grad: Tensor | None) -> Tensor:
     return leaf
 
 
-def _owned_numel(layers) -> list[int]:
-    """Elements of each layer's weight, 0 where an earlier layer owns the same storage (ties)."""
+def _owned_numel(entries) -> list[int]:
+    """Elements of each entry's weights, 0 for those whose storage an earlier one owns (ties)."""
     seen, out = set(), []
-    for layer in layers:
-        out.append(0 if id(layer.weight) in seen else layer.weight.numel())
-        seen.add(id(layer.weight))
+    for entry in entries:
+        out.append(sum(weight.numel() for weight in entry.weights if id(weight) not in seen))
+        seen.update(id(weight) for weight in entry.weights)
     return out

@@ -7,10 +7,11 @@ and falls back to the original forward, exactly, where quantization is off.
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .products import ConvolutionProduct, LinearProduct
 
@@ -76,6 +77,25 @@ def kind_of(cls: type) -> str | None:
     if cls.__module__ == "transformers.pytorch_utils" and cls.__name__ == "Conv1D":
         return "Conv1D"  # by name, so that transformers is not imported
     return cls.__name__ if cls in _SUPPORTED else None
+
+
+class Entry(NamedTuple):
+    """What the controller needs to know of a module that becomes quantized.
+
+    axis: of its weight, along which output channels run; channels: how many learned clips its weight has (0 without one
+    weight of its own). weights: the parameters that are stored in its bits.
+    """
+
+    kind: str
+    axis: int
+    channels: int
+    weights: list[Tensor]
+
+
+def describe(layer: nn.Module) -> Entry:
+    """The entry of a layer of a supported kind."""
+    axis = channel_axis(layer)
+    return Entry(kind_of(type(layer)), axis, layer.weight.shape[axis], [layer.weight])
 
 
 def channel_axis(layer: nn.Module) -> int:
@@ -153,9 +173,9 @@ QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d = map(
 QuantEmbedding = quantized_class(nn.Embedding)
 
 
-def swap(layer: nn.Module, site) -> None:
-    """Make `layer` a quantized one, or an encoder one that calls its quantized layers, in place."""
-    layer.__class__ = quantized_class(type(layer), OrdinaryPath if isinstance(layer, FUSED) else QuantizedLayer)
+def swap(layer: nn.Module, site, mixin: type = QuantizedLayer) -> None:
+    """Put `mixin` before the class of `layer`, in place."""
+    layer.__class__ = quantized_class(type(layer), mixin)
     layer.__dict__[ATTRIBUTE] = site
 
 

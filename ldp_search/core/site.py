@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .backends import Call, finish
-from .fake_quantize import fake_quantize
+from .fake_quantize import fake_quantize, quantize_gradient
+from .functions import inside_an_owner, own_products
 from .quantizers import Grid, Statistics, measure
 
 MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's code)
@@ -35,6 +36,12 @@ class Site:
 
     def product(self, layer: nn.Module, x: Tensor, product) -> Tensor:
         """Q(x) * Q(weight) + bias, with the gradient of the result quantized."""
+        if inside_an_owner():
+            with own_products():
+                return self._product(layer, x, product)
+        return self._product(layer, x, product)
+
+    def _product(self, layer: nn.Module, x: Tensor, product) -> Tensor:
         c, w = self.controller, layer.weight
         if self.bits.device != x.device:
             c.to(x.device)
@@ -48,6 +55,27 @@ class Site:
         return c.backend(
             Call(x, w, layer.bias, x_grid(self.bits[1]), w_grid(self.bits[0]), product, grad_bits, c.grad_quantizer)
         )
+
+    def call(self, function, first: int, args: tuple, kwargs: dict, axis: int | None) -> Tensor:
+        """`function(*args, **kwargs)`, a product met by the op-level way, of quantized operands.
+
+        Their ranges are always their own: the calls of one owner need not come in the same number or order each time.
+
+        Args:
+            first: position of the first operand. axis: of the output channels in the second one, where it is a weight.
+        """
+        c, (x, w) = self.controller, args[first : first + 2]
+        if self.bits.device != x.device:
+            c.to(x.device)
+        x = self._operand(x, c.input_quantizer, self.bits[1], None)
+        w = self._operand(w, c.weight_quantizer if axis is not None else c.input_quantizer, self.bits[0], axis)
+        y = function(*args[:first], x, w, *args[first + 2 :], **kwargs)
+        return quantize_gradient(y, self.bits[2].detach(), c.grad_quantizer) if self.quantize_grad else y
+
+    def _operand(self, x: Tensor, quantizer, bits: Tensor, axis: int | None) -> Tensor:
+        stats = measure(x.detach(), axis, quantizer.learned_clip)
+        grid = lambda bits: quantizer.grid(stats, bits, True)  # noqa: E731
+        return _mix(x, bits, grid) if self.controller.relaxation.interpolates else fake_quantize(x, grid(bits))
 
     def rows(self, rows: Tensor) -> Tensor:
         """Rows of an embedding, each quantized by itself."""

@@ -1,0 +1,103 @@
+"""The op-level way: products outside of layers, reached in their owner's forward with functions=True."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import ldp_search
+
+
+class Attention(nn.Module):
+    """Every form of product that a layer class cannot hold: @, bmm, einsum, a raw parameter, a weight read from outside."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.mix = nn.Parameter(torch.randn(width, width) * 0.1)
+        self.outer = nn.Linear(width, width, bias=False)
+
+    def forward(self, x):
+        weights = (self.q(x) @ self.k(x).transpose(1, 2) / 4).softmax(-1)
+        mixed = torch.einsum("bij,jk->bik", torch.bmm(weights, self.v(x)), self.mix)
+        return nn.functional.linear(mixed, self.outer.weight)
+
+
+TOKENS, WIDTH = 5, 16
+OWN_MACS = 2 * TOKENS * TOKENS * WIDTH + 2 * TOKENS * WIDTH * WIDTH  # QK and PV; einsum and the linear from outside
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, WIDTH), Attention(), nn.Flatten(), nn.Linear(TOKENS * WIDTH, 3))
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, TOKENS, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_left_out_by_default_and_named(model, x):
+    ldp_search.apply(model, example_inputs=x)
+    coverage = ldp_search.controller(model).coverage
+    assert {item.name for item in coverage.left_out} == {"1"}
+    assert sum(item.macs for item in coverage.left_out) == OWN_MACS
+    assert all("functions=True" in item.reason for item in coverage.left_out)
+
+
+def test_covered_with_functions(model, x):
+    ldp_search.apply(model, example_inputs=x, functions=True)
+    ldp = ldp_search.controller(model)
+    assert ldp.coverage.share == 1 and ldp.coverage.left_out == []
+    spec = ldp.layers["1"]
+    assert (spec.kind, spec.macs, spec.weight_numel) == ("functions", OWN_MACS, WIDTH * WIDTH)
+    assert list(ldp.layers) == ["0", "1", "1.q", "1.k", "1.v", "1.outer", "3"]
+
+
+@pytest.mark.parametrize(("bits", "most"), [(16, 1e-4), (8, 0.05)])
+def test_close_at_many_bits_and_exact_when_off(model, x, bits, most):
+    before = model(x)
+    ldp_search.apply(model, example_inputs=x, functions=True, policy="static", bits=bits)
+    error = (model(x) - before).abs().max() / before.abs().max()
+    assert 0 < error < most
+    with ldp_search.controller(model).disabled():
+        assert torch.equal(model(x), before)
+    ldp_search.remove(model)
+    assert type(model[1]) is Attention and torch.equal(model(x), before)
+
+
+def test_own_products_are_quantized_once_and_layers_inside_by_themselves(model, x):
+    """With the owner at 16 bits, its layers at 3 bits give what they give without the owner (up to the 16-bit rounding)."""
+    fixed = {"1": 16, "*.q": 3, "*.k": 3, "*.v": 3}
+    rest = {"bits": 16, "policy": "static", "weight_quantizer": "symmetric", "input_quantizer": "symmetric"}
+    both, layers = copy.deepcopy(model), copy.deepcopy(model)
+    ldp_search.apply(both, example_inputs=x, functions=True, fixed=fixed, **rest)
+    ldp_search.apply(layers, example_inputs=x, fixed={k: v for k, v in fixed.items() if k != "1"}, **rest)
+    plain = model(x)
+    assert (both(x) - layers(x)).abs().max() < 0.01 * (layers(x) - plain).abs().max()
+
+
+@pytest.mark.parametrize("relaxation", ["round", "interpolate", "sample"])
+def test_gradient_reaches_the_owners_bits(model, x, relaxation):
+    ldp_search.apply(model, example_inputs=x, functions=True, relaxation=relaxation, bits=(3, 6))
+    ldp = ldp_search.controller(model)
+    model(x).square().mean().backward()
+    row = list(ldp.layers).index("1")
+    grad = ldp.parameters()["bits"].grad[row]
+    assert torch.isfinite(grad).all() and (grad[:2] != 0).all()
+    ldp.step(0.5)
+
+
+def test_copies_are_independent(model, x):
+    ldp_search.apply(model, example_inputs=x, functions=True)
+    other = copy.deepcopy(model)
+    assert torch.equal(model(x), other(x))
+    ldp_search.remove(model)
+    assert ldp_search.controller(other).coverage.share == 1 and type(other[1]).__name__ == "QuantAttention"
+
+
+def test_needs_inputs_to_find_them():
+    with pytest.raises(ValueError, match="give example_inputs"):
+        ldp_search.apply(nn.Sequential(nn.Linear(4, 4)), functions=True)
