@@ -76,12 +76,15 @@ def main(words: list[str]) -> None:
             if VARIANTS[name] is not None:
                 ldp_search.controller(model).step((turn + 1) / options["rounds"])
             times[name].append(time.perf_counter() - start)
-    print(f"{options}; torch {torch.__version__}, {torch.get_num_threads()} thread(s), {platform.machine()}, memory kept: {kept}")
+    print(
+        f"{options}; torch {torch.__version__}, {torch.get_num_threads()} thread(s), {platform.machine()}, memory kept: {kept}"
+    )
     plain = statistics.median(times["plain"])
     for name, values in times.items():
         spread = (max(values) - min(values)) / 2 / plain
         ratio = statistics.median(values) / plain
-        print(f"{name:<38} {statistics.median(values) * 1e3:8.0f} ms  x{ratio:.2f} ±{spread:.2f}  saved x{saved[name] / saved['plain']:.2f}")
+        kept_bytes = saved[name] / saved["plain"]
+        print(f"{name:<38} {statistics.median(values) * 1e3:8.0f} ms  x{ratio:.2f} ±{spread:.2f}  saved x{kept_bytes:.2f}")
 
 
 if __name__ == "__main__":

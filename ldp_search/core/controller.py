@@ -17,8 +17,8 @@ from . import cost as costs
 from .allocation import Allocation
 from .census import Tally
 from .finalize import finalize
-from .groups import assign_groups
 from .functions import OWNER
+from .groups import assign_groups
 from .layers import Entry
 from .policies import Problem, Signals
 from .policies.budget import check_reachable
@@ -159,18 +159,18 @@ class Controller:
         self._spent += self.problem.relative_cost(self._bits) * (progress - self._progress)
         self.trajectory.append(progress, self._bits)
         self._progress = progress
-        if not self.frozen:
+        if not self.frozen and progress < 1 - 1e-9:  # after the last step its bits stay: they are the result
             grads = self._grads if self.policy.needs_gradients else None
             bits = self.policy.step(Signals(progress, self._bits.clone(), grads, loss, self._spent))
             self._bits.copy_(self._realize(bits, progress, self._bits))
             self._step_clips()
         self._grads.zero_()
+        self._clip_grads.zero_()
 
     def _step_clips(self) -> None:
         if self._clips.numel():
             self._clips.grad = torch.nan_to_num(self._clip_grads, 0.0, 0.0, 0.0)
             self._clip_optimizer.step()
-            self._clip_grads.zero_()
 
     # -- what it tells ----------------------------------------------------------------------------------------------
 
