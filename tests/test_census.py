@@ -116,7 +116,10 @@ def test_batch_size(args, kwargs, expected):
         (lambda: BertForSequenceClassification(BertConfig(**SMALL, vocab_size=20)), None),
         # What these say of their inputs is wrong, so that the first forward is waited for.
         (lambda: timm.create_model("cifar_resnet20", in_chans=1), {"x": torch.zeros(2, 1, 28, 28)}),
-        (lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24), {"x": torch.zeros(2, 3, 32, 32)}),
+        (
+            lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24),
+            {"x": torch.zeros(2, 3, 32, 32)},
+        ),
         (lambda: ViTForImageClassification(ViTConfig(**SMALL, image_size=32)), {"pixel_values": torch.zeros(2, 3, 32, 32)}),
     ],
     ids=["timm", "bert", "timm, one channel", "timm, other size", "vit"],

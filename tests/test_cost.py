@@ -59,8 +59,8 @@ def test_the_price_is_the_derivative():
 
 
 def test_layers_outside_the_search_are_counted(mlp):
-    model = ldp_search.apply(mlp(8, 3, 8), "static", bits=(3, 4), policy={"name": "static", "bits": 3}, skip=["0"], fixed={"4": 6},
-                             example_inputs=torch.zeros(5, 8))  # fmt: skip
+    space = {"policy": {"name": "static", "bits": 3}, "bits": (3, 4), "skip": ["0"], "fixed": {"4": 6}}
+    model = ldp_search.apply(mlp(8, 3, 8), space, example_inputs=torch.zeros(5, 8))
     ldp = ldp_search.controller(model)
     found = ldp.cost()
     assert ldp.bits() == {"0": (32, 32, 32), "2": (3, 3, 8), "4": (6, 6, 8)}

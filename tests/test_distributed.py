@@ -1,19 +1,19 @@
-"""Two real processes over gloo: equal bits and weights on both, killed and resumed bitwise, one voice for errors."""
+"""Two real processes over gloo: equal bits and weights on both, killed and resumed bitwise; errors said once."""
 
 import json
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import pytest
-import tiny
-from tiny import ROOT, WORDS, same_result
+from tiny import ROOT, WORDS, same_result, torchrun
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+from ldp_search.config import resolve
+from ldp_search.run import main
+from ldp_search.runner.batches import check_sizes
+from ldp_search.runner.overlay import ConfigError
 
 
 def two(die_at, folder, *words):
-    script = [*TORCHRUN, str(ROOT / "tests" / "two_processes.py"), str(die_at), *WORDS, f"output={folder}", *words]
-    return subprocess.run(script, env=tiny.environment(), capture_output=True, text=True, timeout=100)
+    return torchrun(str(ROOT / "tests" / "two_processes.py"), str(die_at), *WORDS, f"output={folder}", *words)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,20 @@ def test_killed_and_resumed_bitwise(whole, tmp_path):
     resumed = two(-1, tmp_path / "run")
     assert resumed.returncode == 0 and "going on from step 8" in resumed.stdout, resumed.stderr
     same_result(whole, tmp_path / "run")
-    assert [(whole / f"rank{r}.json").read_text() for r in (0, 1)] == [(tmp_path / "run" / f"rank{r}.json").read_text() for r in (0, 1)]
+    for name in ("rank0.json", "rank1.json"):
+        assert (whole / name).read_text() == (tmp_path / "run" / name).read_text()
 
 
-def test_errors_are_said_once():
-    done = subprocess.run(
-        [*TORCHRUN, "-m", "ldp_search.run", "batch_size=63"], env=tiny.environment(), capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode != 0
-    assert done.stderr.count("batch_size must divide by accumulate times the number of processes (1 x 2)") == 1
+@pytest.mark.parametrize(("rank", "times"), [("0", 1), ("1", 0)])
+def test_errors_are_said_once(rank, times, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    assert main(["lr=abc"]) == 2
+    assert capsys.readouterr().err.count("lr must be a number") == times
+
+
+def test_batches_are_cut_among_the_processes():
+    config = resolve(["batch_size=63"]).config
+    with pytest.raises(ConfigError, match=r"must divide by accumulate times the number of processes \(1 x 2\); received 63"):
+        check_sizes(SimpleNamespace(train_size=100, eval_size=100), config, world=2)
+    with pytest.raises(ConfigError, match="Each of the 2 processes needs a sample to evaluate on"):
+        check_sizes(SimpleNamespace(train_size=100, eval_size=1), resolve([]).config, world=2)

@@ -101,3 +101,24 @@ def test_copies_are_independent(model, x):
 def test_needs_inputs_to_find_them():
     with pytest.raises(ValueError, match="give example_inputs"):
         ldp_search.apply(nn.Sequential(nn.Linear(4, 4)), functions=True)
+
+
+class Nested(nn.Module):
+    """An owner around an owner around a layer."""
+
+    def __init__(self, inside=None):
+        super().__init__()
+        self.inside, self.weight = inside, nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        return self.inside(x) @ self.weight
+
+
+@pytest.mark.parametrize(("skip", "kept"), [(["inside.inside"], "inside.inside"), (["inside", "inside.inside"], "inside")])
+def test_what_is_skipped_inside_an_owner_stays_exact(skip, kept):
+    model, x, seen = Nested(Nested(nn.Linear(4, 4))), torch.randn(3, 4), []
+    model.get_submodule(kept).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    original = model(x)
+    ldp_search.apply(model, "static", bits=2, functions=True, skip=skip, example_inputs=x)
+    assert not torch.equal(model(x), original) and torch.equal(seen[-1], seen[0])
+    assert type(ldp_search.remove(model).inside.inside) is nn.Linear and torch.equal(model(x), original)

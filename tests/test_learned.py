@@ -61,9 +61,7 @@ def test_a_training_ends_on_its_target_cost(row):
     assert torch.equal(last, last.round()) and len(last.unique(dim=0)) <= 2, "the last tenth is frozen, at integers"
 
 
-GRID = list(
-    itertools.product(("network", "layer"), (False, True), ("round", "sample"), ("low", "middle", "target"))
-)
+GRID = list(itertools.product(("network", "layer"), (False, True), ("round", "sample"), ("low", "middle", "target")))
 
 
 @pytest.mark.parametrize(("granularity", "tie", "relaxation", "start"), GRID)

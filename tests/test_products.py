@@ -116,6 +116,15 @@ def test_the_original_layer_on_quantized_operands(name, quantizer):
     torch.testing.assert_close(y, expected)
 
 
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_an_empty_batch(name):
+    layer, ldp, keywords, x = wrap(name)
+    ranges = ldp.ranges.clone()
+    y = layer(x[:0], **keywords)
+    y.sum().backward()
+    assert y.shape[0] == 0 and torch.equal(ldp.ranges, ranges) and not layer.weight.grad.any()
+
+
 def test_padding_same_is_the_padding_of_that_size():
     layers = [nn.Conv2d(2, 3, 3, padding=p) for p in ("same", 1)]
     layers[1].load_state_dict(layers[0].state_dict())

@@ -2,8 +2,8 @@
 
 import json
 import math
+import resource
 import signal
-import subprocess
 
 import pytest
 import tiny
@@ -183,22 +183,40 @@ def test_output_that_cannot_be_written(tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_a_full_disk(tmp_path):
-    """A limit on the size of files stands for the full disk: the second write of a checkpoint fails."""
-    words = [*WORDS, f"output={tmp_path / 'run'}", "model.width=64"]
-    script = f"ulimit -f 200; exec {subprocess.list2cmdline(tiny.command(*words))}"
-    done = subprocess.run(["bash", "-c", script], env=tiny.environment(), capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "Writing failed at step 2" in done.stderr and "Make room" in done.stderr
+def test_a_full_disk(tmp_path, capsys):
+    """A limit on the size of files stands for the full disk: writing the checkpoint fails."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        assert run(tmp_path / "run", "model.width=64") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    err = capsys.readouterr().err
+    assert "Writing failed at step 2" in err and "Make room" in err and "no checkpoint yet" in err and "Traceback" not in err
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_saves_and_says_how_to_go_on(number, status, tmp_path):
-    words = [*WORDS, "model=tiny:slow_net", "checkpoint_every=1h", "epochs=100"]
-    process = tiny.start(tmp_path / "run", 2, *words)
-    process.send_signal(number)
+@pytest.mark.parametrize(("times", "status"), [(1, 143), (2, 143)])
+def test_a_termination_saves_and_a_second_one_does_not_wait(times, status, tmp_path, monkeypatch, capsys):
+    step = train.training_step
+
+    def asked_to_stop(session, parts):
+        if session.step == 3:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGTERM)
+        step(session, parts)
+
+    monkeypatch.setattr(train, "training_step", asked_to_stop)
+    assert run(tmp_path / "run", "checkpoint_every=3") == status
+    newest = checkpoint.newest_intact(tmp_path / "run" / "checkpoints", print)
+    assert newest.name == {1: "step_00000004", 2: "step_00000003"}[times]
+    assert f"To go on from step {newest.name[-1]}" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    process = tiny.start(tmp_path / "run", 2, *WORDS, "model=tiny:slow_net", "checkpoint_every=1h", "epochs=100")
+    process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
-    assert process.returncode == status and "Traceback" not in err, err
+    assert process.returncode == 130 and "Traceback" not in err, err
     assert f"python -m ldp_search.run resume={tmp_path / 'run'}" in err
     assert checkpoint.newest_intact(tmp_path / "run" / "checkpoints", print) is not None

@@ -1,6 +1,8 @@
 """A network and settings so small that a run takes a second; `model=tiny:net` finds it, since tests/ is on the path."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +11,9 @@ from pathlib import Path
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ["task=digits", "model=tiny:net", "limit=160", "eval_limit=50", "batch_size=32", "epochs=3", "trackers=none", "log_every=2", "checkpoint_every=2"]  # 15 steps
+_DATA = "task=digits limit=160 eval_limit=50"
+WORDS = f"{_DATA} model=tiny:net batch_size=32 epochs=3 trackers=none log_every=2 checkpoint_every=2".split()
+"""A run of 15 steps, with checkpoints and lines of metrics every other step."""
 
 
 def net(num_classes: int, in_chans: int, width: int = 6) -> nn.Module:
@@ -28,7 +32,7 @@ def plain_net(num_classes: int, in_chans: int) -> nn.Module:
 def slow_net(num_classes: int, in_chans: int) -> nn.Module:
     """The same, but a step takes long enough to be killed in."""
     model = net(num_classes, in_chans)
-    model.register_forward_hook(lambda *_: time.sleep(0.05))
+    model.register_forward_hook(lambda *_: time.sleep(0.03))
     return model
 
 
@@ -41,8 +45,17 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
 
 
-def launch(*words: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*words), env=environment(), capture_output=True, text=True, timeout=100, **options)
+def torchrun(*script: str) -> subprocess.CompletedProcess:
+    """Two processes on this machine; none of them outlives the call."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *script]
+    options = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(words, start_new_session=True, **options)
+    try:
+        out, err = process.communicate(timeout=100)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def start(folder: Path, lines: int, *words: str) -> subprocess.Popen:

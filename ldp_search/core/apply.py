@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .census import census, own_inputs
 from .controller import Controller
-from .functions import QuantizedOwner, describe_owner
+from .functions import KeptOut, QuantizedOwner, describe_owner
 from .layers import FUSED, OrdinaryPath, QuantizedLayer, Swapped, describe, kind_of, swap, unswap
 from .registry import did_you_mean
 from .space import FULL_PRECISION, SearchSpace
@@ -43,6 +43,8 @@ def attach(model: nn.Module, space: SearchSpace, example_inputs=None) -> nn.Modu
     for site, module in zip(controller.sites, modules.values(), strict=True):
         if precision[site.name][0][0] < FULL_PRECISION:
             swap(module, site, QuantizedOwner if site.name in owners else QuantizedLayer)
+        elif owners:
+            swap(module, site, KeptOut)
     for module in [m for m in model.modules() if isinstance(m, FUSED)]:
         swap(module, controller.sites[0], OrdinaryPath)
     model.__dict__[ATTRIBUTE] = controller

@@ -311,6 +311,8 @@ class Controller:
         if state["layers"] != self._names:
             other = sorted(set(state["layers"]) ^ set(self._names))
             raise ValueError(f"The state must be of the same quantized layers; these differ: {other[:10] or 'their order'}.")
+        if state["tensors"]["_clips"].shape != self._clips.shape:
+            raise ValueError("The state must be of the same search space: one of the two has learned clips, the other has not.")
         for name, value in state["tensors"].items():
             getattr(self, name).copy_(value)
         self._clip_optimizer.load_state_dict(copy.deepcopy(state["clip_optimizer"]))  # it would keep the very tensors

@@ -99,6 +99,16 @@ class QuantizedOwner(Swapped):
             return super().forward(*args, **kwargs)
 
 
+class KeptOut(Swapped):
+    """Mixin of a module left in full precision: the owners that it lies in keep their hands off its products."""
+
+    def forward(self, *args, **kwargs):
+        if not inside_an_owner():
+            return super().forward(*args, **kwargs)
+        with own_products():
+            return super().forward(*args, **kwargs)
+
+
 def describe_owner(module: nn.Module) -> Entry:
     """The entry of an owner; its own parameters of two dimensions or more are taken as its operands."""
     return Entry(OWNER, 0, 0, [p for p in module.parameters(recurse=False) if p.dim() > 1])

@@ -51,7 +51,10 @@ def component_class(kind: str, name: str) -> type:
     if not colon:
         raise ValueError(f"Unknown {kind} {name!r}.{did_you_mean(name, names(kind))} One's own: 'module:attribute'.")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        cls = getattr(importlib.import_module(module), attribute)
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+            raise AttributeError(f"{attribute} of {module} is none")
+        return cls
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"The {kind} {name!r} must name an importable dataclass as 'module:attribute', but: {error}."

@@ -30,7 +30,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     final, partial = folder / f"step_{step:08d}", folder / f".partial_{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
+    for left_by_a_kill in folder.glob(".partial_*"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
     partial.mkdir()
     try:
         with open(partial / STATE, "wb") as file:

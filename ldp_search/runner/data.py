@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.registry import did_you_mean
+from .hub import settle_hub
 from .overlay import ConfigError
 
-REACH_SECONDS = 4.0
 _NOT_DATA = (KeyboardInterrupt, MemoryError)
 
 
@@ -59,15 +58,10 @@ def _from_folder(folder: Path) -> dict[str, Any]:
 
 
 def _from_hub(source: str, config: str | None) -> dict[str, Any]:
-    reachable = _hub_reachable()
-    if not reachable:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: what is cached is then found at once
+    reachable = settle_hub()
     import datasets
-    import huggingface_hub.constants
 
     _quiet(datasets)
-    if not reachable:
-        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         return dict(datasets.load_dataset(source, config))
     except _NOT_DATA:
@@ -83,24 +77,6 @@ def _from_hub(source: str, config: str | None) -> dict[str, Any]:
             "                then copy that machine's ~/.cache/huggingface here\n"
             "  task=digits   real handwritten digits that come with scikit-learn"
         ) from error
-
-
-def _hub_reachable() -> bool:
-    """Asks the hub once, briefly: left to itself, `datasets` retries for half a minute."""
-    switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
-    if any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches):
-        return False
-    import urllib.error
-    import urllib.request
-
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=REACH_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True  # it answered
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _quiet(datasets: Any) -> None:

@@ -2,17 +2,15 @@
 
     record = ldp_search.export(model, "model.onnx", example_inputs)
 
-The float graph is exported with quantization off; quantized nodes are then written from the layers' own integers (see
-`integer_codes`, `onnx_write`, `onnx_outputs`), and the file is run against the quantized model before it counts as made.
+The float graph is exported with quantization off (`onnx_float`); quantized nodes are then written from the layers' own
+integers (`integer_codes`, `onnx_write`, `onnx_outputs`), and the file is run against the quantized model before it counts as
+made (`onnx_run`).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
-import warnings
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,27 +20,31 @@ from torch import nn
 
 from ..api import controller
 from ..core.apply import _as_call
+from ..core.functions import OWNER
 from ..core.registry import did_you_mean
 from ..core.space import FULL_PRECISION
 from .integer_codes import CONTAINER_BITS, float_weight, input_codes, weight_codes
 
 FORMATS = ("onnx",)
 LARGEST_FLOAT_BYTES = 1_900_000_000  # of a protobuf message, which holds the float weights for a while
-INTEGER_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul")
 
 
 class Export(NamedTuple):
     """What was written.
 
     max_error: largest difference between onnxruntime and the quantized model in torch, on the example inputs, relative to
-        the largest magnitude of each output; None without onnxruntime. rounded_again: integer layers whose weights are not
-        exactly those of training (see `integer_codes`). float_layers: {layer: why it computes in floating point}.
-    bytes: size of the file. free_batch: the batch size of the inputs may be any. kernels: {integer operator: how many} in the
-        graph as onnxruntime runs it here; None without onnxruntime.
+        the largest magnitude of each output; None without onnxruntime.
+    own_error: the yardstick for it, the same difference of the model in torch from itself when every layer's output is
+        changed by a ten-thousandth: rounding turns any difference into whole steps, which grow from layer to layer.
+    integer_layers, float_layers: the layers written as integers, and {layer: why it computes in floating point}.
+    rounded_again: integer layers whose weights are not exactly those of training (see `integer_codes`).
+    bytes: size of the file. free_batch: the batch size of the inputs may be any.
+    kernels: {integer operator: how many} in the graph as onnxruntime runs it here; None without onnxruntime.
     """
 
     path: Path
     max_error: float | None
+    own_error: float
     integer_layers: list[str]
     float_layers: dict[str, str]
     rounded_again: list[str]
@@ -51,7 +53,9 @@ class Export(NamedTuple):
     kernels: dict[str, int] | None
 
 
-def export(model: nn.Module, path: str | os.PathLike, example_inputs, format: str = "onnx", round_outputs: bool = True) -> Export:
+def export(
+    model: nn.Module, path: str | os.PathLike, example_inputs, format: str = "onnx", round_outputs: bool = True
+) -> Export:
     """Write `model` with its integer bits to `path`. The model itself stays as it is.
 
     Layers of up to 8 bits are stored and computed as 8-bit integers, restricted to the codes of their true bits; layers of
@@ -70,32 +74,30 @@ def export(model: nn.Module, path: str | os.PathLike, example_inputs, format: st
     """
     if format not in FORMATS:
         raise ValueError(f"Unknown export format {format!r}.{did_you_mean(format, FORMATS)}")
-    ldp = controller(model)
-    model, path = ldp.model, Path(path)
+    ldp, path = controller(model), Path(path)
     _check(ldp, path)
-    from .onnx_float import float_graph, output_names, product_nodes, ready, tensors
-    from .onnx_outputs import finish_convolutions
+    from . import onnx_float, onnx_outputs, onnx_run  # they need onnx, onnxscript
 
-    device = next(model.parameters()).device
+    model, device = ldp.model, next(ldp.model.parameters()).device
     args, kwargs = torch.utils._pytree.tree_map(
         lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, _as_call(example_inputs)
     )
-    with ready(model):
+    with onnx_float.ready(model):
         expected = model(*args, **kwargs)
+        own_error = onnx_run.own_error(ldp, args, kwargs, expected)
         with ldp.disabled():
-            graph, free_batch = float_graph(model, args, kwargs, output_names(expected))
-    nodes = product_nodes(graph.graph, model, {name: spec.kind for name, spec in ldp.layers.items()})
+            graph, free_batch = onnx_float.float_graph(model, args, kwargs, onnx_float.output_names(expected))
+    nodes = onnx_float.product_nodes(graph.graph, model, {name: spec.kind for name, spec in ldp.layers.items()})
     writer, float_layers, rounded_again = _write(ldp, graph, nodes)
-    feed = _feed(graph.graph, args, kwargs, tensors)
-    measure = (lambda values: _ranges(graph, values, feed)) if round_outputs and _has("onnxruntime") else None
-    why = "its output is read in floating point, and " + ("onnxruntime is missing" if round_outputs else "round_outputs=False")
-    float_layers |= dict.fromkeys(finish_convolutions(writer, measure), why)
-    _clean(graph)
-    max_error, kernels = _save(graph, path, feed, [t.detach().cpu().numpy() for t in tensors(expected)])
-    integer_layers = [name for name in nodes if name not in float_layers]
-    return Export(
-        path, max_error, integer_layers, float_layers, rounded_again, path.stat().st_size, free_batch, kernels
-    )
+    feed = onnx_run.feed(graph.graph, args, kwargs)
+    runs = _has("onnxruntime")
+    measure = (lambda values: onnx_run.ranges(graph, values, feed)) if round_outputs and runs else None
+    why = f"its output is read in floating point, and {'round_outputs=False' if runs else 'onnxruntime is missing'}"
+    float_layers |= dict.fromkeys(onnx_outputs.finish_convolutions(writer, measure), why)
+    max_error, kernels = onnx_run.save(graph, path, feed, expected, runs)
+    integers = [name for name in nodes if name not in float_layers]
+    size = path.stat().st_size
+    return Export(path, max_error, own_error, integers, float_layers, rounded_again, size, free_batch, kernels)
 
 
 def _has(package: str) -> bool:
@@ -113,7 +115,7 @@ def _check(ldp, path: Path) -> None:
     unknown = [
         name
         for (name, spec), mass in zip(ldp.layers.items(), masses, strict=True)
-        if not mass and spec.calls and spec.kind != "Embedding" and max(bits[name][:2]) <= CONTAINER_BITS
+        if not mass and spec.calls and spec.kind not in ("Embedding", OWNER) and max(bits[name][:2]) <= CONTAINER_BITS
     ]
     if unknown or not ldp.counted:
         listed = ", ".join(unknown[:10]) or "any layer"
@@ -146,7 +148,7 @@ def _write(ldp, graph, nodes: dict[str, list]):
         reason = _why_float(bits[name], spec, nodes[name])
         if reason is not None:
             float_layers[name] = reason
-            if bits[name].weight < FULL_PRECISION:
+            if bits[name].weight < FULL_PRECISION and spec.kind != OWNER:
                 for node in nodes[name]:
                     _replace_weight(writer, node, name, float_weight(site, layer).cpu().numpy())
             continue
@@ -169,6 +171,8 @@ def _why_float(bits, spec, nodes: list) -> str | None:
     """Why a layer has no integer form here; None: it has one."""
     if bits.weight >= FULL_PRECISION:
         return "kept in full precision (skip)"
+    if spec.kind == OWNER:
+        return "its products are functions of two computed tensors (attention), which stay unrounded"
     if spec.kind == "Embedding":
         return "its rows are looked up, not multiplied; they are at their bits"
     if max(bits.weight, bits.input) > CONTAINER_BITS:
@@ -185,84 +189,3 @@ def _replace_weight(writer, node, name: str, weight: np.ndarray) -> None:
     transposed = producer is not None and producer.op_type == "Transpose"
     value = writer.constant(f"{name}.weight_at_its_bits", np.ascontiguousarray(weight.T) if transposed else weight)
     node.replace_input_with(place, value)
-
-
-def _feed(graph, args, kwargs, tensors) -> dict[str, np.ndarray]:
-    """{input of the graph: value}, of the example inputs."""
-    names = [value.name for value in graph.inputs]
-    values = {name: value for name, value in kwargs.items() if name in names}
-    rest = [name for name in names if name not in values]
-    positional = tensors((args, {k: v for k, v in kwargs.items() if k not in values}))
-    values |= dict(zip(rest, positional, strict=False))
-    return {name: value.detach().cpu().numpy() for name, value in values.items()}
-
-
-def _session(source, save_to: str | None = None):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if save_to is not None:
-        options.optimized_model_filepath = save_to
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def _ranges(graph, values: list, feed: dict) -> dict[str, tuple[float, float]]:
-    """{value's name: (lowest, highest)} on the example inputs, by running the graph with these as further outputs."""
-    from onnxscript import ir
-
-    main, added = graph.graph, []
-    for value in values:
-        for op in ("ReduceMin", "ReduceMax"):
-            node = ir.node(op, [value], attributes={"keepdims": 0}, name=f"{value.name}.{op}")
-            node.outputs[0].name, node.outputs[0].dtype = node.name, ir.DataType.FLOAT
-            node.outputs[0].shape = ir.Shape([])
-            main.append(node)
-            main.outputs.append(node.outputs[0])
-            added.append(node)
-    main.sort()
-    try:
-        found = _session(ir.to_proto(graph).SerializeToString()).run([node.name for node in added], feed)
-    finally:
-        for node in added:
-            main.outputs.remove(node.outputs[0])
-            main.remove(node)
-    pairs = zip(found[::2], found[1::2], strict=True)
-    return {value.name: (float(low), float(high)) for value, (low, high) in zip(values, pairs, strict=True)}
-
-
-def _clean(graph) -> None:
-    """Order the nodes, and take out what nothing reads any more (the float weights)."""
-    from onnxscript import optimizer
-
-    graph.graph.sort()
-    optimizer.optimize(graph)
-    for node in graph.graph:
-        node.metadata_props.clear()  # the exporter's notes on where a node comes from: a third of a small file
-        for value in node.outputs:
-            value.metadata_props.clear()
-
-
-def _save(graph, path: Path, feed: dict, expected: list[np.ndarray]) -> tuple[float | None, dict | None]:
-    """Write next to `path`, compare, then put in place: a file at `path` is one that runs.
-
-    Returns:
-        max_error and kernels of `Export`.
-    """
-    from onnxscript import ir
-
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
-        made, optimized = os.path.join(folder, "model.onnx"), os.path.join(folder, "optimized.onnx")
-        ir.save(graph, made)
-        error = kernels = None
-        if _has("onnxruntime"):
-            found = _session(made, optimized).run(None, feed)
-            error = max(
-                float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in zip(found, expected, strict=True)
-            )
-            counts = Counter(node.op_type for node in ir.load(optimized).graph)
-            kernels = {op: counts[op] for op in INTEGER_KERNELS if counts[op]}
-        else:
-            warnings.warn("The exported file was not run, since onnxruntime is missing: pip install onnxruntime", stacklevel=3)
-        os.replace(made, path)
-    return error, kernels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class Journal:
         """A line above the bar."""
         if self.accelerator.is_main_process:
             self.bar.write(text)
+            sys.stdout.flush()  # into a file or a pipe too, while the run goes on
 
     def close(self) -> None:
         """End the bar and the trackers; the process group stays, for whatever runs next."""

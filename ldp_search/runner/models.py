@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from .hub import settle_hub
 from .overlay import ConfigError, as_component
+from .typed import imported
 
 ALIASES = {
     **{f"resnet{depth}": f"timm:cifar_resnet{depth}" for depth in (20, 32, 38, 44, 56, 74, 110)},
@@ -35,11 +37,18 @@ def create_model(spec: Any, num_classes: int, in_chans: int, pretrained: bool) -
     builders = {"timm": _timm, "hf": _hugging_face}
     build = builders.get(source) or (lambda rest, **kwargs: _own(source, rest, **kwargs))
     asked = {"num_classes": num_classes, "in_chans": in_chans, "pretrained": pretrained} | options
+    remote = (source == "hf" and not Path(rest).is_dir()) or (source == "timm" and (pretrained or rest.startswith("hf-hub")))
+    lacks_hub = remote and not settle_hub()
     try:
         return build(rest, **asked)
     except ConfigError:
         raise
     except (TypeError, ValueError, RuntimeError, OSError) as error:
+        if lacks_hub:
+            raise ConfigError(
+                f"The model {name!r} cannot be had: the hub cannot be reached, and it is not in the cache. Ways out: a copied "
+                "cache (~/.cache/huggingface), hf:FOLDER, or timm:NAME with pretrained=false."
+            ) from error
         raise ConfigError(f"The model {name!r} with {options or 'no options'} cannot be made: {error}") from error
 
 
@@ -69,12 +78,7 @@ def _hugging_face(name: str, num_classes: int, in_chans: int, pretrained: bool, 
 
 def _own(module: str, attribute: str, **options: Any) -> nn.Module:
     """Calls `module:function` with the options, and with num_classes, in_chans and pretrained where it takes them."""
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"A model of one's own is an importable 'module:function', but: {error}. Others are timm:NAME and hf:ID."
-        ) from error
+    function = imported(f"{module}:{attribute}", "model")
     takes = inspect.signature(function).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     given = {k: v for k, v in options.items() if anything or k in takes or k not in ("num_classes", "in_chans", "pretrained")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import warnings
 from contextlib import contextmanager
@@ -24,17 +25,21 @@ PRODUCTS = {  # kind of layer -> ONNX operators that compute its product
 
 @contextmanager
 def ready(model: nn.Module):
-    """Within this context: evaluation mode, no gradient, no cache of keys and values (transformers) among the outputs."""
-    modes = {module: module.training for module in model.modules()}
+    """Within this context: evaluation mode, no gradient, no cache of keys and values (transformers) among the outputs, and no
+    fused path of torch's own transformer layers, which would hide their products.
+    """
+    modes, fused = {module: module.training for module in model.modules()}, torch.backends.mha.get_fastpath_enabled()
     config = getattr(model, "config", None)
     cache = getattr(config, "use_cache", None)
     try:
         model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
         if cache:
             config.use_cache = False
         with torch.no_grad():
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         if cache:
             config.use_cache = cache
         for module, training in modes.items():
@@ -72,11 +77,7 @@ def float_graph(model: nn.Module, args: tuple, kwargs: dict, names: list[str]):
     try:
         wide_args, wide_kwargs = pytree.tree_map(wider, (args, kwargs))
         shapes = pytree.tree_map(free, (wide_args, wide_kwargs))
-        if not kwargs or not args:
-            shapes = shapes[0] if args else shapes[1]
-        else:
-            shapes = _by_parameter(model, *shapes)
-        return _export(model, wide_args, wide_kwargs, names, shapes), True
+        return _export(model, wide_args, wide_kwargs, names, _by_parameter(model, *shapes)), True
     except Exception as error:  # the exporter raises many kinds; without a free batch most models still export
         warnings.warn(
             f"The batch dimension stays fixed at {size}: {type(model).__name__} does not export with a free one "
@@ -86,12 +87,11 @@ def float_graph(model: nn.Module, args: tuple, kwargs: dict, names: list[str]):
         return _export(model, args, kwargs, names, None), False
 
 
-def _by_parameter(model: nn.Module, arg_shapes: tuple, kwarg_shapes: dict) -> dict:
-    """{parameter of forward: shapes}, as torch.export wants them where positional and keyword inputs are mixed."""
-    import inspect
-
-    names = list(inspect.signature(model.forward).parameters)
-    return dict(zip(names, arg_shapes, strict=False)) | kwarg_shapes
+def _by_parameter(model: nn.Module, arg_shapes: tuple, kwarg_shapes: dict) -> tuple | dict:
+    """The shapes as torch.export wants them: {parameter of forward: shapes}, or a tuple without keyword inputs."""
+    if not kwarg_shapes:
+        return arg_shapes
+    return dict(zip(inspect.signature(model.forward).parameters, arg_shapes, strict=False)) | kwarg_shapes
 
 
 def _export(model, args, kwargs, names, shapes):
@@ -113,6 +113,6 @@ def product_nodes(graph, model: nn.Module, kinds: dict[str, str]) -> dict[str, l
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
         owner = canonical.get(re.sub(r"@\d+$", "", scopes[-2])) if len(scopes) > 1 else None
-        if owner in found and node.op_type in PRODUCTS[kinds[owner]]:
+        if owner in found and node.op_type in PRODUCTS.get(kinds[owner], ()):
             found[owner].append(node)
     return found

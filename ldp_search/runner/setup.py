@@ -177,15 +177,20 @@ def _trackers(names: list[str]) -> list[str]:
 
 def _searchable(settings: Settings, task: Task) -> nn.Module:
     """The task's model, with the search space applied. Raises ConfigError."""
-    model = task.create_model(settings.config.model, settings.config.pretrained)
+    model, inputs = task.create_model(settings.config.model, settings.config.pretrained), task.example_inputs()
     try:
-        return ldp_search.apply(model, space=settings.space, example_inputs=task.example_inputs())
+        with torch.no_grad():
+            model.eval()(*inputs)
+    except Exception as error:  # whatever a model of someone else's finds wrong with its inputs
+        shapes = ", ".join("x".join(map(str, tensor.shape[1:])) for tensor in inputs)
+        raise ConfigError(
+            f"The model {settings.config.model!r} must take this task's inputs, of shape {shapes}, but: {error}\n"
+            "Many models have an option for it (model.img_size=32); or give `size: PIXELS` in the `dataset:` of the task's file."
+        ) from error
+    try:
+        return ldp_search.apply(model.train(), space=settings.space, example_inputs=inputs)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
-    except RuntimeError as error:
-        shape = tuple(task.example_inputs()[0].shape[1:])
-        name = settings.config.model
-        raise ConfigError(f"The model {name!r} cannot take this task's inputs, of shape {shape}: {error}") from error
 
 
 def _begin(run: Session, state: dict[str, Any] | None) -> None:

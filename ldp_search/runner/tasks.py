@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import presets
-from ..core.registry import component_class, did_you_mean
+from ..core.registry import did_you_mean
 from .overlay import ConfigError
-from .typed import typed
+from .typed import imported, typed
 
 KINDS = {"image_classification": "ldp_search.runner.images:ImageClassification"}
 
@@ -95,7 +95,7 @@ def kind(name: str) -> type[Task]:
     """The class of a kind of task. Raises ConfigError with the nearest names."""
     if name not in KINDS and ":" not in name:
         raise ConfigError(f"Unknown kind of task {name!r}.{did_you_mean(name, KINDS)} One's own: 'module:Class'.")
-    return component_class("task", KINDS.get(name, name))
+    return imported(KINDS.get(name, name), "kind of task")
 
 
 def build_task(file: TaskFile, config: Any) -> Task:

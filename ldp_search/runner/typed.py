@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Collection
 from typing import Any
 
@@ -48,6 +49,15 @@ def typed(schema: type, key: str, value: Any, where: str, known: Collection[str]
         kind = declared.removesuffix(" | None")
         rule = _TYPES.get(kind, kind) + (", or null" if declared != kind else "")
         raise ConfigError(f"{name or key} must be {rule}; received {value!r} ({where}).") from error
+
+
+def imported(name: str, what: str) -> Any:
+    """What "module:attribute" names. Raises ConfigError when there is no such module or attribute."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"A {what} of one's own is an importable 'module:attribute'; received {name!r}: {error}.") from error
 
 
 def check_components(values: dict[str, Any], names: Collection[str]) -> None:

@@ -139,12 +139,12 @@ class Schedule(Policy):
     def fraction(self, progress: float) -> float:
         raise TypeError(f"{type(self).__name__} must define fraction(progress).")
 
-    def at(self, progress: float) -> Tensor:
+    def bits_at(self, progress: float) -> Tensor:
         low, high = self.problem.low, self.problem.high
         return low + (high - low) * self.fraction(progress)
 
     def begin(self):
-        return self.at(0.0)
+        return self.bits_at(0.0)
 
     def step(self, signals):
-        return self.at(signals.progress)
+        return self.bits_at(signals.progress)

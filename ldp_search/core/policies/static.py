@@ -17,7 +17,7 @@ class Static(Schedule):
 
     bits: float | None = None
 
-    def at(self, progress):
+    def bits_at(self, progress):
         low, high = self.problem.low, self.problem.high
         if self.bits is None:
             return high.clone()

@@ -1,0 +1,246 @@
+"""A model with its bits as a folder: `save_pretrained` and `load_pretrained`.
+
+    model.safetensors    the weights, under their plain names: timm and transformers load them as they load any others
+    config.json          models of transformers: their own configuration, so that AutoModel....from_pretrained(folder) works
+    ldp.json             everything of LDP (space, bits, ranges, clips, costs), and how the model is made again
+
+It is for using and exporting a model. What an interrupted training needs is `controller(model).state_dict()`: the policy's
+memory and the trajectory are not in the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import warnings
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..api import controller
+from ..core import Controller, SearchSpace, attach
+from ..core.census import Tally
+from ..core.finalize import allocation
+from .rebuild import REMEDY, build, is_transformers, recipe, shape_difference
+
+FORMAT_VERSION = 1
+WEIGHTS, RECORD = "model.safetensors", "ldp.json"
+_TRANSIENT = ("_grads", "_clip_grads")  # tensors of a controller that mean nothing between two steps
+
+
+def save_pretrained(model: nn.Module, folder: str | os.PathLike, create: dict[str, Any] | None = None) -> Path:
+    """Write `model`, to which `apply` was called, into `folder` (made if need be); returns the folder.
+
+    Every file is replaced whole, ldp.json last. In a distributed training, call it in one process.
+
+    Args:
+        create: for a timm model made with arguments that cannot be seen in it (`{"shortcut": "A"}`): all that
+            timm.create_model was given beyond name and pretrained. Without a recipe that works, the folder is written all
+            the same, with a warning, and `load_pretrained` then needs the model.
+
+    Raises:
+        LookupError: `apply` was never called. ValueError: `folder` is a file, or the model's state is not made of tensors.
+    """
+    ldp, folder = controller(model), Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"save_pretrained writes a folder, but {folder} is a file: give another name.")
+    how = recipe(ldp.model, create)
+    if how["source"] == "none" and (create is not None or hasattr(ldp.model, "pretrained_cfg")):
+        warnings.warn(f"load_pretrained({str(folder)!r}) will need the model, since {how['reason']}.", stacklevel=2)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as stage:
+        _write_weights(ldp.model, Path(stage))
+        record = _record(ldp, how, Path(stage) / WEIGHTS)
+        (Path(stage) / RECORD).write_text(_text(record), encoding="utf-8")
+        for file in sorted(os.listdir(stage), key=lambda name: name == RECORD):
+            os.replace(os.path.join(stage, file), folder / file)
+    return folder
+
+
+def load_pretrained(folder: str | os.PathLike, model: nn.Module | None = None, example_inputs=None) -> nn.Module:
+    """The model that `save_pretrained` wrote, in evaluation mode: same weights, same bits, bitwise the same outputs.
+
+    Args:
+        model: takes the weights and bits, in place; needed where the folder does not say how to make it. A plain one.
+        example_inputs: as for `apply`; needed only by spaces with functions=True, where the model's own inputs do not serve.
+
+    Raises:
+        FileNotFoundError: no such folder or file. ValueError: a file is truncated, changed, or of another format version; the
+            model has other tensors or layers; or the folder does not say how to make its model and none is given.
+    """
+    folder = Path(folder)
+    record = _read_record(folder)
+    weights = _check_weights(folder, record["weights"])
+    if model is None or record["model"]["source"] == "transformers":
+        made = build(record["model"], folder)  # of transformers: with its weights
+    if model is None:
+        model = made
+    tensors = made.state_dict() if record["model"]["source"] == "transformers" else _read_weights(weights)
+    _take_weights(model, tensors, folder)
+    _attach(model, record, example_inputs)
+    return model.eval()
+
+
+# -- weights --------------------------------------------------------------------------------------------------------
+
+
+def _write_weights(model: nn.Module, stage: Path) -> None:
+    """Weights of any model; for one of transformers by its own way, which leaves out ties and adds its configuration."""
+    from safetensors.torch import save_file
+
+    if is_transformers(model):
+        model.save_pretrained(stage, max_shard_size="10000GB")
+        return
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"A state dict of tensors is needed; {name!r} of {type(model).__name__} is a {type(value).__name__}.")
+    seen: set[int] = set()
+    for name, value in state.items():  # tied tensors are written under each of their names: plain loaders look for all
+        shared = value.untyped_storage().data_ptr() in seen
+        seen.add(value.untyped_storage().data_ptr())
+        state[name] = value.detach().cpu().contiguous().clone() if shared else value.detach().cpu().contiguous()
+    save_file(dict(state), stage / WEIGHTS, metadata={"format": "pt"})
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}. Save the model again.") from error
+
+
+def _take_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copy tensors into a model of the same names and shapes, in their own types."""
+    reason = shape_difference(dict(model.state_dict()), tensors)
+    if reason is not None:
+        raise ValueError(f"The model must have the tensors of {folder}, but {reason}. Make it with the same arguments.")
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if name in tensors and value.dtype != tensors[name].dtype:
+            value.data = value.data.to(tensors[name].dtype)
+    model.load_state_dict(tensors)
+
+
+def _check_weights(folder: Path, expected: dict) -> Path:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS}: copy the whole folder that save_pretrained wrote.")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise ValueError(f"{path} must have {expected['bytes']} bytes; it has {size}. It was cut off or replaced: copy it again.")
+    if _digest(path) != expected["sha256"]:
+        raise ValueError(f"{path} is not the file that was saved with {RECORD}: it was changed or replaced. Copy it again.")
+    return path
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# -- the record -----------------------------------------------------------------------------------------------------
+
+
+def _record(ldp: Controller, how: dict, weights: Path) -> dict[str, Any]:
+    result, state = allocation(ldp), ldp.state_dict()
+    return {
+        "format_version": FORMAT_VERSION,
+        "made_with": {name: _version(name) for name in ("ldp_search", "torch", "timm", "transformers")},
+        "model": how,
+        "weights": {"bytes": weights.stat().st_size, "sha256": _digest(weights)},
+        "space": ldp.space.to_dict(),
+        "layers": {name: bits._asdict() | result.details[name] for name, bits in result.layers.items()},
+        "summary": result.summary,
+        "frozen": state["frozen"],
+        "progress": state["progress"],
+        "counts": {name: vars(tally) for name, tally in ldp._tallies.items()} if ldp.counted else None,
+        "state": {name: _plain(value) for name, value in state["tensors"].items() if name not in _TRANSIENT},
+    }
+
+
+def _text(record: dict[str, Any]) -> str:
+    """JSON, a line for every layer or tensor."""
+    rows = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            inner = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+            rows.append(f" {json.dumps(key)}: {{\n{inner}\n }}")
+        else:
+            rows.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(rows) + "\n}\n"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _plain(values: Tensor) -> Any:
+    """Nested lists of numbers, which JSON keeps exactly."""
+    if not torch.isfinite(values).all():
+        warnings.warn("Some ranges are not finite: the training diverged.", stacklevel=4)
+    return values.tolist()
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    if not path.is_file():
+        raise FileNotFoundError(f"No {RECORD} in {folder}: give a folder that ldp_search.save_pretrained wrote.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = record["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a whole record of save_pretrained ({error}): copy it again.") from error
+    if found != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} must be of format version {FORMAT_VERSION}; it is of {found!r}, made with ldp_search "
+            f"{record.get('made_with', {}).get('ldp_search')}. Load it with that version, or save it again with this one."
+        )
+    missing = {"model", "weights", "space", "layers", "frozen", "progress", "counts", "state"} - set(record)
+    if missing:
+        raise ValueError(f"{path} is not a whole record of save_pretrained: it lacks {sorted(missing)}. Copy it again.")
+    return record
+
+
+def _attach(model: nn.Module, record: dict, example_inputs) -> None:
+    """Apply the recorded space to `model`, then the recorded counts and state."""
+    space = record["space"]
+    try:
+        attach(model, SearchSpace.from_dict(space), example_inputs)
+    except (ValueError, OSError):
+        if not record["frozen"] or space["policy"] == "static":
+            raise
+        # The policy (a recorded schedule, a module of one's own) may be out of reach here; frozen bits do not need it.
+        warnings.warn(f"The policy {space['policy']!r} cannot be made here; the bits are frozen and stay.", stacklevel=3)
+        attach(model, SearchSpace.from_dict(space | {"policy": "static"}), example_inputs)
+    ldp = controller(model)
+    if record["counts"] is not None:
+        for hook in ldp.hooks:
+            hook.remove()
+        ldp.hooks.clear()
+        ldp.count({name: Tally(**t | {"macs": Counter(t["macs"])}) for name, t in record["counts"].items()}, 1)
+    state = ldp.state_dict()
+    differing = sorted(set(state["layers"]) ^ set(record["layers"]))
+    if differing:
+        raise ValueError(f"The model must have the quantized layers of the record; these differ: {differing[:5]}. {REMEDY}")
+    for name, values in record["state"].items():
+        own = state["tensors"][name]
+        if math.prod(own.shape) != torch.tensor(values).numel():
+            raise ValueError(f"{name} of the record must have the shape {tuple(own.shape)}: the model has other layers.")
+        own.copy_(torch.tensor(values, dtype=own.dtype).view(own.shape))
+    ldp.load_state_dict(state | {"frozen": record["frozen"], "progress": record["progress"]})
