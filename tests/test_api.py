@@ -117,6 +117,7 @@ def test_without_inputs_the_first_forward_counts():
     model, x = make("mlp")
     ldp = ldp_search.controller(ldp_search.apply(model.train(), "random", target_cost=0.5))
     assert not ldp.counted and "MACs are not counted yet" in ldp.summary() and ldp.coverage.share == 0
+    assert not ldp_search.remove(ldp_search.apply(make("mlp")[0]))._forward_pre_hooks
     model(x)
     assert ldp.counted and model.training and not model._forward_pre_hooks
     direct = ldp_search.controller(ldp_search.apply(make("mlp")[0], "random", target_cost=0.5, example_inputs=x))

@@ -62,7 +62,8 @@ def test_state_goes_on_where_it_was(name):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "steps", "cycles"), [(3, 8, 64, 1), (3, 8, 1000, 32), (4, 6, 99, 7), (2, 16, 500, 5), (5, 8, 10, 32)]
+    ("low", "high", "steps", "cycles"),
+    [(3, 8, 64, 1), (3, 8, 1000, 32), (4, 6, 99, 7), (2, 16, 500, 5), (5, 8, 10, 32), (3, 8, 44, 22)],
 )
 def test_cyclic_is_the_published_formula_at_every_step(low, high, steps, cycles):
     period = steps / cycles

@@ -125,6 +125,21 @@ def test_an_empty_batch(name):
     assert y.shape[0] == 0 and torch.equal(ldp.ranges, ranges) and not layer.weight.grad.any()
 
 
+@pytest.mark.parametrize("backend", ["simulate", "reference"])
+@pytest.mark.parametrize(("relaxation", "grad_bits"), [("round", 2), ("interpolate", 2), ("round", 4), ("round", 32)])
+def test_the_gradient_of_the_output_is_quantized(backend, relaxation, grad_bits):
+    layer, _, _, _ = wrap("linear", grad_bits=grad_bits, backend=backend, relaxation=relaxation)
+    g = torch.randn(6, 5, dtype=torch.float64)
+    layer(torch.eye(6, dtype=torch.float64)).backward(g)  # then dL/dw is the gradient itself
+    if grad_bits == 32:
+        torch.testing.assert_close(layer.weight.grad, g.T)
+    else:
+        levels = layer.weight.grad.mul(1e6).round().unique()
+        assert 2 ** (grad_bits - 1) < len(levels) <= 2**grad_bits
+        assert (layer.weight.grad - g.T).abs().max() <= float(g.max() - g.min()) / (2**grad_bits - 1) * 1.001
+    torch.testing.assert_close(layer.bias.grad, g.sum(0))  # the sum of the gradient as it came
+
+
 def test_padding_same_is_the_padding_of_that_size():
     layers = [nn.Conv2d(2, 3, 3, padding=p) for p in ("same", 1)]
     layers[1].load_state_dict(layers[0].state_dict())

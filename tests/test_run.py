@@ -11,9 +11,11 @@ import torch
 from omegaconf import OmegaConf
 from tiny import WORDS, same_result
 
+import ldp_search
 from ldp_search.config import resolve
 from ldp_search.run import main
 from ldp_search.runner import checkpoint, results, train
+from ldp_search.runner.images import ImageClassification, ImageData
 from ldp_search.runner.optimizers import lr_factor
 from ldp_search.runner.pictures import DataError
 from ldp_search.runner.setup import open_session
@@ -51,6 +53,19 @@ def test_everything_that_a_run_leaves_with_report(tmp_path, capsys):
     final = rows(tmp_path / "run", "final")
     assert len(final) == 1 and rows(tmp_path / "run")[-1] == final[0] and result["accuracy"] == final[0]["accuracy"]
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").epochs == 3
+
+
+def test_the_folder_is_the_trained_model(tmp_path):
+    """Loaded again without another word, it scores what the run said, at the bits that the run said."""
+    assert run(tmp_path / "run", "model=resnet20", "model.shortcut=A", "epochs=2", "limit=320") == 0
+    model = ldp_search.load_pretrained(tmp_path / "run")
+    settings = resolve(WORDS)
+    task = ImageClassification(ImageData(**settings.task.dataset), settings.config)
+    pictures, labels = task.batch(torch.arange(task.eval_size), None)
+    with torch.no_grad():
+        accuracy = (model(pictures).argmax(1) == labels).float().mean().item()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert accuracy == pytest.approx(result["accuracy"]) and ldp_search.controller(model).cost().relative == result["cost"]
 
 
 def test_metrics(tmp_path):

@@ -100,6 +100,12 @@ class ImageClassification(Task):
 
         return create_model(spec, num_classes=self.data.classes, in_chans=self.data.channels, pretrained=pretrained)
 
+    def creation(self, spec: Any) -> dict[str, Any] | None:
+        from .models import timm_options
+
+        options = timm_options(spec)
+        return None if options is None else {"num_classes": self.data.classes, "in_chans": self.data.channels} | options
+
     def example_inputs(self) -> tuple[Tensor]:
         return (torch.zeros(1, *self.pictures[0].shape[1:]),)
 

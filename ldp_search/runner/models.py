@@ -52,6 +52,13 @@ def create_model(spec: Any, num_classes: int, in_chans: int, pretrained: bool) -
         raise ConfigError(f"The model {name!r} with {options or 'no options'} cannot be made: {error}") from error
 
 
+def timm_options(spec: Any) -> dict[str, Any] | None:
+    """The options of a timm model, None for another one."""
+    options = as_component(spec)
+    name = str(options.pop("name", ""))
+    return options if ALIASES.get(name, name).startswith("timm:") else None
+
+
 def display_name(spec: Any) -> str:
     """A model's name, short enough for a folder's name."""
     return str(as_component(spec).get("name", "")).rpartition(":")[2].rpartition("/")[2]

@@ -24,11 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import __version__
 from ..api import controller
 from ..core import Controller, SearchSpace, attach
 from ..core.census import Tally
 from ..core.finalize import allocation
-from .rebuild import REMEDY, build, is_transformers, recipe, shape_difference
+from .rebuild import build, is_transformers, plain_class, recipe, shape_difference
 
 FORMAT_VERSION = 1
 WEIGHTS, RECORD = "model.safetensors", "ldp.json"
@@ -75,15 +76,15 @@ def load_pretrained(folder: str | os.PathLike, model: nn.Module | None = None, e
         FileNotFoundError: no such folder or file. ValueError: a file is truncated, changed, or of another format version; the
             model has other tensors or layers; or the folder does not say how to make its model and none is given.
     """
-    folder = Path(folder)
+    folder, given = Path(folder), model is not None
     record = _read_record(folder)
     weights = _check_weights(folder, record["weights"])
-    if model is None or record["model"]["source"] == "transformers":
-        made = build(record["model"], folder)  # of transformers: with its weights
     if model is None:
-        model = made
-    tensors = made.state_dict() if record["model"]["source"] == "transformers" else _read_weights(weights)
-    _take_weights(model, tensors, folder)
+        model = build(record["model"], folder)
+    if not is_transformers(model):
+        _take_weights(model, _read_weights(weights), folder)
+    elif given:  # a second model, which knows ties and how the names on disk become those in the model
+        _take_weights(model, build(record["model"], folder, like=model).state_dict(), folder)
     _attach(model, record, example_inputs)
     return model.eval()
 
@@ -97,11 +98,16 @@ def _write_weights(model: nn.Module, stage: Path) -> None:
 
     if is_transformers(model):
         model.save_pretrained(stage, max_shard_size="10000GB")
+        if type(model) is not plain_class(model):  # then the configuration names a class that no one else knows
+            model.config.architectures = [plain_class(model).__name__]
+            model.config.save_pretrained(stage)
         return
     state = model.state_dict()
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"A state dict of tensors is needed; {name!r} of {type(model).__name__} is a {type(value).__name__}.")
+            raise ValueError(
+                f"A state dict of tensors is needed; {name!r} of {type(model).__name__} is a {type(value).__name__}."
+            )
     seen: set[int] = set()
     for name, value in state.items():  # tied tensors are written under each of their names: plain loaders look for all
         shared = value.untyped_storage().data_ptr() in seen
@@ -137,7 +143,9 @@ def _check_weights(folder: Path, expected: dict) -> Path:
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}: copy the whole folder that save_pretrained wrote.")
     size = path.stat().st_size
     if size != expected["bytes"]:
-        raise ValueError(f"{path} must have {expected['bytes']} bytes; it has {size}. It was cut off or replaced: copy it again.")
+        raise ValueError(
+            f"{path} must have {expected['bytes']} bytes; it has {size}. It was cut off or replaced: copy it again."
+        )
     if _digest(path) != expected["sha256"]:
         raise ValueError(f"{path} is not the file that was saved with {RECORD}: it was changed or replaced. Copy it again.")
     return path
@@ -158,7 +166,7 @@ def _record(ldp: Controller, how: dict, weights: Path) -> dict[str, Any]:
     result, state = allocation(ldp), ldp.state_dict()
     return {
         "format_version": FORMAT_VERSION,
-        "made_with": {name: _version(name) for name in ("ldp_search", "torch", "timm", "transformers")},
+        "made_with": {"ldp_search": __version__} | {name: _version(name) for name in ("torch", "timm", "transformers")},
         "model": how,
         "weights": {"bytes": weights.stat().st_size, "sha256": _digest(weights)},
         "space": ldp.space.to_dict(),
@@ -237,7 +245,7 @@ def _attach(model: nn.Module, record: dict, example_inputs) -> None:
     state = ldp.state_dict()
     differing = sorted(set(state["layers"]) ^ set(record["layers"]))
     if differing:
-        raise ValueError(f"The model must have the quantized layers of the record; these differ: {differing[:5]}. {REMEDY}")
+        raise ValueError(f"The model must have the quantized layers of the record; these differ: {differing[:5]}.")
     for name, values in record["state"].items():
         own = state["tensors"][name]
         if math.prod(own.shape) != torch.tensor(values).numel():

@@ -1,8 +1,8 @@
 """How a saved model is made again: a recipe of plain data, tried out when it is written.
 
-    {"source": "timm", "architecture": "resnet18", "kwargs": {"num_classes": 10}}
-    {"source": "transformers", "class": "BertForSequenceClassification", "attention": "sdpa"}     the rest is in config.json
-    {"source": "none", "reason": "..."}                                                           load_pretrained(folder, model)
+{"source": "timm", "architecture": "resnet18", "kwargs": {"num_classes": 10}}
+{"source": "transformers", "class": "BertForSequenceClassification", "attention": "sdpa"}     the rest is in config.json
+{"source": "none", "reason": "..."}                                                           load_pretrained(folder, model)
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ def recipe(model: nn.Module, create: dict[str, Any] | None = None) -> dict[str, 
     return _timm_recipe(model, architecture, create)
 
 
-def build(recipe: dict[str, Any], folder: Path) -> nn.Module:
+def build(recipe: dict[str, Any], folder: Path, like: nn.Module | None = None) -> nn.Module:
     """The model of a recipe: timm's with fresh weights, transformers' with those of `folder`. Random state stays as it was.
+
+    Args:
+        like: a model of transformers (or of a subclass) whose class is taken instead of the recipe's.
 
     Raises:
         ValueError: there is no recipe, or it does not work with the installed packages.
     """
-    source = recipe.get("source")
-    makers = {"timm": _build_timm, "transformers": _build_transformers}
-    if source not in makers:
+    source = "transformers" if like is not None else recipe.get("source")
+    if source not in ("timm", "transformers"):
         raise ValueError(f"{folder} does not say how to make its model ({recipe.get('reason', 'unknown source')}): {REMEDY}.")
     try:
         with torch.random.fork_rng():
-            return makers[source](recipe, folder)
+            return _build_timm(recipe) if source == "timm" else _build_transformers(recipe, folder, like)
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"{folder} has a model that {source} cannot make here: {error}\nOr {REMEDY}.") from error
 
@@ -64,19 +66,19 @@ def _transformers_recipe(model: nn.Module) -> dict[str, Any]:
     import transformers
 
     cls = plain_class(model)
+    attention = {"attention": getattr(model.config, "_attn_implementation", None)}
     if getattr(transformers, cls.__name__, None) is not cls:
-        return {"source": "none", "reason": f"transformers has no class {cls.__name__} of its own"}
-    attention = getattr(model.config, "_attn_implementation", None)
-    return {"source": "transformers", "class": cls.__name__, "attention": attention}
+        return {"source": "none", "reason": f"transformers has no class {cls.__name__} of its own"} | attention
+    return {"source": "transformers", "class": cls.__name__} | attention
 
 
-def _build_transformers(recipe: dict, folder: Path) -> nn.Module:
+def _build_transformers(recipe: dict, folder: Path, like: nn.Module | None) -> nn.Module:
     import transformers
 
-    cls = getattr(transformers, recipe["class"])
+    cls = getattr(transformers, recipe["class"]) if like is None else plain_class(like)
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     dtype = {"dtype" if version >= (4, 56) else "torch_dtype": "auto"}
-    return cls.from_pretrained(folder, attn_implementation=recipe["attention"], local_files_only=True, **dtype)
+    return cls.from_pretrained(folder, attn_implementation=recipe.get("attention"), local_files_only=True, **dtype)
 
 
 # -- timm -----------------------------------------------------------------------------------------------------------
@@ -84,45 +86,44 @@ def _build_transformers(recipe: dict, folder: Path) -> nn.Module:
 
 def _timm_recipe(model: nn.Module, architecture: str, create: dict[str, Any] | None) -> dict[str, Any]:
     """timm keeps no record of the arguments of a model, so they are read off it, and the result is compared."""
-    reason = None
-    for kwargs in [create] if create is not None else _guesses(model):
+    guesses, reasons = [create] if create is not None else _guesses(model), []
+    for kwargs in guesses:
         found = {"source": "timm", "architecture": architecture, "kwargs": kwargs}
         try:
-            with torch.random.fork_rng():
-                reason = difference(_build_timm(found, device="meta"), model)
+            reasons.append(difference(_build_timm(found, device="meta"), model))
         except Exception as error:  # whatever a model's constructor makes of arguments that it does not take
-            reason = str(error)
-        if reason is None:
+            reasons.append(str(error))
+        if reasons[-1] is None:
             return found
     return {
         "source": "none",
-        "reason": f"timm's {architecture} with {kwargs} is another model: {reason}. Say what it was made with: "
+        "reason": f"timm's {architecture} with {guesses[0]} is another model: {reasons[0]}. Say what it was made with: "
         "save_pretrained(model, folder, create={...})",
     }
 
 
 def _guesses(model: nn.Module) -> list[dict[str, Any]]:
-    """Arguments that timm.create_model may have been given, the simplest first."""
+    """Arguments that timm.create_model may have been given, the likeliest first."""
     config = model.pretrained_cfg
     basic = {"num_classes": model.num_classes} if hasattr(model, "num_classes") else {}
-    channels = _input_channels(model, config.get("first_conv"))
-    if channels is not None and channels != (config.get("input_size") or (3,))[0]:
-        basic["in_chans"] = channels
+    usual, seen = (config.get("input_size") or (3,))[0], _input_channels(model, config.get("first_conv"))
+    channels = [{}] if seen in (usual, None) else [{"in_chans": seen}, {}]
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     pool = getattr(model, "global_pool", None)
     more: list[dict] = [{}]
-    more += [{"img_size": list(size)}] if size is not None else []
+    more += [{"img_size": list(size)}] if isinstance(size, list | tuple) else []
     more += [other | {"global_pool": pool} for other in more] if isinstance(pool, str) else []
-    return [basic | extra for extra in more]
+    return [basic | some | other for some in [*channels, {"in_chans": 1}] for other in more]
 
 
 def _input_channels(model: nn.Module, first: Any) -> int | None:
+    """Input channels of the first convolution; other kinds of first layer do not tell."""
     name = first[0] if isinstance(first, list | tuple) and first else first
-    layer = dict(model.named_modules()).get(name)
+    layer = dict(model.named_modules()).get(name) if isinstance(name, str) else None
     return layer.weight.shape[1] * layer.groups if isinstance(layer, nn.Conv2d) else None
 
 
-def _build_timm(recipe: dict, folder: Path | None = None, device: str = "cpu") -> nn.Module:
+def _build_timm(recipe: dict, device: str = "cpu") -> nn.Module:
     import timm
 
     from . import cifar_models  # noqa: F401 (the import registers our names)

@@ -40,7 +40,7 @@ def finish(run: Session) -> dict[str, Any]:
     if run.accelerator.is_main_process:
         save_schedule(run)
         allocation.save(run.output / "allocation.json")
-        ldp_search.save_pretrained(run.plain_model, run.output)
+        ldp_search.save_pretrained(run.plain_model, run.output, create=run.task.creation(run.config.model))
         write_whole(run.output / "result.json", json.dumps(result, indent=1) + "\n")
         write_report_page(run.output)
         shutil.rmtree(run.output / CHECKPOINTS, ignore_errors=True)  # everything of worth is beside it now

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,12 @@ from ..config import Settings
 from ..core.registry import did_you_mean
 from . import checkpoint, models
 from .batches import check_sizes
+from .folders import Finished, checkpoint_of, output_folder, refuse_other
 from .journal import Journal, write_whole
 from .optimizers import create_optimizer
 from .overlay import ConfigError, as_component
-from .session import CHECKPOINTS, Session, restore_session, set_random_state
+from .session import Session, restore_session, set_random_state
 from .tasks import Task, build_task, display_name
-
-
-class Finished(Exception):
-    """The output folder holds this very run, finished already. `folder`: where."""
-
-    def __init__(self, folder: Path):
-        super().__init__(str(folder))
-        self.folder = folder
 
 
 def open_session(settings: Settings) -> Session:
@@ -50,8 +42,8 @@ def open_session(settings: Settings) -> Session:
     config, cpu = settings.config, _on_cpu()
     world = PartialState(cpu=cpu)
     trackers = _trackers(config.trackers)
-    output = Path(_agreed(world, lambda: str(_output(settings))))
-    found = _agreed(world, lambda: _checkpoint_of(settings, output))
+    output = Path(_agreed(world, lambda: str(output_folder(settings))))
+    found = _agreed(world, lambda: checkpoint_of(settings, output))
     project = ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "tensorboard"))
     accelerator = Accelerator(
         cpu=cpu,
@@ -76,7 +68,7 @@ def open_session(settings: Settings) -> Session:
     set_seed(config.seed, device_specific=True)  # from here on, every process draws its own numbers
     state = checkpoint.load(Path(found)) if found else None
     if state is not None:
-        _refuse_other(state["identity"], run.identity, f"The checkpoint {found}")
+        refuse_other(state["identity"], run.identity, f"The checkpoint {found}")
         restore_session(run, state)
     _begin(run, state)
     if state is not None:
@@ -108,60 +100,6 @@ def _agreed(world: PartialState, decide: Any) -> Any:
     return answer[0]
 
 
-def _output(settings: Settings) -> Path:
-    """The run's folder: as given, or a new one that no other run has."""
-    if settings.config.output is not None:
-        return Path(settings.config.output).expanduser()
-    config, policy = settings.config, as_component(settings.values["policy"])["name"]
-    parts = [display_name(config.task), models.display_name(config.model), policy]
-    name = "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts)
-    stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return next(p for n in range(1000) if not (p := stem.with_name(stem.name + (f"-{n}" if n else ""))).exists())
-
-
-def _checkpoint_of(settings: Settings, output: Path) -> str | None:
-    """The checkpoint to go on from, None for a fresh start. Raises ConfigError, Finished."""
-    resume = settings.config.resume
-    _check_writable(output)
-    if resume == "never":
-        if (output / "config.yaml").exists() or (output / CHECKPOINTS).exists():
-            raise ConfigError(f"{output} holds a run already. resume=auto goes on with it; output=FOLDER takes another folder.")
-        return None
-    if (output / "result.json").is_file():
-        saved = OmegaConf.to_container(OmegaConf.load(output / "config.yaml"))
-        now = {key: value for key, value in settings.identity.items() if key in settings.values}
-        _refuse_other({key: saved.get(key) for key in now}, now, str(output))
-        raise Finished(output)
-    place = output / CHECKPOINTS
-    if resume != "auto":
-        given = Path(resume).expanduser()
-        place = given if (given / checkpoint.STATE).is_file() else given / CHECKPOINTS
-    path = checkpoint.newest_intact(place, lambda text: print(f"ldp_search: {text}"))
-    if path is None and resume != "auto":
-        raise ConfigError(f"resume={resume} must hold an intact checkpoint; none is in {place}. Start anew: output=FOLDER.")
-    return None if path is None else str(path)
-
-
-def _refuse_other(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
-    changed = checkpoint.differences(before, now)
-    if changed:
-        raise ConfigError(
-            f"{what} belongs to a run with other settings (there -> here):\n  " + "\n  ".join(changed)
-            + "\nGo on with the same settings (resume=FOLDER alone takes them over), or start anew with another output=FOLDER."
-        )  # fmt: skip
-
-
-def _check_writable(output: Path) -> None:
-    """Raises ConfigError when the folder cannot be made or written, before any work."""
-    place = output.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise ConfigError(f"output must be a folder, but {place} is a file; received {str(output)!r}. Give another.")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"output must be a folder that can be written, but {place} cannot. Give another output=FOLDER.")
-
-
 def _trackers(names: list[str]) -> list[str]:
     """Raises ConfigError for a tracker that is unknown or not installed."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -185,7 +123,7 @@ def _searchable(settings: Settings, task: Task) -> nn.Module:
         shapes = ", ".join("x".join(map(str, tensor.shape[1:])) for tensor in inputs)
         raise ConfigError(
             f"The model {settings.config.model!r} must take this task's inputs, of shape {shapes}, but: {error}\n"
-            "Many models have an option for it (model.img_size=32); or give `size: PIXELS` in the `dataset:` of the task's file."
+            "Many models have an option for it (model.img_size=32); or set `size: PIXELS` in the `dataset:` of the task's file."
         ) from error
     try:
         return ldp_search.apply(model.train(), space=settings.space, example_inputs=inputs)

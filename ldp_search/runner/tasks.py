@@ -62,6 +62,10 @@ class Task:
         """The model of the setting `model`, with the outputs that this task needs."""
         raise TypeError(f"{type(self).__name__} must define create_model(spec, pretrained).")
 
+    def creation(self, spec: Any) -> dict[str, Any] | None:
+        """What timm.create_model was given besides the name, where the model is one of timm's: to make it again when loaded."""
+        return None
+
     def example_inputs(self) -> tuple:
         """Positional inputs of a forward, a batch of one: for counting multiply-accumulates."""
         raise TypeError(f"{type(self).__name__} must define example_inputs().")
