@@ -102,7 +102,7 @@ def _check_patterns(space: SearchSpace, layers: dict) -> None:
     """A pattern that matches nothing is a mistake in it."""
     for field, patterns in (("skip", space.skip), ("fixed", space.fixed)):
         for pattern in patterns:
-            if not pattern.startswith("?*") and not any(fnmatchcase(name, pattern) for name in layers):
+            if not any(fnmatchcase(name, pattern) for name in layers):
                 raise ValueError(f"{field}: the pattern {pattern!r} matches no layer.{did_you_mean(pattern, layers)}")
 
 

@@ -120,6 +120,11 @@ class Controller:
                 f"(bits={self.space.bits}, grad_bits={self.space.grad_bits}). "
                 "Give a range such as bits=(3, 8), or policy='static'."
             )
+        if self.policy.needs_gradients and self.problem.searched[:, 2].any():
+            raise ValueError(
+                f"The loss has no gradient with respect to the gradient bits, so {self.policy.name!r} cannot learn them; "
+                f"received grad_bits={self.space.grad_bits}. Give one number, e.g. grad_bits=8."
+            )
         start = self.policy.bind(self.problem)
         self._bits.copy_(self._realize(start, 0.0, torch.round(start)))
 

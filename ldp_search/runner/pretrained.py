@@ -11,29 +11,19 @@ memory and the trajectory are not in the folder.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import tempfile
 import warnings
-from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .. import __version__
 from ..api import controller
-from ..core import Controller, SearchSpace, attach
-from ..core.census import Tally
-from ..core.finalize import allocation
 from .rebuild import build, is_transformers, plain_class, recipe, shape_difference
+from .record import RECORD, make_record, read_record, restore, to_text
 
-FORMAT_VERSION = 1
-WEIGHTS, RECORD = "model.safetensors", "ldp.json"
-_TRANSIENT = ("_grads", "_clip_grads")  # tensors of a controller that mean nothing between two steps
+WEIGHTS = "model.safetensors"
 
 
 def save_pretrained(model: nn.Module, folder: str | os.PathLike, create: dict[str, Any] | None = None) -> Path:
@@ -58,8 +48,8 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike, create: dict[st
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as stage:
         _write_weights(ldp.model, Path(stage))
-        record = _record(ldp, how, Path(stage) / WEIGHTS)
-        (Path(stage) / RECORD).write_text(_text(record), encoding="utf-8")
+        record = make_record(ldp, how, _fingerprint(Path(stage) / WEIGHTS))
+        (Path(stage) / RECORD).write_text(to_text(record), encoding="utf-8")
         for file in sorted(os.listdir(stage), key=lambda name: name == RECORD):
             os.replace(os.path.join(stage, file), folder / file)
     return folder
@@ -77,7 +67,7 @@ def load_pretrained(folder: str | os.PathLike, model: nn.Module | None = None, e
             model has other tensors or layers; or the folder does not say how to make its model and none is given.
     """
     folder, given = Path(folder), model is not None
-    record = _read_record(folder)
+    record = read_record(folder)
     weights = _check_weights(folder, record["weights"])
     if model is None:
         model = build(record["model"], folder)
@@ -85,7 +75,7 @@ def load_pretrained(folder: str | os.PathLike, model: nn.Module | None = None, e
         _take_weights(model, _read_weights(weights), folder)
     elif given:  # a second model, which knows ties and how the names on disk become those in the model
         _take_weights(model, build(record["model"], folder, like=model).state_dict(), folder)
-    _attach(model, record, example_inputs)
+    restore(model, record, example_inputs)
     return model.eval()
 
 
@@ -137,7 +127,7 @@ def _take_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path) ->
     model.load_state_dict(tensors)
 
 
-def _check_weights(folder: Path, expected: dict) -> Path:
+def _check_weights(folder: Path, expected: dict[str, Any]) -> Path:
     path = folder / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}: copy the whole folder that save_pretrained wrote.")
@@ -146,109 +136,15 @@ def _check_weights(folder: Path, expected: dict) -> Path:
         raise ValueError(
             f"{path} must have {expected['bytes']} bytes; it has {size}. It was cut off or replaced: copy it again."
         )
-    if _digest(path) != expected["sha256"]:
+    if _fingerprint(path) != expected:
         raise ValueError(f"{path} is not the file that was saved with {RECORD}: it was changed or replaced. Copy it again.")
     return path
 
 
-def _digest(path: Path) -> str:
+def _fingerprint(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file: the weights and the record of two different savings must not be mixed."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):
             digest.update(block)
-    return digest.hexdigest()
-
-
-# -- the record -----------------------------------------------------------------------------------------------------
-
-
-def _record(ldp: Controller, how: dict, weights: Path) -> dict[str, Any]:
-    result, state = allocation(ldp), ldp.state_dict()
-    return {
-        "format_version": FORMAT_VERSION,
-        "made_with": {"ldp_search": __version__} | {name: _version(name) for name in ("torch", "timm", "transformers")},
-        "model": how,
-        "weights": {"bytes": weights.stat().st_size, "sha256": _digest(weights)},
-        "space": ldp.space.to_dict(),
-        "layers": {name: bits._asdict() | result.details[name] for name, bits in result.layers.items()},
-        "summary": result.summary,
-        "frozen": state["frozen"],
-        "progress": state["progress"],
-        "counts": {name: vars(tally) for name, tally in ldp._tallies.items()} if ldp.counted else None,
-        "state": {name: _plain(value) for name, value in state["tensors"].items() if name not in _TRANSIENT},
-    }
-
-
-def _text(record: dict[str, Any]) -> str:
-    """JSON, a line for every layer or tensor."""
-    rows = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            inner = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
-            rows.append(f" {json.dumps(key)}: {{\n{inner}\n }}")
-        else:
-            rows.append(f" {json.dumps(key)}: {json.dumps(value)}")
-    return "{\n" + ",\n".join(rows) + "\n}\n"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _plain(values: Tensor) -> Any:
-    """Nested lists of numbers, which JSON keeps exactly."""
-    if not torch.isfinite(values).all():
-        warnings.warn("Some ranges are not finite: the training diverged.", stacklevel=4)
-    return values.tolist()
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    if not path.is_file():
-        raise FileNotFoundError(f"No {RECORD} in {folder}: give a folder that ldp_search.save_pretrained wrote.")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found = record["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a whole record of save_pretrained ({error}): copy it again.") from error
-    if found != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} must be of format version {FORMAT_VERSION}; it is of {found!r}, made with ldp_search "
-            f"{record.get('made_with', {}).get('ldp_search')}. Load it with that version, or save it again with this one."
-        )
-    missing = {"model", "weights", "space", "layers", "frozen", "progress", "counts", "state"} - set(record)
-    if missing:
-        raise ValueError(f"{path} is not a whole record of save_pretrained: it lacks {sorted(missing)}. Copy it again.")
-    return record
-
-
-def _attach(model: nn.Module, record: dict, example_inputs) -> None:
-    """Apply the recorded space to `model`, then the recorded counts and state."""
-    space = record["space"]
-    try:
-        attach(model, SearchSpace.from_dict(space), example_inputs)
-    except (ValueError, OSError):
-        if not record["frozen"] or space["policy"] == "static":
-            raise
-        # The policy (a recorded schedule, a module of one's own) may be out of reach here; frozen bits do not need it.
-        warnings.warn(f"The policy {space['policy']!r} cannot be made here; the bits are frozen and stay.", stacklevel=3)
-        attach(model, SearchSpace.from_dict(space | {"policy": "static"}), example_inputs)
-    ldp = controller(model)
-    if record["counts"] is not None:
-        for hook in ldp.hooks:
-            hook.remove()
-        ldp.hooks.clear()
-        ldp.count({name: Tally(**t | {"macs": Counter(t["macs"])}) for name, t in record["counts"].items()}, 1)
-    state = ldp.state_dict()
-    differing = sorted(set(state["layers"]) ^ set(record["layers"]))
-    if differing:
-        raise ValueError(f"The model must have the quantized layers of the record; these differ: {differing[:5]}.")
-    for name, values in record["state"].items():
-        own = state["tensors"][name]
-        if math.prod(own.shape) != torch.tensor(values).numel():
-            raise ValueError(f"{name} of the record must have the shape {tuple(own.shape)}: the model has other layers.")
-        own.copy_(torch.tensor(values, dtype=own.dtype).view(own.shape))
-    ldp.load_state_dict(state | {"frozen": record["frozen"], "progress": record["progress"]})
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

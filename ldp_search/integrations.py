@@ -1,0 +1,193 @@
+"""Other people's training loops. transformers' Trainer:
+
+    ldp_search.apply(model, target_cost=0.5)
+    trainer = Trainer(model=model, ..., callbacks=[ldp_search.integrations.LDPCallback()])
+    trainer.train()
+    ldp_search.save_pretrained(model, "out")
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
+    from transformers.training_args import ParallelMode
+except ImportError as error:
+    raise ImportError(f"ldp_search.integrations needs transformers>=4.46: pip install -U transformers ({error})") from error
+
+from .api import controller
+from .core.space import FULL_PRECISION
+
+STATE = "ldp_state.pt"  # in every checkpoint folder
+
+
+class LDPCallback(TrainerCallback, ExportableState):
+    """Takes one LDP step per optimizer step, logs bits and costs, and makes checkpoints complete.
+
+    * After backward and before the optimizer's step: `controller(model).step(progress)`, with the step's mean training loss
+      for policies that read it (it is read off the model's own loss as backward reaches it, so accumulation, label counts
+      and mixed precision are accounted for as the Trainer does).
+    * With every training log: `ldp_weight_bits`, `ldp_input_bits` (means over the quantized layers), `ldp_cost` (training
+      cost now, relative to the highest bits) and `ldp_mean_cost` (so far). They go to `trainer.state.log_history`, to the
+      console, and to callbacks listed after this one; the trackers of `report_to` come before it. For their boards, pass
+      `report_to="none"` and the tracker's callback behind this one: `callbacks=[LDPCallback(), TensorBoardCallback()]`.
+    * `ldp_state.pt` in every checkpoint folder; `trainer.train(resume_from_checkpoint=...)` goes on bitwise as if it had not
+      been interrupted, and `load_best_model_at_end` also brings back the bits of the best checkpoint.
+
+    Args:
+        finalize: at the end of training, freeze the bits at integers and re-estimate input ranges and batch-norm statistics
+            on batches of the training data.
+        resume_from: the checkpoint folder, where it is resumed from another place than the Trainer's output folder.
+
+    Raises (when training begins):
+        LookupError: `ldp_search.apply(model)` was not called. ValueError: the Trainer would run nn.DataParallel, or the
+        policy reads the training loss and the model's own is not what is trained on. FileNotFoundError: the checkpoint
+        has no LDP state.
+    """
+
+    def __init__(self, finalize: bool = False, resume_from: str | os.PathLike | None = None):
+        if "on_pre_optimizer_step" not in vars(TrainerCallback):
+            raise ImportError("LDPCallback needs a Trainer that announces its optimizer steps: pip install 'transformers>=4.46'")
+        self.finalize, self.resume_from = finalize, None if resume_from is None else str(resume_from)
+        self.run = uuid.uuid4().hex  # tells this run's states from those of another run in the same folder
+        self._hook, self._loss = None, None
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """What the Trainer keeps of this callback in trainer_state.json."""
+        return {"args": {"finalize": self.finalize, "resume_from": self.resume_from}, "attributes": {"run": self.run}}
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        ldp = controller(model)
+        if args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
+            raise ValueError(
+                f"LDP needs one process a GPU, but the Trainer would run nn.DataParallel on {args.n_gpu}: start with "
+                "`accelerate launch` or `torchrun`, or show it one GPU (CUDA_VISIBLE_DEVICES=0)."
+            )
+        if ldp.policy.needs_loss and args.label_smoothing_factor:
+            raise ValueError(
+                f"The policy {ldp.policy.name!r} reads the loss that the model computes, but label_smoothing_factor="
+                f"{args.label_smoothing_factor} trains on another one: set it to 0, or take another policy."
+            )
+        if state.global_step:
+            self._resume(ldp, args, state)
+        self._stop_listening()  # a training that ended with an error may have left its hook
+        if ldp.policy.needs_loss:
+            self._hook = ldp.model.register_forward_hook(self._listen)
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        ldp, loss, self._loss = controller(model), self._loss, None
+        scaler = getattr(optimizer, "scaler", None)
+        if scaler is not None and scaler.is_enabled():  # fp16: gradients and loss are multiplied by a changing scale
+            scale = scaler.get_scale()
+            for tensor in ldp.parameters().values():
+                tensor.grad.div_(scale)
+            loss = None if loss is None else loss / scale
+        if loss is None and ldp.policy.needs_loss and not ldp.frozen:
+            raise ValueError(
+                f"The policy {ldp.policy.name!r} reads the training loss, but backward did not go through a loss of the "
+                "model: give it labels (no compute_loss_func, no compute_loss of one's own), or take another policy."
+            )
+        ldp.step(min((state.global_step + 1) / state.max_steps, 1.0), loss=loss)
+
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+        if logs is None or "loss" not in logs:
+            return
+        ldp = controller(model)
+        bits, cost = [b for b in ldp.bits().values() if b.weight < FULL_PRECISION], ldp.cost()
+        row = {
+            "ldp_weight_bits": sum(b.weight for b in bits) / len(bits),
+            "ldp_input_bits": sum(b.input for b in bits) / len(bits),
+            "ldp_cost": cost.relative,
+            "ldp_mean_cost": cost.mean_relative,
+        }
+        logs.update(row)
+        if state.log_history:
+            state.log_history[-1].update(row)
+
+    def on_save(self, args, state, control, model=None, **kwargs):
+        folder = _checkpoint(args, state)
+        if not args.should_save:
+            return
+        if not folder.is_dir():  # hyperparameter_search puts its checkpoints elsewhere, and does not say where
+            warnings.warn(f"No checkpoint folder {folder}: the LDP state is not saved, this run cannot be resumed.", stacklevel=2)
+            return
+        unfinished = folder / f"{STATE}.unfinished"
+        torch.save({"run": self.run, "step": state.global_step, "ldp": controller(model).state_dict()}, unfinished)
+        os.replace(unfinished, folder / STATE)
+
+    def on_train_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        self._stop_listening()
+        ldp = controller(model)
+        best = state.best_model_checkpoint
+        if args.load_best_model_at_end and best is not None and (Path(best) / STATE).is_file():
+            _take_bits(ldp, torch.load(Path(best) / STATE, map_location="cpu", weights_only=True)["ldp"])
+        if self.finalize:
+            ldp.finalize(train_dataloader)
+
+    # -- resuming ---------------------------------------------------------------------------------------------------
+
+    def _resume(self, ldp, args, state) -> None:
+        """Find the LDP state that belongs to the Trainer's, and take it over."""
+        saved = (state.stateful_callbacks or {}).get(type(self).__name__)
+        saved = saved[0] if isinstance(saved, list) else saved
+        run = (saved or {}).get("attributes", {}).get("run")
+        places = [self.resume_from, args.resume_from_checkpoint, _checkpoint(args, state)]
+        for place in [Path(p) / STATE for p in places if isinstance(p, str | Path)]:
+            if place.is_file():
+                found = torch.load(place, map_location="cpu", weights_only=True)
+                if (found["run"], found["step"]) == (run, state.global_step):
+                    ldp.load_state_dict(found["ldp"])
+                    self.run = run
+                    return
+        raise FileNotFoundError(
+            f"The training goes on at step {state.global_step}, but no {STATE} of that checkpoint was found in "
+            f"{' or '.join(str(p) for p in places if p)}: give its folder, LDPCallback(resume_from=FOLDER). A checkpoint made "
+            "without LDPCallback cannot be resumed with it."
+        )
+
+    # -- the training loss ------------------------------------------------------------------------------------------
+
+    def _listen(self, model, inputs, output) -> None:
+        """Forward hook: when backward reaches the model's loss, add it with the weight that it has in the step's loss."""
+        loss = _loss_of(output)
+        if model.training and loss is not None and loss.requires_grad:
+            loss.register_hook(lambda weight: self._add(loss.detach() * weight.detach()))
+
+    def _add(self, part: Tensor) -> None:
+        self._loss = part if self._loss is None else self._loss + part
+
+    def _stop_listening(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._loss = None
+
+
+def _loss_of(output: Any) -> Tensor | None:
+    """The scalar loss of a model's output, where there is one: its field `loss`, or the first of a tuple."""
+    if hasattr(output, "keys"):
+        loss = output["loss"] if "loss" in output else None
+    else:
+        loss = output[0] if isinstance(output, tuple | list) and output else None
+    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
+
+
+def _checkpoint(args, state) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _take_bits(ldp, best: dict) -> None:
+    """Bits, ranges and clips of another moment of this training; trajectory and costs stay those of the whole."""
+    now = ldp.state_dict()
+    tensors = best["tensors"] | {name: value for name, value in now["tensors"].items() if name == "_spent"}
+    ldp.load_state_dict(now | {"tensors": tensors})
