@@ -1,9 +1,9 @@
 """Other people's training loops. transformers' Trainer:
 
-    ldp_search.apply(model, target_cost=0.5)
-    trainer = Trainer(model=model, ..., callbacks=[ldp_search.integrations.LDPCallback()])
-    trainer.train()
-    ldp_search.save_pretrained(model, "out")
+ldp_search.apply(model, target_cost=0.5)
+trainer = Trainer(model=model, ..., callbacks=[ldp_search.integrations.LDPCallback()])
+trainer.train()
+ldp_search.save_pretrained(model, "out")
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class LDPCallback(TrainerCallback, ExportableState):
 
     def __init__(self, finalize: bool = False, resume_from: str | os.PathLike | None = None):
         if "on_pre_optimizer_step" not in vars(TrainerCallback):
-            raise ImportError("LDPCallback needs a Trainer that announces its optimizer steps: pip install 'transformers>=4.46'")
+            raise ImportError(
+                "LDPCallback needs a Trainer that announces its optimizer steps: pip install 'transformers>=4.46'"
+            )
         self.finalize, self.resume_from = finalize, None if resume_from is None else str(resume_from)
         self.run = uuid.uuid4().hex  # tells this run's states from those of another run in the same folder
         self._hook, self._loss = None, None
@@ -120,7 +122,9 @@ class LDPCallback(TrainerCallback, ExportableState):
         if not args.should_save:
             return
         if not folder.is_dir():  # hyperparameter_search puts its checkpoints elsewhere, and does not say where
-            warnings.warn(f"No checkpoint folder {folder}: the LDP state is not saved, this run cannot be resumed.", stacklevel=2)
+            warnings.warn(
+                f"No checkpoint folder {folder}: the LDP state is not saved, this run cannot be resumed.", stacklevel=2
+            )
             return
         unfinished = folder / f"{STATE}.unfinished"
         torch.save({"run": self.run, "step": state.global_step, "ldp": controller(model).state_dict()}, unfinished)
@@ -174,11 +178,12 @@ class LDPCallback(TrainerCallback, ExportableState):
 
 
 def _loss_of(output: Any) -> Tensor | None:
-    """The scalar loss of a model's output, where there is one: its field `loss`, or the first of a tuple."""
+    """The scalar loss of a model's output, where there is one: its field `loss`, the first of a tuple, or itself."""
+    loss = output
     if hasattr(output, "keys"):
-        loss = output["loss"] if "loss" in output else None
-    else:
-        loss = output[0] if isinstance(output, tuple | list) and output else None
+        loss = output.get("loss")
+    elif isinstance(output, tuple | list):
+        loss = next(iter(output), None)
     return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
 
 

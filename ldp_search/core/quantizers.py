@@ -97,8 +97,8 @@ class Symmetric(Quantizer):
 def clip_ratio(bits: Tensor) -> Tensor:
     """Range of a signed b-bit grid in units of the mean absolute value of what it quantizes.
 
-    Where the learned multiplier starts: between the clipping that minimises the squared error of normal data (at few bits)
-    and of Laplace data (at many); cf. Banner et al. 2019, arXiv:1810.05723. Measured on 2^17 signed values against min/max, in dB:
+    Where the learned multiplier starts: between the clipping that minimises the squared error of normal data (few bits)
+    and of Laplace data (many); cf. Banner et al. 2019, arXiv:1810.05723. Measured on 2^17 signed values against min/max, in dB:
     normal +4.2, +2.9, -0.3 and Laplace +7.1, +4.2, +1.8 at 3, 4 and 6 bits.
     """
     return 1.5 + 0.1 * bits + 0.11 * bits * bits

@@ -146,9 +146,7 @@ class CifarResNet(_Classifier):
     ):
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
-            raise ValueError(
-                f"A CIFAR ResNet has depth 6n + 2 with n >= 1, not {depth}. Use e.g. 20, 32, 44, 56 or 110."
-            )
+            raise ValueError(f"A CIFAR ResNet has depth 6n + 2 with n >= 1, not {depth}. Use e.g. 20, 32, 44, 56 or 110.")
         if shortcut not in SHORTCUTS:
             raise ValueError(
                 f"shortcut must be 'A' (subsampling and zero padding) or 'B' (1x1 convolution), not {shortcut!r}."

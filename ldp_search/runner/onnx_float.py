@@ -63,28 +63,33 @@ def float_graph(model: nn.Module, args: tuple, kwargs: dict, names: list[str]):
     """Export `model` as it is now, unoptimized, so that every node still tells its layer.
 
     Returns:
-        the graph (an `onnxscript.ir.Model`), and whether its batch dimension is free. Where the model fixes it (a shape that
-        depends on it in Python), the batch of the example stays, with a warning.
+        the graph (an `onnxscript.ir.Model`), and whether its batch dimension is free. Where the model fixes it (by Python
+        code that depends on it), the batch of the example stays, with a warning.
     """
     size = next((x.shape[0] for x in tensors((args, kwargs)) if x.dim()), 1)
+    try:
+        graph = _export(model, *_with_free_batch(model, args, kwargs, size), names)
+        if any(not isinstance(value.shape[0], int) for value in graph.graph.inputs if len(value.shape)):
+            return graph, True
+        reason = "the exporter found that its computation depends on it"
+    except Exception as error:  # it raises many kinds; without a free batch most models still export
+        reason = str(error).strip().splitlines()[0][:200]
+    warnings.warn(f"The batch dimension of the file stays fixed at {size}: {reason}.", stacklevel=3)
+    return _export(model, args, kwargs, None, names), False
 
-    def wider(x):  # a batch of one would be taken for a constant
+
+def _with_free_batch(model: nn.Module, args: tuple, kwargs: dict, size: int) -> tuple[tuple, dict, tuple | dict]:
+    """Inputs and their dynamic shapes. A batch of one is doubled: it would be taken for a constant."""
+
+    def wider(x):
         return torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and x.shape[0] == 1 == size else x
 
     def free(x):
-        return {0: torch.export.Dim("batch")} if isinstance(x, Tensor) and x.dim() and x.shape[0] in (size, 2 * size) else None
+        batched = isinstance(x, Tensor) and x.dim() and x.shape[0] == max(size, 2)
+        return {0: torch.export.Dim("batch")} if batched else None
 
-    try:
-        wide_args, wide_kwargs = pytree.tree_map(wider, (args, kwargs))
-        shapes = pytree.tree_map(free, (wide_args, wide_kwargs))
-        return _export(model, wide_args, wide_kwargs, names, _by_parameter(model, *shapes)), True
-    except Exception as error:  # the exporter raises many kinds; without a free batch most models still export
-        warnings.warn(
-            f"The batch dimension stays fixed at {size}: {type(model).__name__} does not export with a free one "
-            f"({str(error).strip().splitlines()[0][:200]}).",
-            stacklevel=4,
-        )
-        return _export(model, args, kwargs, names, None), False
+    args, kwargs = pytree.tree_map(wider, (args, kwargs))
+    return args, kwargs, _by_parameter(model, *pytree.tree_map(free, (args, kwargs)))
 
 
 def _by_parameter(model: nn.Module, arg_shapes: tuple, kwarg_shapes: dict) -> tuple | dict:
@@ -94,7 +99,7 @@ def _by_parameter(model: nn.Module, arg_shapes: tuple, kwarg_shapes: dict) -> tu
     return dict(zip(inspect.signature(model.forward).parameters, arg_shapes, strict=False)) | kwarg_shapes
 
 
-def _export(model, args, kwargs, names, shapes):
+def _export(model: nn.Module, args: tuple, kwargs: dict, shapes, names: list[str]):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

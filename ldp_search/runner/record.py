@@ -110,9 +110,11 @@ def restore(model: nn.Module, record: dict[str, Any], example_inputs=None) -> No
         ldp.hooks.clear()
         ldp.count({name: Tally(**t | {"macs": Counter(t["macs"])}) for name, t in record["counts"].items()}, 1)
     state = ldp.state_dict()
-    differing = sorted(set(state["layers"]) ^ set(record["layers"]))
-    if differing:
-        raise ValueError(f"The model must have the quantized layers of the record; these differ: {differing[:5]}.")
+    if state["layers"] != list(record["layers"]):
+        differing = sorted(set(state["layers"]) ^ set(record["layers"]))
+        raise ValueError(
+            f"The model must have the quantized layers of the record, but {differing[:5] or 'their order'} differ."
+        )
     for name, values in record["state"].items():
         own = state["tensors"][name]
         if math.prod(own.shape) != torch.tensor(values).numel():
