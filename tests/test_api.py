@@ -76,7 +76,7 @@ def through_torch(model):
 @pytest.mark.parametrize("name", ["mlp", "one layer", "gpt2"])
 def test_copies_are_whole_and_independent(name, way, counted):
     model, x = make(name)
-    ldp_search.apply(model, "ldp", example_inputs=x if counted else None)
+    ldp_search.apply(model, "ldp_clip", example_inputs=x if counted else None)
     ldp_search.controller(model).parameters()["log_clips"].detach().fill_(-1)  # tight enough to have a gradient
     twin = way(model)
     one, other = ldp_search.controller(model), ldp_search.controller(twin)

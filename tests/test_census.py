@@ -7,6 +7,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 import ldp_search
+import ldp_search.runner.cifar_models  # noqa: F401  (registers the CIFAR networks with timm)
 from ldp_search.core.census import batch_size, census
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -113,8 +114,11 @@ def test_batch_size(args, kwargs, expected):
     ("make", "inputs"),
     [
         (lambda: timm.create_model("cifar_resnet20"), None),
-        (lambda: BertForSequenceClassification(BertConfig(**SMALL, vocab_size=20)), None),
-        # What these say of their inputs is wrong, so that the first forward is waited for.
+        # These say nothing of their inputs, or what is wrong, so that the first forward is waited for.
+        (
+            lambda: BertForSequenceClassification(BertConfig(**SMALL, vocab_size=20)),
+            {"input_ids": torch.zeros(2, 7, dtype=torch.long)},
+        ),
         (lambda: timm.create_model("cifar_resnet20", in_chans=1), {"x": torch.zeros(2, 1, 28, 28)}),
         (
             lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24),
@@ -131,4 +135,5 @@ def test_the_models_own_inputs(make, inputs):
     if inputs is not None:
         assert "MACs are not counted yet" in ldp.summary()
         model(**inputs)
+        assert f"counted on inputs {next(iter(inputs))} {tuple(next(iter(inputs.values())).shape)}" in ldp.summary()
     assert ldp.counted and ldp.coverage.share > 0.7 and not model._forward_pre_hooks

@@ -120,13 +120,13 @@ def test_a_state_of_other_layers(mlp):
 
 
 def test_clips_are_learned_outside_the_models_parameters():
-    ldp, model = training("ldp", 24)[1:]
+    ldp, model = training("ldp_clip", 24)[1:]
     clips = ldp.parameters()["log_clips"]
     assert clips.shape == (2 + 8 + 2,) and clips[:2].all() and clips.abs().max() <= 24 * 1.01e-3
     assert len(list(model.parameters())) == 4
 
 
-@pytest.mark.parametrize("space", ["ldp", "ldp_paper", {"target_cost": 0.5, "relaxation": "interpolate"}])
+@pytest.mark.parametrize("space", ["ldp_clip", "ldp_paper", {"target_cost": 0.5, "relaxation": "interpolate"}])
 def test_a_model_in_bfloat16(mlp, space):
     model, ldp = applied(mlp().bfloat16(), space)
     for step in range(3):

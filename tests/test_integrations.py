@@ -132,7 +132,7 @@ def test_the_loss_of_a_step_is_the_trainers(tmp_path, accumulation):
     made.train()
     logged = [row["loss"] for row in made.state.log_history if "loss" in row]
     assert controller(made.model).trajectory.seen == STEPS  # once per optimizer step, not per micro-batch
-    assert pytest.approx(logged[:-1], rel=1e-5) == SEEN and len(SEEN) == STEPS - 1  # after the last step nothing moves
+    assert pytest.approx(logged[:-1], abs=1e-4) == SEEN and len(SEEN) == STEPS - 1  # after the last step nothing moves
     assert not made.model._forward_hooks
 
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from .census import census, own_inputs
+from .census import census, own_inputs, shapes
 from .controller import Controller
 from .functions import KeptOut, QuantizedOwner, describe_owner
 from .layers import FUSED, OrdinaryPath, QuantizedLayer, Swapped, describe, kind_of, swap, unswap
@@ -115,13 +115,18 @@ def _as_call(example_inputs) -> tuple[tuple, dict]:
     return tuple(example_inputs), {}
 
 
+def _counted(model: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    """The census, and on which inputs it was made."""
+    return *census(model, args, kwargs), shapes(args, kwargs)
+
+
 def _count_now(model: nn.Module, example_inputs) -> tuple | None:
     """The census on the inputs at hand; None without any."""
     if example_inputs is not None:
-        return census(model, *_as_call(example_inputs))
+        return _counted(model, *_as_call(example_inputs))
     try:
         inputs = own_inputs(model)
-        return None if inputs is None else census(model, *inputs)
+        return None if inputs is None else _counted(model, *inputs)
     except Exception:  # a model's default inputs may not fit the model as it was built (another picture size, another task)
         return None
 
@@ -132,4 +137,4 @@ def _count_at_first_forward(model: nn.Module, args: tuple, kwargs: dict) -> None
     controller = model.__dict__[ATTRIBUTE]
     controller.hooks.pop().remove()
     with controller.disabled():
-        controller.count(*census(model, args, kwargs))
+        controller.count(*_counted(model, args, kwargs))

@@ -91,15 +91,19 @@ def batch_size(args: tuple, kwargs: dict) -> int:
 
 
 def own_inputs(model: nn.Module) -> tuple[tuple, dict] | None:
-    """Inputs that the model itself says it takes: a timm model's input size, a Hugging Face model's dummy inputs."""
+    """Inputs that the model itself says it takes: a timm model's input size. None where it says nothing.
+
+    A Hugging Face model's `dummy_inputs` are no help: five tokens tell nothing of the share of attention in its cost.
+    """
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     parameter = next(model.parameters(), None)
-    if parameter is None or parameter.is_meta:
+    if size is None or parameter is None or parameter.is_meta:
         return None
-    if size is not None:
-        channels = getattr(model, "in_chans", size[0])
-        return (torch.zeros(1, channels, *size[1:], device=parameter.device, dtype=parameter.dtype),), {}
-    dummy = getattr(model, "dummy_inputs", None)
-    if isinstance(dummy, dict):
-        return (), {k: v.to(parameter.device) if isinstance(v, Tensor) else v for k, v in dummy.items()}
-    return None
+    channels = getattr(model, "in_chans", size[0])
+    return (torch.zeros(1, channels, *size[1:], device=parameter.device, dtype=parameter.dtype),), {}
+
+
+def shapes(args: tuple, kwargs: dict) -> str:
+    """The shapes of the tensors among the inputs, in words."""
+    named = [*(("", x) for x in args), *((f"{key} ", x) for key, x in kwargs.items())]
+    return ", ".join(f"{key}{tuple(x.shape)}" for key, x in named if isinstance(x, Tensor))

@@ -64,7 +64,7 @@ class Controller:
         self._weights = _owned_numel(layers.values())
         self.generator = torch.Generator().manual_seed(space.seed)
         self.trajectory = Trajectory(self._names)
-        self._progress, self.counted, self.frozen = 0.0, False, False
+        self._progress, self.counted, self.counted_on, self.frozen = 0.0, False, "", False
         self._tallies: dict[str, Tally] = {}
         self.hooks: list = []  # of the census that waits for the first forward
         self._allocate([entry.channels for entry in layers.values()])
@@ -146,6 +146,8 @@ class Controller:
         Args:
             progress: share of the training done when this step is, in (0, 1], rising.
             loss: mean training loss of the step (0-d), for the policies that read it.
+
+        A loss scaled for fp16 scales the bits' gradients too: 'learned' with a target does not mind, others do.
 
         Raises:
             ValueError: progress out of order, or no loss for a policy that needs one.
@@ -241,8 +243,11 @@ class Controller:
 
     # -- counting ---------------------------------------------------------------------------------------------------
 
-    def count(self, tallies: dict[str, Tally], batch: int) -> None:
+    def count(self, tallies: dict[str, Tally], batch: int, inputs: str = "") -> None:
         """Take over a census: the MACs per sample of every module. The policy then begins on the real costs.
+
+        Args:
+            batch: samples that were counted together. inputs: their shapes, in words.
 
         Raises:
             ValueError: the coverage is below the space's `min_coverage`, or the target cost out of reach.
@@ -250,7 +255,7 @@ class Controller:
         for tally in tallies.values():
             tally.macs = type(tally.macs)({op: macs // batch for op, macs in tally.macs.items()})
             tally.reachable, tally.input_numel = tally.reachable // batch, tally.input_numel // batch
-        self._tallies, self.counted = tallies, True
+        self._tallies, self.counted, self.counted_on = tallies, True, inputs
         macs = torch.tensor([spec.macs for spec in self.layers.values()], dtype=torch.float64)
         self.problem.macs = macs.to(self.problem.low.device)
         self.policy.problem = self.problem

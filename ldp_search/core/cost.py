@@ -1,7 +1,8 @@
 """Costs: pure, differentiable functions of the layers' sizes and bits.
 
 A product of a b1-bit by a b2-bit operand costs b1 * b2 bit operations per multiply-accumulate. Training runs three
-products a layer: forward (w * x), input gradient (w * g) and weight gradient (x * g), each over the same MACs.
+products a layer: forward (w * x), input gradient (w * g) and weight gradient (x * g), each over the same MACs. By the
+convention of the published accounting the first layer is charged its input gradient too. Looking rows up costs nothing.
 """
 
 from __future__ import annotations

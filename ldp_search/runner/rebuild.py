@@ -90,7 +90,7 @@ def _timm_recipe(model: nn.Module, architecture: str, create: dict[str, Any] | N
     for kwargs in guesses:
         found = {"source": "timm", "architecture": architecture, "kwargs": kwargs}
         try:
-            reasons.append(difference(_build_timm(found, device="meta"), model))
+            reasons.append(difference(_twin(found), model))
         except Exception as error:  # whatever a model's constructor makes of arguments that it does not take
             reasons.append(str(error))
         if reasons[-1] is None:
@@ -100,6 +100,15 @@ def _timm_recipe(model: nn.Module, architecture: str, create: dict[str, Any] | N
         "reason": f"timm's {architecture} with {guesses[0]} is another model: {reasons[0]}. Say what it was made with: "
         "save_pretrained(model, folder, create={...})",
     }
+
+
+def _twin(recipe: dict) -> nn.Module:
+    """The model of a recipe without storage, where timm can do that (older versions compute some options in tensors)."""
+    try:
+        return _build_timm(recipe, "meta")
+    except (NotImplementedError, RuntimeError):
+        with torch.random.fork_rng():
+            return _build_timm(recipe)
 
 
 def _guesses(model: nn.Module) -> list[dict[str, Any]]:

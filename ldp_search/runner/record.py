@@ -95,6 +95,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 def restore(model: nn.Module, record: dict[str, Any], example_inputs=None) -> None:
     """Apply the recorded space to `model`, then the recorded counts and state; ValueError where its layers are others."""
     space = record["space"]
+    if example_inputs is None and space.get("functions"):
+        example_inputs = getattr(model, "dummy_inputs", None)  # of transformers: enough to find products, not to count them
     try:
         attach(model, SearchSpace.from_dict(space), example_inputs)
     except (ValueError, OSError):

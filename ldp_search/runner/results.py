@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -57,11 +58,12 @@ def _calibration(run: Session) -> Iterator[Any]:
 
 def _result(run: Session, row: dict[str, Any]) -> dict[str, Any]:
     cost, values, metric = run.ldp.cost(), run.settings.values, run.task.metric
+    target = run.settings.space.target_cost if run.ldp.policy.meets_target else None  # others do not look at it
     return {
         "task": display_name(run.config.task), "model": as_component(values["model"])["name"],
         "space": display_name(run.config.space), "policy": as_component(values["policy"])["name"], "seed": run.config.seed,
         "metric": metric, metric: row[metric], "loss": row["loss"], f"best_{metric}": run.best[metric] if run.best else None,
-        "mean_cost": cost.mean_relative, "target_cost": run.settings.space.target_cost, "cost": cost.relative,
+        "mean_cost": cost.mean_relative, "target_cost": target, "cost": cost.relative,
         "inference_cost": cost.relative_inference, "weight_mib": cost.weight_mib, "mean_bits": row["mean_bits"],
         "training_bitops": cost.training_bitops, "inference_bitops": cost.inference_bitops, "coverage": run.ldp.coverage.share,
         "steps": run.total_steps, "seconds": round(run.journal.seconds, 1), "processes": run.accelerator.num_processes,
@@ -90,6 +92,19 @@ def write_report_page(output: Path) -> None:
         print(f"The report could not be made ({type(error).__name__}: {error}).\n{again}", file=sys.stderr)
 
 
+CARRIED = ("task", "model", "recipe", "data", "epochs", "steps", "limit", "batch_size", "lr", "lr_schedule", "precision")
+
+
+def _again(output: Path) -> str:
+    """The command that trains the same network on the same data for as long, without this run's choices about bits."""
+    from .report.load import load_run
+    from .report.one import command
+
+    words = shlex.split(command(load_run(output)))
+    kept = [word for word in words[3:] if word.partition("=")[0] in CARRIED]
+    return " ".join([*words[:3], *map(shlex.quote, kept)])
+
+
 def table(output: Path) -> str:
     """The result as text, with the report's path and what to try next."""
     r = json.loads((output / "result.json").read_text())
@@ -104,7 +119,7 @@ def table(output: Path) -> str:
     ]
     body = "\n".join(f"  {name:<15} {value:>8}  {note}" for name, value, note in lines)
     rival = "cyclic" if r["policy"] != "cyclic" else "ldp"
-    again = f"python -m ldp_search.run task={r['task']}"
+    again = _again(output)
     return (
         f"\n{r['task']}, {r['model']}, policy {r['policy']}, seed {r['seed']}\n{body}\n\n"
         f"Report       {output / 'report.html'}\n"

@@ -14,7 +14,10 @@ ROUNDING = 1e-9  # a cycle that ends at progress k / cycles must begin anew ther
 @register("policy", "cyclic")
 @dataclass
 class Cyclic(Schedule):
-    """b_t = rint(b_min + (b_max - b_min)/2 * (1 + cos(pi (t mod T)/T + pi))), T = steps / cycles: rises, then jumps back."""
+    """b_t = rint(b_min + (b_max - b_min)/2 * (1 + cos(pi (t mod T)/T + pi))), T = steps / cycles: rises, then jumps back.
+
+    A cycle needs some steps to rise in: give a short run fewer cycles.
+    """
 
     cycles: int = 32
 

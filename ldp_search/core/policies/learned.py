@@ -2,14 +2,15 @@
 
 Rounding to b bits makes an error e that halves with each bit, so the loss it costs, to second order e'He/2, falls as
 4^-b. The gradient that training sees, dL/db = -ln2 * 2^b/(2^b-1) * sum(g * e), is that signal plus noise. Per coordinate we
-track its scale free of the bits of the moment, s = E[(dL/db)^2] * 4^b (the Fisher form of e'He), and move the bits towards
-the point where what another bit gains is what it costs:
+track its scale, nearly free of the bits of the moment, s = E[(dL/db)^2] * 4^b (the Fisher form of e'He), and move the bits
+towards the point where what another bit gains is what it costs:
 
     s * 4^-b = price * dC/db      =>      b* = log2(s / (price * dC/db)) / 2            (Newton's step in the log domain)
 
 `price` is the multiplier of the budget: after every step it is corrected by the dual update that brings the cost to what
-is left to spend on the rest of the run, so the mean training cost over the run ends on the target. How fast it follows
-(`dual_rate`) decides how far the cost may wander in time: 1 holds it level, less lets the gradients choose when to spend.
+is left to spend on the rest of the run, so the mean training cost over the run ends on the target; all bits move with it at
+once. How fast it follows (`dual_rate`) decides how far the cost may wander in time: 1 holds it level, less lets the gradients
+choose when to spend, and a very small one may not get back to the target before the end.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ SMALLEST = 1e-30  # of a gradient, inside a logarithm
 @register("policy", "learned")
 @dataclass
 class Learned(Policy):
-    """Options: `start` of the bits (low, middle, high, or target: all equal at the target cost); `warmup` and `freeze`, the
+    """Bits follow their sensitivity against the price of their cost, to a budget (`target_cost`) or at a `cost_weight`.
+
+    Options: `start` of the bits (low, middle, high, or target: all equal at the target cost); `warmup` and `freeze`, the
     shares of the run at its two ends in which the bits stay; `lr`, the share of the way to b* that a step goes; `smoothing`
     of the gradients' scale; `hysteresis` in bits; `dual_rate` as above; `signal`: rms (the Fisher form) or mean (E[-dL/db],
     always used with a cost weight, whose unit is the loss).
@@ -54,6 +57,9 @@ class Learned(Policy):
         ):
             if value not in known:
                 raise ValueError(f"Unknown {name} {value!r} of the policy 'learned'.{did_you_mean(value, known)}")
+        for name, least, most in (("lr", 1e-6, 1), ("smoothing", 0, 0.9999), ("dual_rate", 0, 1), ("hysteresis", 0, 0.49)):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be within {least} and {most}; received {getattr(self, name)}.")
         if min(self.warmup, self.freeze) < 0 or self.warmup + self.freeze > 1:
             raise ValueError(f"warmup and freeze are shares of the run, together <= 1; received {self.warmup}, {self.freeze}.")
 
@@ -118,7 +124,9 @@ class Learned(Policy):
         s, p = self.state, self.problem
         bits = p.spread(s["bits"])
         gap = (p.target_cost - spent) / (1 - progress) - p.relative_cost(bits)
-        slope = p.pool(p.cost_gradient(bits)).sum()
+        slopes = p.pool(p.cost_gradient(bits))
+        free = torch.where(gap > 0, s["bits"] < high, s["bits"] > low)  # the others are at their end and cannot follow
+        slope = torch.where(free, slopes, 0).sum().clamp_min(SMALLEST)
         move = (self.dual_rate * gap / slope).clamp(-LARGEST_MOVE, LARGEST_MOVE).float()
         s["shift"] = s["shift"] + move
         s["bits"] = torch.minimum(torch.maximum(s["bits"] + move, low), high)
@@ -126,7 +134,7 @@ class Learned(Policy):
     def _freeze(self, signals) -> None:
         """Integers for the rest of the run: two neighbouring allocations, so long each that the budget is met exactly."""
         p, bits = self.problem, self.problem.spread(self.state["bits"])
-        if p.target_cost is None or signals.progress >= 1:
+        if p.target_cost is None:
             self.state["plan"] = [(0.0, torch.round(bits))]
             return
         left = float((p.target_cost - signals.spent) / (1 - signals.progress))

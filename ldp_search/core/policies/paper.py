@@ -24,6 +24,13 @@ class Paper(Policy):
     smoothing: float = 0.9
     needs_gradients = True
 
+    def __post_init__(self):
+        if not (0 <= self.start <= 1 and self.lr > 0 and 0 <= self.smoothing < 1):
+            raise ValueError(
+                f"The policy 'paper' needs 0 <= start <= 1, lr > 0 and 0 <= smoothing < 1; received {self.start}, {self.lr} "
+                f"and {self.smoothing}."
+            )
+
     def begin(self):
         p = self.problem
         zero = torch.zeros((), device=p.low.device)
