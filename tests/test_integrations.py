@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,6 +151,38 @@ def test_micro_batches_add_up_in_the_bits_gradients(tmp_path):
     made = trainer(tmp_path, callback=Peek(), others=[ldp_search.integrations.LDPCallback()], **options)
     made.train()
     assert all(value > 0 for value in seen) and seen[0] != seen[1]
+
+
+def test_scaled_losses_are_told_and_learned_from_unscaled(tmp_path):
+    """fp16: what backward brings is multiplied by the scaler's changing scale."""
+    SEEN.clear()
+    gradients = []
+    for scale in (1.0, 1024.0):
+        made = trainer(tmp_path, {"policy": "learned", "target_cost": 0.5})
+        ldp, callback = controller(made.model), ldp_search.integrations.LDPCallback()
+        ldp.policy.needs_loss = True
+        callback.on_train_begin(made.args, made.state, made.control, model=made.model)
+        batch = {k: torch.stack([Words()[i][k] for i in range(4)]) for k in Words()[0]}
+        torch.manual_seed(0)
+        loss = made.model.train()(**batch).loss
+        (loss * scale).backward()
+        step = ldp.step
+        ldp.step = lambda progress, loss, step=step, ldp=ldp: (
+            SEEN.append(float(loss)), gradients.append(ldp.parameters()["bits"].grad.clone()), step(progress, loss)
+        )  # fmt: skip
+        scaler = SimpleNamespace(is_enabled=lambda: True, get_scale=lambda scale=scale: scale)
+        made.state.max_steps = STEPS
+        callback.on_pre_optimizer_step(
+            made.args, made.state, made.control, model=made.model, optimizer=SimpleNamespace(scaler=scaler)
+        )
+    assert SEEN[0] == pytest.approx(float(loss.detach()), rel=1e-6) and SEEN[1] == pytest.approx(SEEN[0], rel=1e-6)
+    torch.testing.assert_close(gradients[0][:, :2], gradients[1][:, :2], rtol=1e-4, atol=1e-7)
+
+
+def test_bfloat16(tmp_path):
+    made = trainer(tmp_path, bf16=True, max_steps=4, save_strategy="no")
+    made.train()
+    assert controller(made.model).trajectory.seen == 4
 
 
 # -- checkpoints ----------------------------------------------------------------------------------------------------

@@ -78,26 +78,27 @@ def export(
     _check(ldp, path)
     from . import onnx_float, onnx_outputs, onnx_run  # they need onnx, onnxscript
 
-    model, device = ldp.model, next(ldp.model.parameters()).device
-    args, kwargs = torch.utils._pytree.tree_map(
-        lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, _as_call(example_inputs)
-    )
-    with onnx_float.ready(model):
-        expected = model(*args, **kwargs)
+    args, kwargs = _on_device(ldp.model, example_inputs)
+    with onnx_float.ready(ldp.model):
+        expected = ldp.model(*args, **kwargs)
         own_error = onnx_run.own_error(ldp, args, kwargs, expected)
         with ldp.disabled():
-            graph, free_batch = onnx_float.float_graph(model, args, kwargs, onnx_float.output_names(expected))
-    nodes = onnx_float.product_nodes(graph.graph, model, {name: spec.kind for name, spec in ldp.layers.items()})
+            graph, free_batch = onnx_float.float_graph(ldp.model, args, kwargs, onnx_float.output_names(expected))
+    nodes = onnx_float.product_nodes(graph.graph, ldp.model, {name: spec.kind for name, spec in ldp.layers.items()})
     writer, float_layers, rounded_again = _write(ldp, graph, nodes)
-    feed = onnx_run.feed(graph.graph, args, kwargs)
-    runs = _has("onnxruntime")
+    feed, runs = onnx_run.feed(graph.graph, args, kwargs), _has("onnxruntime")
     measure = (lambda values: onnx_run.ranges(graph, values, feed)) if round_outputs and runs else None
     why = f"its output is read in floating point, and {'round_outputs=False' if runs else 'onnxruntime is missing'}"
     float_layers |= dict.fromkeys(onnx_outputs.finish_convolutions(writer, measure), why)
     max_error, kernels = onnx_run.save(graph, path, feed, expected, runs)
-    integers = [name for name in nodes if name not in float_layers]
-    size = path.stat().st_size
+    integers, size = [name for name in nodes if name not in float_layers], path.stat().st_size
     return Export(path, max_error, own_error, integers, float_layers, rounded_again, size, free_batch, kernels)
+
+
+def _on_device(model: nn.Module, example_inputs) -> tuple[tuple, dict]:
+    """(args, kwargs) of a forward, where the model is."""
+    device = next(model.parameters()).device
+    return torch.utils._pytree.tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, _as_call(example_inputs))
 
 
 def _has(package: str) -> bool:

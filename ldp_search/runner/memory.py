@@ -1,8 +1,8 @@
 """Keep freed memory with the process, on Linux.
 
 glibc gives large buffers back to the system when they are freed, and every new one is then filled with zeros page by page
-on first touch. A training step on a CPU allocates and frees the same activations over and over: keeping the pages made
-plain and quantized ResNet-20 steps 1.6 to 1.9 times as fast (benchmarks/README.md).
+on first touch. A training step on a CPU allocates and frees the same activations over and over. Keeping the pages changed
+nothing on an idle machine and made steps up to 1.6 times as fast beside other busy processes (benchmarks/README.md).
 """
 
 from __future__ import annotations

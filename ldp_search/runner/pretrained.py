@@ -5,7 +5,7 @@
     ldp.json             everything of LDP (space, bits, ranges, clips, costs), and how the model is made again
 
 It is for using and exporting a model. What an interrupted training needs is `controller(model).state_dict()`: the policy's
-memory and the trajectory are not in the folder.
+memory and the trajectory are not in the folder. To train a loaded model on, `remove` and `apply` again.
 """
 
 from __future__ import annotations
