@@ -1,4 +1,4 @@
-"""Meeting a budget exactly with integer bits: shared by the policies that have one."""
+"""Meeting a budget with integer bits, to the resolution of one step: shared by the policies that have one."""
 
 from __future__ import annotations
 

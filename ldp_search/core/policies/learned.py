@@ -132,7 +132,7 @@ class Learned(Policy):
         s["bits"] = torch.minimum(torch.maximum(s["bits"] + move, low), high)
 
     def _freeze(self, signals) -> None:
-        """Integers for the rest of the run: two neighbouring allocations, so long each that the budget is met exactly."""
+        """Integers for the rest of the run: two neighbouring allocations, so long each that the budget is met to one step."""
         p, bits = self.problem, self.problem.spread(self.state["bits"])
         if p.target_cost is None:
             self.state["plan"] = [(0.0, torch.round(bits))]
