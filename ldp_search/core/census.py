@@ -1,81 +1,274 @@
-"""The census: one forward of counting. Multiply-accumulates of every layer, and of what happens outside the layers.
+"""The census: one forward of counting. Multiply-accumulates of every module, and what it multiplies outside of layers.
 
-torch's FlopCounterMode knows the operations; the module in whose forward an operation runs is charged for it.
+torch's FlopCounterMode knows the operations; the module in whose forward an operation runs is charged for it. A second mode
+sees the functions called and tells whether an operand is a parameter or buffer, was computed from such alone, or depends on
+the input.
 """
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from .functions import Recorder
+from . import unfused
+from .functions import find
+from .owners import trailing
+from .ranks import reshard
+
+ACTIVATIONS, GENERATED, CONSTANTS = "activations", "generated", "constants"
+"""What a product without a weight multiplies: two activations; an input and a weight that depends on it; two weights."""
 
 
 @dataclass
-class Tally:
-    """What one module did itself (its children excluded), for the whole batch."""
+class Found:
+    """Products of one kind that one module calls itself.
 
-    macs: Counter = field(default_factory=Counter)  # operation -> MACs
-    reachable: int = 0  # of these MACs, those in functions that can be quantized where they are called
+    weight: full name of the parameter or buffer that one operand is or comes from, or one of the three words above.
+    operand: which one it is (0 or 1). shape: its trailing shape where it was computed from parameters first, else None.
+    stacked: each call takes a part of it, and which ones depends on the data (experts).
+    """
+
+    function: str
+    weight: str
+    operand: int | None = None
+    shape: tuple | None = None
+    stacked: bool = False
+    macs: int = 0
     calls: int = 0
     input_numel: int = 0
 
 
-def census(model: nn.Module, args: tuple, kwargs: dict) -> tuple[dict[str, Tally], int]:
-    """Run one forward in evaluation mode, without gradient, and count.
-
-    Returns:
-        {module name: Tally}, and the batch size that the counts are for. Buffers, modes and random state stay as they were.
+@dataclass
+class Tally:
+    """What one module did itself (its children excluded), per sample. macs, rest: {operation: MACs}, all and those in no
+    function that can be quantized where it is called. found: those that can.
     """
-    tallies: dict[str, Tally] = {}
-    stack: list[tuple[str, Counter, Counter]] = []  # module, counts at its start, counts of its children
+
+    macs: Counter = field(default_factory=Counter)
+    rest: Counter = field(default_factory=Counter)
+    found: list[Found] = field(default_factory=list)
+    calls: int = 0
+    input_numel: int = 0
+
+
+@dataclass
+class Survey:
+    """The result of a census: {module name: Tally}, and the inputs' shapes in words. Plain data, `to_dict` and back."""
+
+    tallies: dict[str, Tally]
+    inputs: str = ""
+
+    def to_dict(self) -> dict:
+        tallies = {
+            name: vars(t) | {"macs": dict(t.macs), "rest": dict(t.rest), "found": [dict(vars(f)) for f in t.found]}
+            for name, t in self.tallies.items()
+        }
+        return {"tallies": tallies, "inputs": self.inputs}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Survey:
+        tallies = {}
+        for name, t in values["tallies"].items():
+            found = [Found(**f | {"shape": None if f["shape"] is None else tuple(f["shape"])}) for f in t["found"]]
+            tallies[name] = Tally(Counter(t["macs"]), Counter(t["rest"]), found, t["calls"], t["input_numel"])
+        return cls(tallies, values["inputs"])
+
+
+def census(model: nn.Module, args: tuple, kwargs: dict) -> Survey:
+    """Run one forward in evaluation mode, without gradient, and count. Buffers, modes and random state stay as they were."""
+    watch = _Watch(model)
     modes = {module: module.training for module in model.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()  # one operation that nothing counts, in place of several
+    hooks = []
+    try:
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        for name, module in model.named_modules():
+            hooks.append(module.register_forward_pre_hook(watch.enter(name), with_kwargs=True))
+            hooks.append(module.register_forward_hook(watch.leave, always_call=True))
+        with watch.counter, torch.no_grad(), torch.random.fork_rng(enabled=True), watch:
+            model(*args, **kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+        reshard(model)
+    return Survey(_per_sample(watch.tallies, batch_size(args, kwargs)), shapes(args, kwargs))
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.random.fork_rng(enabled=True):
 
-        def total() -> Counter:
-            return Counter({str(op): flops // 2 for op, flops in counter.flop_counts.get("Global", {}).items()})
+class _Watch(TorchFunctionMode):
+    """Charges modules for what runs in their forward, and notes the products among it."""
 
-        def enter(name):
-            def hook(module, inputs, keywords):
-                tally = tallies.setdefault(name, Tally())
-                tally.calls += 1
-                tally.input_numel += sum(x.numel() for x in inputs[:1] if isinstance(x, Tensor))
-                stack.append((name, total(), Counter()))
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.counter = FlopCounterMode(display=False, custom_mapping=_more_operations())
+        self.counter.mod_tracker = _NoModules()
+        self.tallies: dict[str, Tally] = {}
+        self.stack: list[tuple[str, Counter, Counter]] = []  # module, counts at its start, counts of its children
+        self.constants = _Constants(model)
 
-            return hook
+    def total(self) -> Counter:
+        counts = self.counter.flop_counts.get("Global", {})
+        return Counter({str(operation).removeprefix("aten."): flops // 2 for operation, flops in counts.items()})
 
-        def leave(module, inputs, output):
-            name, before, children = stack.pop()
-            whole = total() - before
-            tallies[name].macs += whole - children
-            if stack:
-                stack[-1][2].update(whole)
+    def enter(self, name: str):
+        def hook(module, inputs, keywords):
+            tally = self.tallies.setdefault(name, Tally())
+            tally.calls += 1
+            self.constants.meet(module, name)
+            tally.input_numel += sum(x.numel() for x in inputs[:1] if isinstance(x, Tensor))
+            self.stack.append((name, self.total(), Counter()))
 
-        def reached(macs: Counter):
-            tallies[stack[-1][0]].reachable += sum(macs.values())
+        return hook
 
-        hooks = []
-        try:
-            model.eval()
-            torch.backends.mha.set_fastpath_enabled(False)
-            for name, module in model.named_modules():
-                hooks.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
-                hooks.append(module.register_forward_hook(leave))
-            with Recorder(total, reached):
-                model(*args, **kwargs)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
-            for hook in hooks:
-                hook.remove()
-            for module, training in modes.items():
-                module.training = training
-    return tallies, batch_size(args, kwargs)
+    def leave(self, module, inputs, output):
+        name, before, children = self.stack.pop()
+        whole = self.total() - before
+        self.tallies[name].macs += whole - children
+        self.tallies[name].rest += whole - children
+        if self.stack:
+            self.stack[-1][2].update(whole)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in unfused.UNFUSED:
+            with self:
+                return unfused.UNFUSED[func](*args, **kwargs)
+        product = find(func, args, kwargs)
+        before = None if product is None else self.total()
+        out = func(*args, **kwargs)
+        if product is not None and self.stack:
+            self._note(product, product.pair(args, kwargs), self.total() - before)
+        self.constants.follow(args, kwargs, out)
+        return out
+
+    def _note(self, product, pair, macs: Counter) -> None:
+        tally = self.tallies[self.stack[-1][0]]
+        found = self.constants.classify(product, pair)
+        known = next((f for f in tally.found if _alike(f, found)), None)
+        if known is None:
+            tally.found.append(known := found)
+        known.macs += sum(macs.values())
+        known.calls += 1
+        known.input_numel += pair[1 - (found.operand if found.operand is not None else 1)].numel()
+        tally.rest.subtract(macs)
+
+
+def _alike(one: Found, other: Found) -> bool:
+    key = lambda f: (f.function, f.weight, f.operand, f.shape)  # noqa: E731
+    return key(one) == key(other)
+
+
+class _NoModules:
+    """In place of FlopCounterMode's own record of the running modules, which this census keeps itself. Theirs asks for graphs
+    behind tensors that have none without gradient.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
+
+
+class _Constants:
+    """Which tensors are parameters or buffers, or were computed from them alone, and from which one."""
+
+    def __init__(self, model: nn.Module):
+        tensors = dict([*model.named_buffers(), *model.named_parameters()])
+        self.names = {id(t): name for name, t in tensors.items()}
+        self.sizes = {name: t.numel() for name, t in tensors.items()}
+        self.stacks = {name for name, t in tensors.items() if t.dim() > 2}
+        self.computed: dict[int, tuple[weakref.ref, str]] = {}  # id -> (the tensor, name of what it comes from)
+
+    def meet(self, module: nn.Module, prefix: str) -> None:
+        """A module begins: whoever shards a model (FSDP) has put gathered tensors in the place of its parameters by now."""
+        for name, tensor in module.named_parameters(prefix=prefix):
+            if id(tensor) not in self.names and name in self.sizes:
+                self.names[id(tensor)] = name
+
+    def name(self, tensor: Tensor) -> tuple[str, bool] | None:
+        """(name of the parameter or buffer, whether it is the tensor itself or a view of it); None: it depends on more."""
+        for candidate in (tensor, tensor._base):
+            if candidate is not None and id(candidate) in self.names:
+                return self.names[id(candidate)], True
+        entry = self.computed.get(id(tensor))
+        return (entry[1], False) if entry is not None and entry[0]() is tensor else None
+
+    def follow(self, args: tuple, kwargs: dict, out) -> None:
+        """Note what a function made of constants alone; forget what it changed."""
+        names = [self.name(x) for x in _tensors([*args, *kwargs.values()])]
+        constant = bool(names) and None not in names
+        for tensor in _tensors([out]):
+            if constant and self.name(tensor) is None:
+                largest = max((name for name, _ in names), key=self.sizes.get)
+                self.computed[id(tensor)] = weakref.ref(tensor), largest
+            elif not constant:
+                self.computed.pop(id(tensor), None)
+
+    def classify(self, product, pair) -> Found:
+        """A product with nothing counted yet."""
+        names = [self.name(x) for x in pair]
+        if product.by_role and names[1] is not None:
+            names[0] = None  # a table times a weight is as good as an input times a weight
+        if None not in names:
+            return Found(product.name, CONSTANTS)
+        operand = 1 if names[1] is not None else 0
+        if names[operand] is None:
+            return Found(product.name, GENERATED, 1) if product.by_role else Found(product.name, ACTIVATIONS)
+        name, direct = names[operand]
+        stacked = direct and name in self.stacks and pair[operand].numel() < self.sizes[name]
+        return Found(product.name, name, operand, None if direct else trailing(product, pair[operand]), stacked)
+
+
+def _tensors(values) -> list[Tensor]:
+    """The tensors among arguments, and in lists and tuples among them."""
+    out = []
+    for value in values:
+        if isinstance(value, Tensor):
+            out.append(value)
+        elif isinstance(value, list | tuple):
+            out += [x for x in value if isinstance(x, Tensor)]
+    return out
+
+
+def _more_operations() -> dict:
+    """Operations that FlopCounterMode does not know, with their FLOPs from the shapes."""
+    aten = torch.ops.aten
+    found = {
+        aten.mv: lambda a, x, *rest, **options: 2 * a[0] * a[1],
+        aten.dot: lambda x, y, *rest, **options: 2 * x[0],
+    }
+    grouped = lambda a, b, *rest, **options: 2 * math.prod(a) * b[-1]  # noqa: E731
+    for space, name in ((aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")):
+        if hasattr(space, name):
+            found[getattr(space, name)] = grouped
+    attention = lambda q, k, v, *rest, **options: 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])  # noqa: E731
+    for kernel in ("flash", "efficient", "cudnn"):  # torch's own count of these refuses grouped queries
+        found[getattr(aten, f"_scaled_dot_product_{kernel}_attention")] = attention
+    found[aten._scaled_dot_product_flash_attention_for_cpu] = attention
+    return found
+
+
+def _per_sample(tallies: dict[str, Tally], batch: int) -> dict[str, Tally]:
+    for tally in tallies.values():
+        tally.macs = Counter({op: n // batch for op, n in tally.macs.items()})
+        tally.rest = Counter({op: n // batch for op, n in tally.rest.items() if n // batch > 0})
+        tally.input_numel //= batch
+        for found in tally.found:
+            found.macs, found.input_numel = found.macs // batch, found.input_numel // batch
+    return tallies
 
 
 def batch_size(args: tuple, kwargs: dict) -> int:

@@ -39,14 +39,15 @@ class Grid(NamedTuple):
 
 
 @torch.no_grad()
-def measure(x: Tensor, axis: int | None = None, spread: bool = False) -> Statistics:
-    """Statistics of `x`, of the whole tensor or of each slice along `axis` (kept as dimensions of size 1), in fp32."""
+def measure(x: Tensor, axes: int | tuple[int, ...] | None = None, spread: bool = False) -> Statistics:
+    """Statistics of `x`, of the whole tensor or of each slice along `axes` (the others kept, of size 1), in fp32."""
+    axes = () if axes is None else (axes % x.dim(),) if isinstance(axes, int) else axes
     dtype = torch.promote_types(x.dtype, torch.float32)
-    if axis is None:
+    if not axes:
         low, high = torch.aminmax(x)
         mean = x.abs().mean(dtype=dtype) if spread else high
     else:
-        dims = [d for d in range(x.dim()) if d != axis % x.dim()]
+        dims = [d for d in range(x.dim()) if d not in axes]
         low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
         mean = x.abs().mean(dims, keepdim=True, dtype=dtype) if spread else high
     return Statistics(low.to(dtype), high.to(dtype), mean.to(dtype))

@@ -55,12 +55,11 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike, create: dict[st
     return folder
 
 
-def load_pretrained(folder: str | os.PathLike, model: nn.Module | None = None, example_inputs=None) -> nn.Module:
+def load_pretrained(folder: str | os.PathLike, model: nn.Module | None = None) -> nn.Module:
     """The model that `save_pretrained` wrote, in evaluation mode: same weights, same bits, bitwise the same outputs.
 
     Args:
         model: takes the weights and bits, in place; needed where the folder does not say how to make it. A plain one.
-        example_inputs: as for `apply`; needed only by spaces with functions=True, where the model's own inputs do not serve.
 
     Raises:
         FileNotFoundError: no such folder or file. ValueError: a file is truncated, changed, or of another format version; the
@@ -75,7 +74,7 @@ def load_pretrained(folder: str | os.PathLike, model: nn.Module | None = None, e
         _take_weights(model, _read_weights(weights), folder)
     elif given:  # a second model, which knows ties and how the names on disk become those in the model
         _take_weights(model, build(record["model"], folder, like=model).state_dict(), folder)
-    restore(model, record, example_inputs)
+    restore(model, record)
     return model.eval()
 
 

@@ -1,4 +1,4 @@
-"""The op-level way: products outside of layers, reached in their owner's forward with functions=True."""
+"""Products outside of layers, met in their owner's forward: whose row they are, quantized once, exact when off."""
 
 import copy
 
@@ -25,7 +25,8 @@ class Attention(nn.Module):
 
 
 TOKENS, WIDTH = 5, 16
-OWN_MACS = 2 * TOKENS * TOKENS * WIDTH + 2 * TOKENS * WIDTH * WIDTH  # QK and PV; einsum and the linear from outside
+ATTENTION_MACS = 2 * TOKENS * TOKENS * WIDTH  # QK and PV
+WEIGHT_MACS = TOKENS * WIDTH * WIDTH  # the einsum, and the linear from outside
 
 
 @pytest.fixture
@@ -39,27 +40,28 @@ def x():
     return torch.randn(2, TOKENS, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_left_out_by_default_and_named(model, x):
-    ldp_search.apply(model, example_inputs=x)
-    coverage = ldp_search.controller(model).coverage
-    assert {item.name for item in coverage.left_out} == {"1"}
-    assert sum(item.macs for item in coverage.left_out) == OWN_MACS
-    assert all("functions=True" in item.reason for item in coverage.left_out)
+def test_attention_is_left_out_by_default_named_and_costed(model, x):
+    ldp = ldp_search.controller(ldp_search.apply(model, example_inputs=x))
+    assert [(item.name, item.macs) for item in ldp.coverage.left_out] == [("1", ATTENTION_MACS // 2)] * 2
+    assert [item.reason.partition(" of ")[0] for item in ldp.coverage.left_out] == ["matmul", "bmm"]
+    assert all("attention=True" in item.reason for item in ldp.coverage.left_out)
+    assert ldp.cost().left_out_bitops == 3 * 32 * 32 * ATTENTION_MACS
+    assert list(ldp.layers) == ["0", "1.mix", "1.q", "1.k", "1.v", "1.outer", "3"]
 
 
-def test_covered_with_functions(model, x):
-    ldp_search.apply(model, example_inputs=x, functions=True)
-    ldp = ldp_search.controller(model)
-    assert ldp.coverage.share == 1 and ldp.coverage.left_out == []
-    spec = ldp.layers["1"]
-    assert (spec.kind, spec.macs, spec.weight_numel) == ("functions", OWN_MACS, WIDTH * WIDTH)
-    assert list(ldp.layers) == ["0", "1", "1.q", "1.k", "1.v", "1.outer", "3"]
+def test_everything_has_its_row_with_attention(model, x):
+    ldp = ldp_search.controller(ldp_search.apply(model, example_inputs=x, attention=True))
+    assert ldp.coverage == (1, []) and ldp.cost().left_out_bitops == 0
+    specs = {name: (s.kind, s.macs, s.weight_numel) for name, s in ldp.layers.items()}
+    assert specs["1.mix"] == ("einsum", WEIGHT_MACS, WIDTH * WIDTH)
+    assert specs["1.outer"] == ("Linear", WEIGHT_MACS, WIDTH * WIDTH)
+    assert specs["1.products"] == ("products", ATTENTION_MACS, 0)
 
 
 @pytest.mark.parametrize(("bits", "most"), [(16, 1e-4), (8, 0.05)])
 def test_close_at_many_bits_and_exact_when_off(model, x, bits, most):
     before = model(x)
-    ldp_search.apply(model, example_inputs=x, functions=True, policy="static", bits=bits)
+    ldp_search.apply(model, example_inputs=x, attention=True, policy="static", bits=bits)
     error = (model(x) - before).abs().max() / before.abs().max()
     assert 0 < error < most
     with ldp_search.controller(model).disabled():
@@ -70,37 +72,41 @@ def test_close_at_many_bits_and_exact_when_off(model, x, bits, most):
 
 def test_own_products_are_quantized_once_and_layers_inside_by_themselves(model, x):
     """With the owner at 16 bits, its layers at 3 bits give what they give without the owner (up to the 16-bit rounding)."""
-    fixed = {"1": 16, "*.q": 3, "*.k": 3, "*.v": 3}
+    fixed = {"1.products": 16, "*.q": 3, "*.k": 3, "*.v": 3}
     rest = {"bits": 16, "policy": "static", "weight_quantizer": "symmetric", "input_quantizer": "symmetric"}
     both, layers = copy.deepcopy(model), copy.deepcopy(model)
-    ldp_search.apply(both, example_inputs=x, functions=True, fixed=fixed, **rest)
-    ldp_search.apply(layers, example_inputs=x, fixed={k: v for k, v in fixed.items() if k != "1"}, **rest)
+    ldp_search.apply(both, example_inputs=x, attention=True, fixed=fixed, **rest)
+    ldp_search.apply(layers, example_inputs=x, fixed={k: v for k, v in fixed.items() if k != "1.products"}, **rest)
     plain = model(x)
     assert (both(x) - layers(x)).abs().max() < 0.01 * (layers(x) - plain).abs().max()
 
 
 @pytest.mark.parametrize("relaxation", ["round", "interpolate", "sample"])
-def test_gradient_reaches_the_owners_bits(model, x, relaxation):
-    ldp_search.apply(model, example_inputs=x, functions=True, relaxation=relaxation, bits=(3, 6))
+def test_gradient_reaches_every_rows_bits(model, x, relaxation):
+    ldp_search.apply(model, example_inputs=x, attention=True, relaxation=relaxation, bits=(3, 6))
     ldp = ldp_search.controller(model)
     model(x).square().mean().backward()
-    row = list(ldp.layers).index("1")
-    grad = ldp.parameters()["bits"].grad[row]
-    assert torch.isfinite(grad).all() and (grad[:2] != 0).all()
+    grad = ldp.parameters()["bits"].grad
+    assert torch.isfinite(grad).all() and (grad[:, :2] != 0).all()
     ldp.step(0.5)
 
 
 def test_copies_are_independent(model, x):
-    ldp_search.apply(model, example_inputs=x, functions=True)
+    ldp_search.apply(model, example_inputs=x, attention=True)
     other = copy.deepcopy(model)
     assert torch.equal(model(x), other(x))
     ldp_search.remove(model)
-    assert ldp_search.controller(other).coverage.share == 1 and type(other[1]).__name__ == "QuantAttention"
+    assert ldp_search.controller(other).coverage.share == 1 and type(other[1]) is not Attention
 
 
-def test_needs_inputs_to_find_them():
-    with pytest.raises(ValueError, match="give example_inputs"):
-        ldp_search.apply(nn.Sequential(nn.Linear(4, 4)), functions=True)
+def test_without_inputs_the_first_forward_finds_them(model, x):
+    late, early = copy.deepcopy(model), model
+    ldp_search.apply(late, "static", bits=5, attention=True)
+    assert "1.products" not in ldp_search.controller(late).layers
+    ldp_search.apply(early, "static", bits=5, attention=True, example_inputs=x)
+    assert torch.equal(late(x), early(x))
+    late, early = ldp_search.controller(late), ldp_search.controller(early)
+    assert late.layers == early.layers and late.bits() == early.bits() and late.coverage == early.coverage
 
 
 class Nested(nn.Module):
@@ -116,9 +122,11 @@ class Nested(nn.Module):
 
 @pytest.mark.parametrize(("skip", "kept"), [(["inside.inside"], "inside.inside"), (["inside", "inside.inside"], "inside")])
 def test_what_is_skipped_inside_an_owner_stays_exact(skip, kept):
+    """`inside` is both the row of a raw weight and an owner around a layer."""
     model, x, seen = Nested(Nested(nn.Linear(4, 4))), torch.randn(3, 4), []
     model.get_submodule(kept).register_forward_hook(lambda module, inputs, output: seen.append(output))
     original = model(x)
-    ldp_search.apply(model, "static", bits=2, functions=True, skip=skip, example_inputs=x)
+    ldp_search.apply(model, "static", bits=2, skip=skip, example_inputs=x)
+    del seen[1:]
     assert not torch.equal(model(x), original) and torch.equal(seen[-1], seen[0])
     assert type(ldp_search.remove(model).inside.inside) is nn.Linear and torch.equal(model(x), original)
