@@ -11,6 +11,7 @@ import math
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +149,7 @@ class _Watch(TorchFunctionMode):
         out = func(*args, **kwargs)
         if product is not None and self.stack:
             self._note(product, product.pair(args, kwargs), self.total() - before)
-        self.constants.follow(args, kwargs, out)
+        self.constants.follow(args, kwargs, out, product is not None)
         return out
 
     def _note(self, product, pair, macs: Counter) -> None:
@@ -182,6 +183,14 @@ class _NoModules:
         return None
 
 
+class Source(NamedTuple):
+    """name: of the parameter or buffer. direct: the tensor is it, or a view. multiplied: a product made the tensor."""
+
+    name: str
+    direct: bool
+    multiplied: bool
+
+
 class _Constants:
     """Which tensors are parameters or buffers, or were computed from them alone, and from which one."""
 
@@ -190,7 +199,7 @@ class _Constants:
         self.names = {id(t): name for name, t in tensors.items()}
         self.sizes = {name: t.numel() for name, t in tensors.items()}
         self.stacks = {name for name, t in tensors.items() if t.dim() > 2}
-        self.computed: dict[int, tuple[weakref.ref, str]] = {}  # id -> (the tensor, name of what it comes from)
+        self.computed: dict[int, tuple[weakref.ref, str, bool]] = {}  # id -> the tensor, what it comes from, by a product
 
     def meet(self, module: nn.Module, prefix: str) -> None:
         """A module begins: whoever shards a model (FSDP) has put gathered tensors in the place of its parameters by now."""
@@ -198,38 +207,46 @@ class _Constants:
             if id(tensor) not in self.names and name in self.sizes:
                 self.names[id(tensor)] = name
 
-    def name(self, tensor: Tensor) -> tuple[str, bool] | None:
-        """(name of the parameter or buffer, whether it is the tensor itself or a view of it); None: it depends on more."""
+    def source(self, tensor: Tensor) -> Source | None:
+        """What a tensor comes from; None: it depends on more than parameters and buffers."""
         for candidate in (tensor, tensor._base):
             if candidate is not None and id(candidate) in self.names:
-                return self.names[id(candidate)], True
-        entry = self.computed.get(id(tensor))
-        return (entry[1], False) if entry is not None and entry[0]() is tensor else None
+                return Source(self.names[id(candidate)], True, False)
+        held, name, multiplied = self.computed.get(id(tensor), (lambda: None, "", False))
+        return Source(name, False, multiplied) if held() is tensor else None
 
-    def follow(self, args: tuple, kwargs: dict, out) -> None:
+    def follow(self, args: tuple, kwargs: dict, out, product: bool) -> None:
         """Note what a function made of constants alone; forget what it changed."""
-        names = [self.name(x) for x in _tensors([*args, *kwargs.values()])]
-        constant = bool(names) and None not in names
+        sources = [self.source(x) for x in _tensors([*args, *kwargs.values()])]
+        constant = bool(sources) and None not in sources
         for tensor in _tensors([out]):
-            if constant and self.name(tensor) is None:
-                largest = max((name for name, _ in names), key=self.sizes.get)
-                self.computed[id(tensor)] = weakref.ref(tensor), largest
+            if constant and self.source(tensor) is None:
+                largest = max((source.name for source in sources), key=self.sizes.get)
+                multiplied = product or any(source.multiplied for source in sources)
+                self.computed[id(tensor)] = weakref.ref(tensor), largest, multiplied
             elif not constant:
                 self.computed.pop(id(tensor), None)
 
     def classify(self, product, pair) -> Found:
         """A product with nothing counted yet."""
-        names = [self.name(x) for x in pair]
-        if product.by_role and names[1] is not None:
-            names[0] = None  # a table times a weight is as good as an input times a weight
-        if None not in names:
+        sources = [self._weight(product, which, x) for which, x in enumerate(pair)]
+        if None not in sources:
             return Found(product.name, CONSTANTS)
-        operand = 1 if names[1] is not None else 0
-        if names[operand] is None:
+        operand = 1 if sources[1] is not None else 0
+        if sources[operand] is None:
             return Found(product.name, GENERATED, 1) if product.by_role else Found(product.name, ACTIVATIONS)
-        name, direct = names[operand]
+        name, direct, _ = sources[operand]
         stacked = direct and name in self.stacks and pair[operand].numel() < self.sizes[name]
         return Found(product.name, name, operand, None if direct else trailing(product, pair[operand]), stacked)
+
+    def _weight(self, product, which: int, tensor: Tensor) -> Source | None:
+        """The source of an operand that is a weight: where its role does not say so, a projected constant (a learned query)
+        is an activation like those that it meets; and where it does, the other one is an input even if it is a table.
+        """
+        source = self.source(tensor)
+        if source is None or (product.by_role and which == 0) or (source.multiplied and not product.by_role):
+            return None
+        return source
 
 
 def _tensors(values) -> list[Tensor]:

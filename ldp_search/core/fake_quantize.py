@@ -98,7 +98,8 @@ class _QuantizeGradient(torch.autograd.Function):
     def forward(ctx, y, bits, quantizer):
         ctx.save_for_backward(bits)
         ctx.quantizer = quantizer
-        return y.view_as(y)
+        ctx.mark_dirty(y)  # a view would not let the caller add to it in place
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -107,5 +108,5 @@ class _QuantizeGradient(torch.autograd.Function):
 
 
 def quantize_gradient(y: Tensor, bits: Tensor, quantizer) -> Tensor:
-    """The identity, whose gradient is quantized on the way back."""
+    """The identity, whose gradient is quantized on the way back; `y` itself, a fresh result, is what comes back."""
     return _QuantizeGradient.apply(y, bits, quantizer)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .registry import register
 
-SMALLEST_SCALE = 1e-8  # of a constant tensor, whose range is empty
+SMALLEST_SCALE = 1e-30  # of a constant tensor, whose range is empty (the paper's 1e-8 would be above some weights at the start)
 
 
 class Statistics(NamedTuple):
