@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import unfused
-from .functions import find
+from .functions import ATTENTION, find
 from .owners import trailing
 from .ranks import reshard
 
@@ -244,9 +244,9 @@ class _Constants:
         is an activation like those that it meets; and where it does, the other one is an input even if it is a table.
         """
         source = self.source(tensor)
-        if source is None or (product.by_role and which == 0) or (source.multiplied and not product.by_role):
-            return None
-        return source
+        if product.by_role:
+            return source if which == 1 else None
+        return None if source is None or source.multiplied or product is ATTENTION else source
 
 
 def _tensors(values) -> list[Tensor]:

@@ -26,7 +26,8 @@ class Swapped:
     def __reduce_ex__(self, protocol):
         # Made classes have no importable name: pickle and copy remake them from the original class.
         made = next(cls for cls in type(self).__mro__ if "_ldp_original" in cls.__dict__)
-        return _remake, (made._ldp_original, made.__bases__[0]), self.__dict__
+        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__  # recurrent layers leave something out
+        return _remake, (made._ldp_original, made.__bases__[0]), state
 
 
 class QuantizedLayer(Swapped):

@@ -75,7 +75,9 @@ class MinMax(Quantizer):
 
     def grid(self, stats, bits, live, clip=None):
         scale = ((stats.high - stats.low) / (torch.exp2(bits) - 1)).clamp_min(SMALLEST_SCALE)
-        return Grid(scale, stats.low) if live else Grid(scale, stats.low, stats.low, stats.high)
+        if live:
+            return Grid(scale, stats.low)
+        return Grid(scale, stats.low.clone(), stats.low, stats.high)  # two tensors: torch.compile takes none twice
 
 
 def largest_code(bits: Tensor, signed: Tensor) -> Tensor:
