@@ -130,3 +130,42 @@ def test_what_is_skipped_inside_an_owner_stays_exact(skip, kept):
     del seen[1:]
     assert not torch.equal(model(x), original) and torch.equal(seen[-1], seen[0])
     assert type(ldp_search.remove(model).inside.inside) is nn.Linear and torch.equal(model(x), original)
+
+
+class Experts(nn.Module):
+    """Some experts get no tokens; the sum is added to in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4, 4))
+
+    def forward(self, x, chosen):
+        y = nn.functional.conv1d(x.t()[None], torch.ones(4, 4, 1))[0].t()
+        for expert in range(3):
+            y[chosen == expert] += nn.functional.linear(x[chosen == expert], self.weight[expert])
+        return y
+
+
+def test_experts_share_a_row_and_may_be_idle():
+    model, x = Experts(), torch.randn(5, 4)
+    ldp_search.apply(model, "static", bits=4, example_inputs=(x, torch.tensor([0, 0, 1, 1, 0])))
+    ldp = ldp_search.controller(model)
+    assert ldp.layers["weight"].kind == "linear" and ldp.layers["weight"].weight_numel == 48
+    model(x, torch.tensor([2, 2, 2, 0, 2])).sum().backward()
+    assert ldp.ranges.shape[0] == len(ldp.layers) and model.weight.grad[2].any() and not model.weight.grad[1].any()
+
+
+@pytest.mark.parametrize("kwargs", [{"pixel_values": torch.zeros(6, 4), "input_ids": torch.zeros(2, 4)}])
+def test_samples_are_counted_on_the_main_input(kwargs):
+    class Both(nn.Module):
+        main_input_name = "input_ids"
+
+        def __init__(self):
+            super().__init__()
+            self.see, self.read = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, pixel_values, input_ids):
+            return self.see(pixel_values).sum() + self.read(input_ids)
+
+    ldp = ldp_search.controller(ldp_search.apply(Both(), "static", bits=4, example_inputs=kwargs))
+    assert {name: spec.macs for name, spec in ldp.layers.items()} == {"see": 3 * 16, "read": 16}

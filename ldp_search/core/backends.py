@@ -74,7 +74,9 @@ class _Product(torch.autograd.Function):
         ctx.options = product, grad_quantizer, dtype, None if bias is None else bias.dtype
         x_q = fq.rounded(x, Grid(*grids[:4])).to(dtype)
         w_q = fq.rounded(w, Grid(*grids[4:])).to(dtype)
-        return product.forward(x_q, w_q, None if bias is None else bias.to(dtype))
+        y = product.forward(x_q, w_q, None if bias is None else bias.to(dtype))
+        # A one-dimensional convolution gives a view, which a caller could not add to in place once it comes from here.
+        return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
 
     @staticmethod
     @torch.autograd.function.once_differentiable

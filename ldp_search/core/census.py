@@ -103,7 +103,8 @@ def census(model: nn.Module, args: tuple, kwargs: dict) -> Survey:
         for module, training in modes.items():
             module.training = training
         reshard(model)
-    return Survey(_per_sample(watch.tallies, batch_size(args, kwargs)), shapes(args, kwargs))
+    batch = batch_size(args, kwargs, getattr(model, "main_input_name", None))
+    return Survey(_per_sample(watch.tallies, batch), shapes(args, kwargs))
 
 
 class _Watch(TorchFunctionMode):
@@ -288,8 +289,13 @@ def _per_sample(tallies: dict[str, Tally], batch: int) -> dict[str, Tally]:
     return tallies
 
 
-def batch_size(args: tuple, kwargs: dict) -> int:
-    """First dimension of the first tensor of the inputs; 1 when there is none."""
+def batch_size(args: tuple, kwargs: dict, main: str | None = None) -> int:
+    """First dimension of the first tensor of the inputs; 1 when there is none.
+
+    main: the keyword that transformers calls the model's main input; others may have the patches of all pictures in a row.
+    """
+    if isinstance(kwargs.get(main), Tensor):
+        return kwargs[main].shape[0]
     for value in [*args, *kwargs.values()]:
         if isinstance(value, Tensor) and value.dim() > 0:
             return value.shape[0]

@@ -66,6 +66,8 @@ class Site:
                 and the second one takes the weight bits.
         """
         pair = product.pair(args, kwargs)
+        if not all(x.numel() for x in pair):  # an expert without tokens has no range
+            return function(*args, **kwargs)
         self._on_device_of(pair[0])
         axes = () if weight is None else product.kept(weight, pair[weight], args)
         layer = product.layer(args, kwargs) if weight == 1 else None
