@@ -7,7 +7,9 @@ import pytest
 import timm
 import torch
 import transformers as hf
+from timm.layers import ScaledStdConv2d  # standardizes its weights in every forward
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import ldp_search
 
@@ -49,7 +51,8 @@ class Shared(nn.Module):
 
 MODELS = {  # name: (make, inputs)
     "resnet": (picture("resnet10t", num_classes=3), (IMAGE,)),
-    "nfnet": (picture("nf_resnet26", num_classes=3), (IMAGE,)),  # weights are standardized in every forward
+    "nfnet": (picture("nf_resnet26", num_classes=3), (IMAGE,)),
+    "standardized": (lambda: nn.Sequential(ScaledStdConv2d(3, 4, 3), nn.ReLU(), ScaledStdConv2d(4, 4, 3)), (IMAGE,)),
     "beit": (picture("beit_base_patch16_224", **VIT), (IMAGE,)),  # reads the weight of a layer from outside
     "condconv": (picture("efficientnet_cc_b0_4e", num_classes=3), (IMAGE,)),  # kernels made from the input
     "shared": (Shared, IDS),
@@ -138,7 +141,7 @@ def test_copies_of_owners(name):
         assert not torch.equal(run(twin, inputs), run(model, inputs))
 
 
-@pytest.mark.parametrize("name", ["nfnet", "gpt2", "mixtral", "albert", "xlnet", "siglip", "shared"])
+@pytest.mark.parametrize("name", ["standardized", "gpt2", "mixtral", "albert", "xlnet", "siglip"])
 def test_one_graph_whatever_the_bits(name):
     torch._dynamo.reset()
     model, inputs = make(name)
@@ -175,19 +178,32 @@ def test_a_layer_that_runs_twice_has_two_ranges_and_tied_tensors_one_decision():
     assert torch.equal(site.ranges, before) and site.call_site == 0
 
 
-def test_recomputed_forwards_are_recorded_once():
-    ranges = []
-    for checkpointing in (False, True):
-        model, inputs = make("albert")
-        ldp = ldp_search.controller(ldp_search.apply(model, "static", bits=4, example_inputs=inputs))
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        run(model.train(), inputs).sum().backward()
-        ranges.append(ldp.ranges.clone())
-    torch.testing.assert_close(*ranges)
+class Recomputed(nn.Module):
+    """Runs its layer twice, each time under activation checkpointing where that is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.reentrant = nn.Linear(4, 4), None
+
+    def forward(self, x):
+        for scale in (1, 5):
+            again = (checkpoint, {"use_reentrant": self.reentrant}) if self.reentrant is not None else (lambda f, x: f(x), {})
+            x = again[0](self.layer, scale * x, **again[1])
+        return x
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_forwards_are_recorded_once(reentrant):
+    model, x, ranges = Recomputed(), torch.randn(3, 4, requires_grad=True), []
+    ldp = ldp_search.controller(ldp_search.apply(model, bits=(3, 8), grad_bits=32, example_inputs=x.detach()))
+    for model.reentrant in (None, reentrant):
+        ldp.ranges.zero_()
+        ldp.parameters()["bits"].grad.zero_()
+        model(x).square().sum().backward()
+        ranges.append((ldp.ranges.clone(), ldp.parameters()["bits"].grad.clone()))
+    assert ldp.ranges.shape == (2, 4)
+    for one, other in zip(*ranges, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_what_transformers_reads_off_a_model_stays():

@@ -36,9 +36,14 @@ class QuantizedLayer(Swapped):
     def run(self, forward, args, kwargs):
         site = self.__dict__.get(ATTRIBUTE)  # none in a layer that somebody made of this class, as adapters do
         x = args[0] if args else kwargs["input"]
-        if site is None or not site.on or x.numel() == 0:  # an empty batch (an expert without tokens) has no range
+        if site is None or not site.on or has_no_range(x):
             return forward(self, *args, **kwargs)
         return _FORWARDS[self._ldp_kind](self, site, *args, **kwargs)
+
+
+def has_no_range(x: Tensor) -> bool:
+    """An empty tensor (an expert without tokens), or one of the meta device."""
+    return x.numel() == 0 or x.is_meta
 
 
 class OrdinaryPath(Swapped):

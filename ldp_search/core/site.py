@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .backends import Call, finish
 from .fake_quantize import fake_quantize, quantize_gradient
 from .functions import Product
+from .layers import has_no_range
 from .owners import copy_with_model, own_products
 from .quantizers import Grid, Statistics, measure
 
@@ -66,7 +67,7 @@ class Site:
                 and the second one takes the weight bits.
         """
         pair = product.pair(args, kwargs)
-        if not all(x.numel() for x in pair):  # an expert without tokens has no range
+        if any(has_no_range(x) for x in pair):
             return function(*args, **kwargs)
         self._on_device_of(pair[0])
         axes = () if weight is None else product.kept(weight, pair[weight], args)
