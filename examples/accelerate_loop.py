@@ -53,14 +53,14 @@ train, test = (DataLoader(pairs(*of), batch_size=32, shuffle=True, drop_last=Tru
 model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
 accelerator.register_for_checkpointing(ldp)  # LDP
 
-epoch, step, steps = 0, 0, EPOCHS * (len(train) // 2)
+done, step, steps = 0, 0, EPOCHS * (len(train) // 2)
 if "resume" in sys.argv:
     newest = max(output.glob("epoch_*"), key=lambda folder: int(folder.name.removeprefix("epoch_")))
     accelerator.load_state(str(newest))
-    epoch = int(newest.name.removeprefix("epoch_"))
-    step = epoch * (len(train) // 2)
+    done = int(newest.name.removeprefix("epoch_"))
+    step = done * (len(train) // 2)
 
-for epoch in range(epoch, EPOCHS):
+for epoch in range(done, EPOCHS):
     model.train()
     train.set_epoch(epoch)  # another order every epoch, the same after a resume
     for tokens, labels in train:

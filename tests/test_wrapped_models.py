@@ -339,4 +339,5 @@ def test_wrapped_in_two_processes(two, wrapper):
     assert ("FSDP" in zero["class"]) == ("fsdp" in wrapper)
     assert zero["mean_cost"] == pytest.approx(0.6, abs=0.02) and len(set(zero["schedule"])) > 2
     assert not zero["quiet"]
+    assert zero["loaded"] == zero["logits"]  # saved by one of them, from a whole state dict
     assert zero["logits"] == pytest.approx(two[0]["ddp"]["logits"], abs=1e-5)  # however it is spread, the same training

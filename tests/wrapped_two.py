@@ -98,7 +98,7 @@ def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def train(wrap, rank: int) -> dict:
+def train(wrap, rank: int, folder: Path) -> dict:
     """A short training, each process on its own half of the batch."""
     torch.manual_seed(0)
     model = wrap(rank)
@@ -117,7 +117,13 @@ def train(wrap, rank: int) -> dict:
     model.eval()
     with torch.no_grad():
         logits = model(input_ids=TOKENS).logits
-    state = {name.replace("module.", ""): whole(value) for name, value in model.state_dict().items()}
+    plain = getattr(model, "module", model)
+    state = {name: whole(value) for name, value in plain.state_dict().items()}
+    if rank == 0:
+        ldp_search.save_pretrained(plain, folder, state_dict=state)
+    dist.barrier()
+    with torch.no_grad():
+        loaded = ldp_search.load_pretrained(folder)(input_ids=TOKENS).logits
     return {
         "class": type(model).__name__,
         "bits": {name: list(bits) for name, bits in ldp.bits().items()},
@@ -126,6 +132,7 @@ def train(wrap, rank: int) -> dict:
         "covered": ldp.coverage.share,
         "quiet": quiet,
         "logits": logits.flatten().tolist(),
+        "loaded": loaded.flatten().tolist(),
         "weights": {name: value.double().sum().item() for name, value in state.items()},
     }
 
@@ -138,7 +145,7 @@ def main(folder: str, names: list[str]) -> None:
         AcceleratorState._reset_state()
         PartialState._reset_state()
         try:
-            held[wrap.__name__] = train(wrap, rank)
+            held[wrap.__name__] = train(wrap, rank, Path(folder, wrap.__name__))
         except Exception:
             held[wrap.__name__] = {"error": traceback.format_exc()}
     Path(folder, f"rank{rank}.json").write_text(json.dumps(held))
