@@ -1,7 +1,7 @@
 """A small BERT on SST-2, from a configuration, with transformers' Trainer: the callback on a real task.
 
     python benchmarks/sst2.py --data FOLDER --tokenizer FOLDER --policy learned --target_cost 0.45 --output_dir runs/learned
-    python benchmarks/sst2.py --data FOLDER --tokenizer FOLDER --policy static --bits 8 --output_dir runs/static-8
+    python benchmarks/sst2.py --data FOLDER --tokenizer FOLDER --policy static --static_bits 4 --output_dir runs/static-4
     torchrun --nproc_per_node 2 benchmarks/sst2.py ... --use_cpu True --ddp_backend gloo
 
 FOLDER: parquet files with `sentence` and `label`, and a BERT tokenizer. Every field of TrainingArguments is an option too
@@ -39,7 +39,7 @@ class Options:
     tokenizer: str = field(metadata={"help": "folder of a BERT tokenizer"})
     policy: str = "learned"
     target_cost: float | None = None
-    bits: str = "3,8"
+    static_bits: int | None = field(default=None, metadata={"help": "of the policy static; by default the highest, 8"})
     hidden: int = 128
     layers: int = 2
     longest: int = 48
@@ -55,10 +55,9 @@ RECIPE = {
 
 
 def space(options: Options) -> dict:
-    """Fields of the search space that the options name."""
-    bits = [int(b) for b in options.bits.split(",")]
-    given = {"policy": options.policy, "bits": bits[0] if len(bits) == 1 else tuple(bits), "grad_bits": 8}
-    return given | ({} if options.target_cost is None else {"target_cost": options.target_cost})
+    """Fields of the search space that the options name; costs are relative to 8 bits for every policy."""
+    policy = {"name": options.policy} | ({} if options.static_bits is None else {"bits": options.static_bits})
+    return {"policy": policy, "bits": (3, 8), "grad_bits": 8, "target_cost": options.target_cost}
 
 
 def make_model(options: Options, vocabulary: int):
