@@ -118,7 +118,7 @@ def test_apply_after_get_peft_model(name):
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2"])
+@pytest.mark.parametrize("name", list(MODELS))
 def test_apply_before_get_peft_model(name):
     plain = lora(MODELS[name](), name).eval()
     model = ldp_search.apply(MODELS[name](), target_cost=0.6)
@@ -151,6 +151,26 @@ def test_a_merged_model_is_plain_after_remove():
     torch.testing.assert_close(outputs_of("bert", merged.eval()), expected)
 
 
+def test_a_copy_that_peft_trains_has_the_bits_of_its_layer():
+    """A task_type of classification trains a copy of the classifier (modules_to_save)."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
+    model = peft.get_peft_model(ldp_search.apply(bert(), target_cost=0.6), config)
+    train("bert", model)  # the bits of "classifier" get gradients
+
+
+def test_a_merged_model_is_found_again(tmp_path):
+    model = ldp_search.apply(lora(bert(), "bert"), target_cost=0.6)
+    train("bert", model)
+    ldp = controller(model)
+    merged = model.merge_and_unload()
+    assert controller(merged) is ldp
+    with pytest.raises(ValueError, match="search space already"):
+        ldp_search.apply(merged)
+    ldp_search.remove(merged)
+    assert not [m for m in merged.modules() if type(m).__name__.startswith("Quant")]
+
+
 # -- gradient checkpointing -----------------------------------------------------------------------------------------
 
 
@@ -168,6 +188,19 @@ def test_gradient_checkpointing_changes_no_gradient(name, reentrant):
         grads.append([controller(model).parameters()["bits"].grad.clone(), *(p.grad for p in model.parameters())])
     for plain, checkpointed in zip(*grads, strict=True):
         torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_averages_no_range_twice(reentrant):
+    ranges = []
+    for checkpointing in (False, True):
+        model = ldp_search.apply(bert(), target_cost=0.6).train()
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        loss_of("bert", model).backward()
+        ranges.append(controller(model).ranges.clone())
+    torch.testing.assert_close(ranges[1], ranges[0], rtol=1e-5, atol=1e-6)
 
 
 def test_gradient_checkpointing_of_timm():
@@ -316,10 +349,20 @@ def test_generation_during_a_training():
     check_gradients(controller(model))
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_is_in_the_coverage(attention):
+    model = bert()
+    model.set_attn_implementation(attention)
+    coverage = controller(ldp_search.apply(model, example_inputs={"input_ids": TOKENS})).coverage
+    counted = sum(item.macs for item in coverage.left_out if "attention.self" in item.name)
+    assert counted == 2 * 2 * 10 * 10 * 32 and coverage.share < 0.95  # QK and PV of two layers; option functions=False
+
+
 # -- two processes --------------------------------------------------------------------------------------------------
 
 
 WRAPPERS = ["ddp", "ddp_counted_first", "fsdp2_after_apply", "fsdp2_before_apply", "accelerate_ddp", "accelerate_fsdp2"]
+WRAPPERS += ["fsdp2_counted_before_apply", "fsdp2_of_linear_layers", "fsdp2_of_linear_layers_before_apply"]
 
 
 @pytest.fixture(scope="module")
