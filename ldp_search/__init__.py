@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 _LAZY = {  # these need packages that `import ldp_search` must not load
     "save_pretrained": "ldp_search.runner.pretrained",
     "load_pretrained": "ldp_search.runner.pretrained",
+    "push_to_hub": "ldp_search.runner.pretrained",
     "export": "ldp_search.runner.export",
     "integrations": "ldp_search.integrations",
 }
@@ -41,6 +42,7 @@ __all__ = [
     "export",
     "integrations",
     "load_pretrained",
+    "push_to_hub",
     "register",
     "remove",
     "resolve_space",

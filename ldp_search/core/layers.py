@@ -10,7 +10,7 @@ from functools import cache, wraps
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .products import ConvolutionProduct, LinearProduct, padded
 
