@@ -18,7 +18,7 @@ BATCH, TOKENS, FRAMES, SAMPLES = 2, 12, 32, 4000
 ALWAYS = (
     "input_ids", "attention_mask", "pixel_values", "input_features", "input_values", "decoder_input_ids", "bbox", "image_grid_thw",
     "mm_token_type_ids", "input_features_mask", "feature_attention_mask", "pixel_attention_mask", "spatial_shapes", "input_points",
-    "image_sizes", "aspect_ratio_ids", "aspect_ratio_mask", "future_values", "future_time_features", "image_position_ids",
+    "aspect_ratio_ids", "aspect_ratio_mask", "future_values", "future_time_features", "image_position_ids",
     "target_sizes", "prompt_depth", "timesteps", "states", "actions", "rewards", "returns_to_go", "flattened_patches",
 )  # fmt: skip
 _PARTS = {
@@ -96,20 +96,25 @@ class Inputs:
         high = min(self.look("text", "vocab_size", default=FIRST_SPECIAL), FIRST_SPECIAL)
         ids = self.integers(min(30, high // 2), high, BATCH, TOKENS)
         for kind in ("image", "audio"):
-            token = next((v for n in (f"{kind}_token_id", f"{kind}_token_index") if (v := getattr(self.config, n, None)) is not None), None)
+            token = self.token(kind)
             count = self.places(kind) if token is not None else 0
             if count:
                 ids = torch.cat([ids[:, :2], torch.full((BATCH, count), token), ids[:, 2:]], dim=1)
         return ids
 
+    def token(self, kind: str) -> int | None:
+        """The number of the token that stands for one place of an image or a sound."""
+        names = (f"{kind}_token_id", f"{kind}_token_index")
+        configs = (self.config, *(c for part in ("vlm_config", "thinker_config") if (c := getattr(self.config, part, None)) is not None))
+        return next((v for config in configs for name in names if (v := getattr(config, name, None)) is not None), None)
+
     def places(self, kind: str) -> int:
         """How many tokens a sample's image (or sound) becomes: the model is asked."""
-        owner = next((m for m in (self.model, getattr(self.model, "base_model", None), getattr(self.model, "model", None)) if hasattr(m, f"get_{kind}_features")), None)
-        if owner is None:
+        owners = [m for m in self.model.modules() if hasattr(m, f"get_{kind}_features")]
+        if not owners:
             return 0
-        function = getattr(owner, f"get_{kind}_features")
-        wanted = signature(function)
-        known = {k: v for k, v in self.made.items() if k in wanted}
+        function = getattr(owners[0], f"get_{kind}_features")
+        known = {k: v for k, v in self.made.items() if k in signature(function)}
         if not known:
             return 0
         with torch.no_grad():
@@ -125,7 +130,7 @@ class Inputs:
 
     def mm_token_type_ids(self):
         ids = self.made.get("input_ids")
-        token = getattr(self.config, "image_token_id", None)
+        token = self.token("image")
         return None if ids is None else (ids == (-1 if token is None else token)).long()
 
     def bbox(self) -> Tensor:
@@ -150,7 +155,8 @@ class Inputs:
         grids = {"image_grid_thw", "grid_thw"} & set(self.names)
         if grids:
             return self.patches()
-        return self.uniform(BATCH, self.channels(), *self.size())
+        frames = self.look("vision", "num_frames", "frames_per_clip") if "Video" in type(self.model).__name__ or hasattr(self.config, "num_frames") else None
+        return self.uniform(BATCH, *([frames] if frames else []), self.channels(), *self.size())
 
     def pixel_values_videos(self) -> Tensor:
         frames = self.look("vision", "num_frames", "frames_per_clip", default=2)

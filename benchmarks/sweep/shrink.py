@@ -31,6 +31,9 @@ _RULES = [  # first match wins; a value at most as large as the new one stays
     (r"(head_dim|d_kv|dim_head|kv_channels|_head_size|linear_\w+_head_dim)$", HEAD_DIM),
     (r"qk_nope_head_dim|qk_rope_head_dim|rotary_dim", 8),
     (r"lora_rank|_rank$", 16),
+    (r"mm_tokens_per_image", 4),
+    (r"num_pos_feats", WIDTH // 2),
+    (r"^num_frames$|frames_per_clip", 4),
     (r"num_kv_shared_layers|num_mtp_layers|nextn_predict", None),
     (r"layers$|^depth$|(^|_)n?_?layer$|num_blocks$|num_stages_|_depth$", 2),
     (r"(source|target)_positions", POSITIONS),
@@ -44,6 +47,8 @@ _RULES = [  # first match wins; a value at most as large as the new one stays
     (r"_dim$|^dim$|_dims$|channels?$|_units$|num_filters|_size_per_layer_input|_inplanes|base_channels|feature_size", WIDTH),
     (r"codebook_dim|dim_bbox", WIDTH),
 ]  # fmt: skip
+_MISSING = {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1}
+"""Values of fields that are None by default, and that the model needs."""
 RULES = [(re.compile(pattern), new) for pattern, new in _RULES]
 _DEPTHS = re.compile(r"^depths?$|layers$|num_blocks|block_repeats|num_block|repeats$|numb_of_layers|n_attn_blocks")
 _WIDTHS = re.compile(r"hidden_size|channels|embed_dim|_dims?$|dims$|neck_hidden|^dim$|hidden_sizes")
@@ -61,15 +66,14 @@ def small_config(cls: type, model_type: str = "", init: dict | None = None, path
     ids = {} if ids is None else ids
     over = CONFIG.get(model_type, {}) if over is None else over
     values = _defaults(cls) | dict(init or {})
-    changed = dict(init or {}) | {k: new for k, v in values.items() if (new := small_value(k, v, values, ids)) is not v}
+    changed = dict(init or {}) | {k: new for k, v in values.items() if (new := small_value(k, v, ids)) is not v}
+    changed |= _scaled_lists(values)
     changed |= _fitting(cls, values, changed)
     changed |= _one_of_each_kind(cls, values)
     changed |= FIELDS.get(cls.model_type, {})
-    for name, spec in (getattr(cls, "sub_configs_defaults", None) or {}).items():
-        sub = over.get(f"{path}{name}.")  # another class, by model type
-        sub_class = spec.get_config_class(sub or spec.model_type) if sub or _is_auto(spec) else spec.config_class
-        inner = {} if sub else spec.init_kwargs
-        changed[name] = small_config(sub_class, sub_class.model_type, inner, f"{path}{name}.", ids, over | _prefixed(sub_class, path + name))
+    for name, sub_class, inner in _parts(cls, path, over):
+        below = _prefixed(sub_class, path + name) | over
+        changed[name] = small_config(sub_class, sub_class.model_type, inner, f"{path}{name}.", ids, below)
     own = {k[len(path) :]: v for k, v in over.items() if k.startswith(path) and "." not in k[len(path) :]}
     changed |= own
     return cls(**{k: v for k, v in changed.items() if not (isinstance(v, str) and v == "DROP")})
@@ -80,8 +84,21 @@ def _prefixed(cls: type, path: str) -> dict:
     return {f"{path}.{key}": value for key, value in CONFIG.get(cls.model_type, {}).items()}
 
 
-def _is_auto(spec) -> bool:
-    return spec.config_class.__name__ == "AutoConfig"
+def _parts(cls: type, path: str, over: dict):
+    """(name, class, values in place of its defaults) of every sub-configuration."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    specs = getattr(cls, "sub_configs_defaults", None) or {}
+    for name, spec in specs.items():
+        if other := over.get(f"{path}{name}."):  # an exception names another class
+            yield name, CONFIG_MAPPING[other], {}
+        elif spec.config_class.__name__ == "AutoConfig":
+            yield name, CONFIG_MAPPING[spec.model_type], spec.init_kwargs
+        else:
+            yield name, spec.config_class, spec.init_kwargs
+    for name, part in (vars(cls).get("sub_configs") or {}).items():  # of four types, as transformers 4 had it
+        if name not in specs:
+            yield name, part, {}
 
 
 def _defaults(cls: type) -> dict[str, Any]:
@@ -94,16 +111,22 @@ def _defaults(cls: type) -> dict[str, Any]:
     return out
 
 
-def small_value(name: str, value, values: dict, ids: dict):
+def small_value(name: str, value, ids: dict):
     """The small value of one field; the same object where it stays."""
+    if value is None:
+        return _MISSING.get(name)
     if name == "use_cache":
         return False  # a cache is of no use in training, and is left out of the outputs
-    if isinstance(value, bool) or value is None:
+    if isinstance(value, bool):
         return value
     if isinstance(value, int):
         return _small_int(name, value, ids)
     if isinstance(value, list | tuple) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-        return _small_list(name, value)
+        kind = type(value)
+        if re.search(r"attn_indexes|block_indexes|global_att", name):
+            return kind([1])  # the second of two layers
+        new = kind(min(v, 2) for v in value) if _DEPTHS.search(name) else kind(_small_int(name, v, {}) for v in value)
+        return value if new == value or _is_widths(name, value) else new
     if isinstance(value, float) and re.search("layerdrop|mask_time_prob|mask_feature_prob", name):
         return 0.0  # needs longer inputs, or drops what is to be measured
     return value
@@ -118,15 +141,19 @@ def _small_int(name: str, value: int, ids: dict) -> int:
     return value
 
 
-def _small_list(name: str, value):
-    kind = type(value)
-    if _DEPTHS.search(name):
-        return kind(min(v, 2) for v in value)
-    if _WIDTHS.search(name) and min(value) >= 16:
-        divisor = 2 ** max(0, (min(value) // 16).bit_length() - 1)
-        return kind(max(1, v // divisor) for v in value)
-    new = kind(_small_int(name, v, {}) for v in value)
-    return value if new == value else new
+def _is_widths(name: str, value) -> bool:
+    return isinstance(value, list | tuple) and bool(_WIDTHS.search(name)) and any(isinstance(v, int) and v >= 16 for v in value)
+
+
+def _scaled_lists(values: dict) -> dict:
+    """Widths of stages, all divided by the same number: the least comes to 16 or more, and what fitted goes on to fit."""
+    lists = {name: value for name, value in values.items() if _is_widths(name, value)}
+    flat = [v for value in lists.values() for v in value if isinstance(v, int) and v > 4]
+    divisor = 1
+    while flat and min(flat) >= 32 * divisor and all(v % (2 * divisor) == 0 for v in flat):
+        divisor *= 2
+    scaled = lambda v: v // divisor if isinstance(v, int) and v > 4 else v  # noqa: E731
+    return {name: type(value)(scaled(v) for v in value) for name, value in lists.items()}
 
 
 def _fitting(cls: type, values: dict, changed: dict) -> dict:
@@ -135,9 +162,11 @@ def _fitting(cls: type, values: dict, changed: dict) -> dict:
     heads = changed.get("num_attention_heads")
     if heads and values.get("num_key_value_heads") == values["num_attention_heads"]:
         out["num_key_value_heads"] = heads  # equal by nature (multi-head latent attention), not by choice
-    if isinstance(heads := values.get("num_heads"), list | tuple) and "embed_dim" in changed:
+    if "head_dim" in values and values["head_dim"] is None and changed.get("hidden_size") and heads:
+        out["head_dim"] = changed["hidden_size"] // heads
+    if isinstance(heads := values.get("num_heads"), list | tuple) and isinstance(changed.get("embed_dim"), int):
         out["embed_dim"] = 8 * heads[0]
-    if "mrope_section" in getattr(cls, "ignore_keys_at_rope_validation", ()):
+    if "mrope_section" in getattr(cls, "ignore_keys_at_rope_validation", ()) and not values.get("layer_types"):
         out["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
     count = next((n for n in ("num_hidden_layers", "n_layer", "num_layers") if n in changed), None)
     wanted = values.get("out_indices") or values.get("out_features")
