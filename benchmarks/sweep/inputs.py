@@ -23,7 +23,7 @@ ALWAYS = (
 )  # fmt: skip
 _PARTS = {
     "vision": ("vision_config", "image_config", "image_model_config", "vlm_config", "thinker_config", "backbone_config", "encoder", "model_config"),
-    "audio": ("audio_config", "audio_encoder_config", "encoder_config", "speech_config", "thinker_config", "audio_encoder", "encoder", "dac_config"),
+    "audio": ("audio_config", "asr_config", "audio_encoder_config", "encoder_config", "speech_config", "thinker_config", "audio_encoder", "encoder", "dac_config"),
     "text": ("text_config", "decoder_config", "decoder", "vlm_config", "thinker_config", "text_encoder", "language_config"),
 }  # fmt: skip
 
@@ -164,7 +164,7 @@ class Inputs:
 
     def patches(self) -> Tensor:
         """Pictures cut into patches beforehand, one row a patch."""
-        patch, time = self.look("vision", "patch_size"), self.look("vision", "temporal_patch_size", default=1)
+        patch, time = self.look("vision", "patch_size"), self.look("vision", "temporal_patch_size", "patch_temporal", default=1)
         rows = int(self.grid().prod(1).sum())
         return self.uniform(rows, self.channels() * time * patch * patch)
 

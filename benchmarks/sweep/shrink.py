@@ -20,7 +20,7 @@ FIRST_SPECIAL = 100
 _SPECIAL = re.compile(r"(token_id|token_index|_tok_id|_bos_id|_eos_id|_pad_id)$")
 _RULES = [  # first match wins; a value at most as large as the new one stays
     (r"kernel|stride|dilation|coefficient|cost|temperature|theta|epsilon|sampling|sample_rate|factor|ratio|_rate$|_labels$", None),
-    (r"vocab_size|vocabulary", VOCABULARY),
+    (r"vocab_size|vocabulary|group_vocab$", VOCABULARY),
     (r"codebook_size|num_embeddings|num_codevectors_per_group|quantization_dim|codebook_vocab", 64),
     (r"(key_value_heads|kv_heads|num_key_value_groups|linear_num_key_heads)$", KV_HEADS),
     (r"(^|_)(head|heads)$|_heads_", HEADS),
@@ -32,6 +32,9 @@ _RULES = [  # first match wins; a value at most as large as the new one stays
     (r"qk_nope_head_dim|qk_rope_head_dim|rotary_dim", 8),
     (r"lora_rank|_rank$", 16),
     (r"mm_tokens_per_image", 4),
+    (r"upsample_groups|bottleneck_features", WIDTH),
+    (r"^n_groups$|n_groups$", 2),
+    (r"state_size|d_state$", HEAD_DIM),
     (r"num_pos_feats", WIDTH // 2),
     (r"^num_frames$|frames_per_clip", 4),
     (r"num_kv_shared_layers|num_mtp_layers|nextn_predict", None),
@@ -142,7 +145,13 @@ def _small_int(name: str, value: int, ids: dict) -> int:
 
 
 def _is_widths(name: str, value) -> bool:
-    return isinstance(value, list | tuple) and bool(_WIDTHS.search(name)) and any(isinstance(v, int) and v >= 16 for v in value)
+    """Widths that grow from stage to stage; equal ones are treated like one number."""
+    return (
+        isinstance(value, list | tuple)
+        and bool(_WIDTHS.search(name))
+        and any(isinstance(v, int) and v >= 16 for v in value)
+        and len({str(v) for v in value}) > 1
+    )
 
 
 def _scaled_lists(values: dict) -> dict:

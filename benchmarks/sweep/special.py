@@ -54,6 +54,56 @@ def _speech(m: Inputs) -> dict:
     }
 
 
+def _picture_in_tiles(m: Inputs) -> dict:
+    """A whole picture and its four quarters."""
+    size = m.part("vision").image_size
+    return {"pixel_values": m.uniform(BATCH, 5, 3, size, size), "image_sizes": torch.tensor([[2 * size, 2 * size]] * BATCH)}
+
+
+def _flat_patches(m: Inputs) -> dict:
+    """Pictures of 4 x 4 patches, each patch a row."""
+    width = m.channels() * m.look("vision", "patch_size") ** 2
+    return {
+        "pixel_values": m.uniform(BATCH, 16, width),
+        "spatial_shapes": torch.tensor([[4, 4]] * BATCH),
+        "pixel_attention_mask": m.integers(1, 2, BATCH, 16),
+    }
+
+
+def _patches_in_a_row(m: Inputs) -> dict:
+    """All patches of all pictures side by side, as one picture of one patch's height."""
+    patch = m.look("vision", "patch_size")
+    return {"pixel_values": m.uniform(1, 3, patch, patch * 32), "target_sizes": torch.tensor([[4, 4]] * BATCH)}
+
+
+def _pairs(m: Inputs) -> dict:
+    return {"pixel_values": m.uniform(1, 2, 3, 64, 64)}
+
+
+def _video(m: Inputs) -> dict:
+    return {"pixel_values": m.uniform(BATCH, m.look("vision", "num_frames"), 3, *m.size())}
+
+
+def _shared_states(m: Inputs) -> dict:
+    """Keys and values that an assistant takes from the model it assists."""
+    c = m.config.text_config
+    shape = (BATCH, c.num_key_value_heads, TOKENS)
+    states = {kind: (m.uniform(*shape, width), m.uniform(*shape, width)) for kind, width in (("full_attention", 16), ("sliding_attention", 16))}
+    return {"inputs_embeds": m.uniform(BATCH, TOKENS, 2 * m.config.backbone_hidden_size), "shared_kv_states": states}
+
+
+def _task_words(m: Inputs) -> dict:
+    """Two classes and one task in words, for each picture."""
+    ids, mask = m.integers(30, 60, 2 * BATCH, 6), m.integers(1, 2, 2 * BATCH, 6)
+    return {
+        "classes_input_ids": ids,
+        "classes_attention_mask": mask,
+        "classes_structure": torch.tensor([2] * BATCH),
+        "tasks_input_ids": ids[:BATCH],
+        "tasks_attention_mask": mask[:BATCH],
+    }
+
+
 SPECIAL = {
     "autoformer": _series,
     "blip_2_qformer": lambda m: {
@@ -66,23 +116,110 @@ SPECIAL = {
     },
     "clvp": lambda m: {"input_features": m.uniform(BATCH, m.config.decoder_config.feature_size, FRAMES)},
     "colqwen2": lambda m: {"pixel_values": m.patches().unflatten(0, (BATCH, -1))},
+    "csm": lambda m: {"input_ids": m.integers(30, 60, BATCH, TOKENS)},
+    "efficientloftr": _pairs,
+    "emu3": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
+    "gemma4_assistant": _shared_states,
+    "gemma4_unified_assistant": _shared_states,
+    "gemma4_audio": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 128)},
+    "glmasr": lambda m: {"input_features": m.uniform(BATCH, 128, 64), "input_features_mask": m.integers(1, 2, BATCH, 64)},
+    "glmasr_encoder": lambda m: {"input_features": m.uniform(BATCH, 128, 64)},
+    "granite_speech5_ctc": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 320)},
+    "granite_speech5_encoder": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 320)},
+    "inkling2": lambda m: {"pixel_values": m.uniform(8, 32, 32, 3)},
+    "inkling2_loop": lambda m: {"pixel_values": m.uniform(8, 32, 32, 3)},
+    "inkling2_vision": lambda m: {"pixel_values": m.uniform(8, 32, 32, 3)},
+    "jev": lambda m: {
+        "input_ids": m.integers(30, 60, 1, TOKENS),
+        "marks": torch.tensor([[4, 8, 12]]),
+        "num_options": torch.tensor([[2, 3, 4]]),
+        "question_type_ids": torch.tensor([[0, 1, 2]]),
+    },
+    "kimi_k25": lambda m: {"pixel_values": m.patches().reshape(-1, 3, 14, 14)},
+    "kimi_k25_vision": lambda m: {"pixel_values": m.patches().reshape(-1, 3, 14, 14)},
+    "kosmos-2": lambda m: {
+        "input_ids": m.integers(30, 60, BATCH, 20),
+        "image_embeds_position_mask": (torch.arange(20) < 8).long().expand(BATCH, 20),
+    },
+    "kyutai_speech_to_text": lambda m: {"input_ids": m.integers(30, 60, BATCH, TOKENS, 1 + m.config.num_codebooks)},
+    "lfm2_vl": _flat_patches,
+    "lightglue": _pairs,
+    "llava_next": _picture_in_tiles,
+    "llava_next_video": _picture_in_tiles,
+    "llava_onevision": _picture_in_tiles,
+    "lxmert": lambda m: {"visual_feats": m.uniform(BATCH, 4, m.config.visual_feat_dim), "visual_pos": m.uniform(BATCH, 4, 4).abs()},
+    "minicpm_ocr_vision": _patches_in_a_row,
+    "minicpmv4_7_vision": _patches_in_a_row,
+    "mistral_large4": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
+    "mllama": lambda m: {
+        "pixel_values": m.uniform(BATCH, 1, 4, 3, 64, 64),
+        "aspect_ratio_ids": m.integers(6, 7, BATCH, 1),
+        "aspect_ratio_mask": m.integers(1, 2, BATCH, 1, 4),
+        "input_ids": m.integers(30, 60, BATCH, TOKENS),
+        "cross_attention_mask": m.integers(1, 2, BATCH, TOKENS, 1, 4),
+    },
+    "muse_glimmer_assistant": lambda m: {
+        "noise_embeds": m.uniform(BATCH, 16, m.config.hidden_size),
+        "context_hidden_states": m.uniform(BATCH, TOKENS, m.config.hidden_size * len(m.config.target_layer_ids)),
+    },
+    "musicgen": lambda m: {"decoder_input_ids": m.integers(30, 60, BATCH * m.config.decoder.num_codebooks, TOKENS)},
+    "musicgen_melody": lambda m: {"decoder_input_ids": m.integers(30, 60, BATCH * m.config.decoder.num_codebooks, TOKENS)},
+    "nemotron3_5_transcribe_word_timestamp": lambda m: {"inputs_embeds": m.uniform(BATCH, TOKENS, m.config.hidden_size)},
+    "neomme": lambda m: {"pixel_values": m.uniform(BATCH, 16, 768)},
+    "omdet-turbo": _task_words,
+    "omniasr": lambda m: {"input_values": m.uniform(BATCH, 4000)},
+    "oneformer": lambda m: {"task_inputs": m.integers(30, 60, BATCH, m.config.task_seq_len)},
+    "paddleocr_vl": lambda m: {"pixel_values": m.patches().reshape(-1, 3, 14, 14)},
+    "patchtsmixer": lambda m: {"past_values": m.uniform(BATCH, m.config.context_length, m.config.num_input_channels)},
+    "patchtst": lambda m: {"past_values": m.uniform(BATCH, m.config.context_length, m.config.num_input_channels)},
+    "pi0": lambda m: {
+        "state": m.uniform(BATCH, m.config.max_state_dim),
+        "actions": m.uniform(BATCH, m.config.chunk_size, m.config.max_action_dim),
+        "noise": m.uniform(BATCH, m.config.chunk_size, m.config.max_action_dim),
+        "timestep": m.uniform(BATCH).abs(),
+        "pixel_values": m.uniform(BATCH, 1, 3, *m.size()),
+        "pixel_attention_mask": m.integers(1, 2, BATCH, 1).bool(),
+    },
+    "pix2struct": lambda m: {
+        "flattened_patches": torch.cat([m.integers(1, 5, BATCH, 16, 2).float(), m.uniform(BATCH, 16, 768)], -1),
+        "attention_mask": m.integers(1, 2, BATCH, 16),
+    },
+    "pp_ocrv5_mobile_rec": lambda m: {"pixel_values": m.uniform(BATCH, 3, 48, 160)},
+    "qwen3_asr": lambda m: {"input_features": m.uniform(BATCH, 128, 64), "input_features_mask": m.integers(1, 2, BATCH, 64)},
+    "qwen3_asr_encoder": lambda m: {"input_features": m.uniform(BATCH, 128, 64), "input_features_mask": m.integers(1, 2, BATCH, 64)},
+    "reformer": lambda m: {"input_ids": m.integers(30, 60, BATCH, 16)},
+    "seggpt": lambda m: {"prompt_pixel_values": m.uniform(BATCH, 3, *m.size()), "prompt_masks": m.uniform(BATCH, 3, *m.size())},
+    "siglip2": _flat_patches,
+    "siglip2_vision_model": _flat_patches,
+    "speech_to_text": lambda m: {"input_features": m.uniform(BATCH, FRAMES, m.config.input_feat_per_channel)},
+    "superglue": _pairs,
+    "timesfm": lambda m: {"past_values": m.uniform(BATCH, m.config.context_length), "freq": torch.tensor([0, 1])},
+    "timesfm2_5": lambda m: {"past_values": m.uniform(BATCH, m.config.context_length)},
+    "video_llama_3": lambda m: {"image_merge_sizes": torch.tensor([2, 2])},
+    "video_llama_3_vision": lambda m: {"merge_sizes": torch.tensor([2, 2])},
+    "videomt": lambda m: {"pixel_values_videos": m.uniform(1, 2, 3, *m.size())},
+    "voxtral_realtime_encoder": lambda m: {"input_features": m.uniform(BATCH, 128, 64)},
+    "xclip": _video,
     "decision_transformer": _decisions,
     "deepseek_vl_hybrid": lambda m: {"high_res_pixel_values": m.uniform(BATCH, 3, 64, 64)},
     "depth_pro": lambda m: {"pixel_values": m.uniform(1, 3, 256, 256)},
-    "embedding_gemma2": _placed_patches,
+    "embedding_gemma2": lambda m: _placed_patches(m) | {"input_features": m.uniform(BATCH, FRAMES, 128)},
     "fastspeech2_conformer": _speech,
     "fastspeech2_conformer_with_hifigan": _speech,
     "fun_asr_nano": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 560)},
     "fun_asr_nano_encoder": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 560)},
-    "fuyu": lambda m: {"image_patches": m.uniform(BATCH, 4, 768)},
+    "fuyu": lambda m: {"pixel_values": m.uniform(BATCH, 4, 768)},
     "gemma3n_audio": lambda m: {"audio_mel": m.uniform(BATCH, FRAMES, 128), "audio_mel_mask": m.integers(0, 1, BATCH, FRAMES).bool()},
-    "gemma4": _placed_patches,
-    "gemma4_unified": _placed_patches,
+    "gemma4": lambda m: _placed_patches(m) | {"input_features": m.uniform(BATCH, FRAMES, 128)},
+    "gemma4_unified": lambda m: {
+        "pixel_values": m.uniform(BATCH, 4, 6912),
+        "image_position_ids": torch.tensor([[[0, 0], [1, 0], [0, 1], [1, 1]]] * BATCH),
+    },
     "gemma4_vision": _placed_patches,
     "granite_docling": lambda m: _one_picture_a_list(m) | {"pixel_attention_mask": m.integers(1, 2, BATCH, 1).bool()},
-    "inkling_mm_model": lambda m: {"pixel_values": m.uniform(BATCH, 2, 3, 64, 64)},
+    "inkling_mm_model": lambda m: {"pixel_values": m.uniform(8, 2, 16, 16, 3)},
     "dia": lambda m: {"decoder_input_ids": m.integers(30, 60, BATCH, TOKENS, m.config.decoder_config.num_channels)},
-    "idefics": _one_picture_a_list,
+    "idefics": lambda m: _one_picture_a_list(m) | {"image_attention_mask": m.integers(1, 2, BATCH, TOKENS, 1)},
     "informer": _series,
     "time_series_transformer": _series,
 } | dict.fromkeys(("colmodernvbert", "idefics2", "idefics3", "modernvbert", "smolvlm", "ultravbert"), _one_picture_a_list)
