@@ -1,0 +1,225 @@
+"""Inputs that the generic rules of `inputs.py` do not make: {model type: function of an `Inputs`, giving some of its inputs}."""
+
+from __future__ import annotations
+
+import torch
+
+from .inputs import BATCH, FRAMES, TOKENS, Inputs
+
+
+def _series(m: Inputs) -> dict:
+    c = m.config
+    past = c.context_length + max(c.lags_sequence)
+    return {
+        "past_values": m.uniform(BATCH, past),
+        "past_time_features": m.uniform(BATCH, past, c.num_time_features),
+        "past_observed_mask": m.uniform(BATCH, past) > -9,
+        "future_values": m.uniform(BATCH, c.prediction_length),
+        "future_time_features": m.uniform(BATCH, c.prediction_length, c.num_time_features),
+    }
+
+
+def _decisions(m: Inputs) -> dict:
+    return {
+        "states": m.uniform(BATCH, TOKENS, m.config.state_dim),
+        "actions": m.uniform(BATCH, TOKENS, m.config.act_dim),
+        "rewards": m.uniform(BATCH, TOKENS, 1),
+        "returns_to_go": m.uniform(BATCH, TOKENS, 1),
+        "timesteps": m.integers(0, 20, BATCH, TOKENS),
+        "attention_mask": m.integers(1, 2, BATCH, TOKENS),
+    }
+
+
+def _one_picture_a_list(m: Inputs) -> dict:
+    return {"pixel_values": m.uniform(BATCH, 1, m.channels(), *m.size())}
+
+
+def _placed_patches(m: Inputs) -> dict:
+    """Rows of patches with their places: a grid of 6 x 6, for pooling by 3."""
+    patch = m.look("vision", "patch_size")
+    places = torch.stack(torch.meshgrid(torch.arange(6), torch.arange(6), indexing="xy"), -1).reshape(1, 36, 2)
+    name = "image_position_ids" if "image_position_ids" in m.names else "pixel_position_ids"
+    return {"pixel_values": m.uniform(BATCH, 36, 3 * patch * patch), name: places.repeat(BATCH, 1, 1)}
+
+
+def _speech(m: Inputs) -> dict:
+    """FastSpeech2 wants all labels in training."""
+    length = TOKENS * 2
+    return {
+        "input_ids": m.integers(5, 60, BATCH, TOKENS),
+        "spectrogram_labels": m.uniform(BATCH, length, 80),
+        "duration_labels": m.integers(2, 3, BATCH, TOKENS),
+        "pitch_labels": m.uniform(BATCH, TOKENS, 1),
+        "energy_labels": m.uniform(BATCH, TOKENS, 1),
+    }
+
+
+def _picture_in_tiles(m: Inputs) -> dict:
+    """A whole picture and its four quarters."""
+    size = m.part("vision").image_size
+    return {"pixel_values": m.uniform(BATCH, 5, 3, size, size), "image_sizes": torch.tensor([[2 * size, 2 * size]] * BATCH)}
+
+
+def _flat_patches(m: Inputs) -> dict:
+    """Pictures of 4 x 4 patches, each patch a row."""
+    width = m.channels() * m.look("vision", "patch_size") ** 2
+    return {
+        "pixel_values": m.uniform(BATCH, 16, width),
+        "spatial_shapes": torch.tensor([[4, 4]] * BATCH),
+        "pixel_attention_mask": m.integers(1, 2, BATCH, 16),
+    }
+
+
+def _patches_in_a_row(m: Inputs) -> dict:
+    """All patches of all pictures side by side, as one picture of one patch's height."""
+    patch = m.look("vision", "patch_size")
+    return {"pixel_values": m.uniform(1, 3, patch, patch * 32), "target_sizes": torch.tensor([[4, 4]] * BATCH)}
+
+
+def _pairs(m: Inputs) -> dict:
+    return {"pixel_values": m.uniform(1, 2, 3, 64, 64)}
+
+
+def _video(m: Inputs) -> dict:
+    return {"pixel_values": m.uniform(BATCH, m.look("vision", "num_frames"), 3, *m.size())}
+
+
+def _shared_states(m: Inputs) -> dict:
+    """Keys and values that an assistant takes from the model it assists."""
+    c = m.config.text_config
+    shape = (BATCH, c.num_key_value_heads, TOKENS)
+    states = {kind: (m.uniform(*shape, width), m.uniform(*shape, width)) for kind, width in (("full_attention", 16), ("sliding_attention", 16))}
+    return {"inputs_embeds": m.uniform(BATCH, TOKENS, 2 * m.config.backbone_hidden_size), "shared_kv_states": states}
+
+
+def _task_words(m: Inputs) -> dict:
+    """Two classes and one task in words, for each picture."""
+    ids, mask = m.integers(30, 60, 2 * BATCH, 6), m.integers(1, 2, 2 * BATCH, 6)
+    return {
+        "classes_input_ids": ids,
+        "classes_attention_mask": mask,
+        "classes_structure": torch.tensor([2] * BATCH),
+        "tasks_input_ids": ids[:BATCH],
+        "tasks_attention_mask": mask[:BATCH],
+    }
+
+
+SPECIAL = {
+    "autoformer": _series,
+    "blip_2_qformer": lambda m: {
+        "query_embeds": m.uniform(BATCH, 8, m.config.hidden_size),
+        "encoder_hidden_states": m.uniform(BATCH, 16, m.config.encoder_hidden_size),
+    },
+    "clap": lambda m: {
+        "input_features": m.uniform(BATCH, 1, 64, m.config.audio_config.num_mel_bins),
+        "is_longer": m.integers(0, 1, BATCH, 1),
+    },
+    "clvp": lambda m: {"input_features": m.uniform(BATCH, m.config.decoder_config.feature_size, FRAMES)},
+    "colqwen2": lambda m: {"pixel_values": m.patches().unflatten(0, (BATCH, -1))},
+    "csm": lambda m: {"input_ids": m.integers(30, 60, BATCH, TOKENS)},
+    "efficientloftr": _pairs,
+    "emu3": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
+    "gemma4_assistant": _shared_states,
+    "gemma4_unified_assistant": _shared_states,
+    "gemma4_audio": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 128)},
+    "glmasr": lambda m: {"input_features": m.uniform(BATCH, 128, 64), "input_features_mask": m.integers(1, 2, BATCH, 64)},
+    "glmasr_encoder": lambda m: {"input_features": m.uniform(BATCH, 128, 64)},
+    "granite_speech5_ctc": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 320)},
+    "granite_speech5_encoder": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 320)},
+    "inkling2": lambda m: {"pixel_values": m.uniform(8, 32, 32, 3)},
+    "inkling2_loop": lambda m: {"pixel_values": m.uniform(8, 32, 32, 3)},
+    "inkling2_vision": lambda m: {"pixel_values": m.uniform(8, 32, 32, 3)},
+    "jev": lambda m: {
+        "input_ids": m.integers(30, 60, 1, TOKENS),
+        "marks": torch.tensor([[4, 8, 12]]),
+        "num_options": torch.tensor([[2, 3, 4]]),
+        "question_type_ids": torch.tensor([[0, 1, 2]]),
+    },
+    "kimi_k25": lambda m: {"pixel_values": m.patches().reshape(-1, 3, 14, 14)},
+    "kimi_k25_vision": lambda m: {"pixel_values": m.patches().reshape(-1, 3, 14, 14)},
+    "kosmos-2": lambda m: {
+        "input_ids": m.integers(30, 60, BATCH, 20),
+        "image_embeds_position_mask": (torch.arange(20) < 8).long().expand(BATCH, 20),
+    },
+    "kyutai_speech_to_text": lambda m: {"input_ids": m.integers(30, 60, BATCH, TOKENS, 1 + m.config.num_codebooks)},
+    "lfm2_vl": _flat_patches,
+    "lightglue": _pairs,
+    "llava_next": _picture_in_tiles,
+    "llava_next_video": _picture_in_tiles,
+    "llava_onevision": _picture_in_tiles,
+    "lxmert": lambda m: {"visual_feats": m.uniform(BATCH, 4, m.config.visual_feat_dim), "visual_pos": m.uniform(BATCH, 4, 4).abs()},
+    "minicpm_ocr_vision": _patches_in_a_row,
+    "minicpmv4_7_vision": _patches_in_a_row,
+    "mistral_large4": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
+    "mllama": lambda m: {
+        "pixel_values": m.uniform(BATCH, 1, 4, 3, 64, 64),
+        "aspect_ratio_ids": m.integers(6, 7, BATCH, 1),
+        "aspect_ratio_mask": m.integers(1, 2, BATCH, 1, 4),
+        "input_ids": m.integers(30, 60, BATCH, TOKENS),
+        "cross_attention_mask": m.integers(1, 2, BATCH, TOKENS, 1, 4),
+    },
+    "muse_glimmer_assistant": lambda m: {
+        "noise_embeds": m.uniform(BATCH, 16, m.config.hidden_size),
+        "context_hidden_states": m.uniform(BATCH, TOKENS, m.config.hidden_size * len(m.config.target_layer_ids)),
+    },
+    "musicgen": lambda m: {"decoder_input_ids": m.integers(30, 60, BATCH * m.config.decoder.num_codebooks, TOKENS)},
+    "musicgen_melody": lambda m: {"decoder_input_ids": m.integers(30, 60, BATCH * m.config.decoder.num_codebooks, TOKENS)},
+    "nemotron3_5_transcribe_word_timestamp": lambda m: {"inputs_embeds": m.uniform(BATCH, TOKENS, m.config.hidden_size)},
+    "neomme": lambda m: {"pixel_values": m.uniform(BATCH, 16, 768)},
+    "omdet-turbo": _task_words,
+    "omniasr": lambda m: {"input_values": m.uniform(BATCH, 4000)},
+    "oneformer": lambda m: {"task_inputs": m.integers(30, 60, BATCH, m.config.task_seq_len)},
+    "paddleocr_vl": lambda m: {"pixel_values": m.patches().reshape(-1, 3, 14, 14)},
+    "patchtsmixer": lambda m: {"past_values": m.uniform(BATCH, m.config.context_length, m.config.num_input_channels)},
+    "patchtst": lambda m: {"past_values": m.uniform(BATCH, m.config.context_length, m.config.num_input_channels)},
+    "pi0": lambda m: {
+        "state": m.uniform(BATCH, m.config.max_state_dim),
+        "actions": m.uniform(BATCH, m.config.chunk_size, m.config.max_action_dim),
+        "noise": m.uniform(BATCH, m.config.chunk_size, m.config.max_action_dim),
+        "timestep": m.uniform(BATCH).abs(),
+        "pixel_values": m.uniform(BATCH, 1, 3, *m.size()),
+        "pixel_attention_mask": m.integers(1, 2, BATCH, 1).bool(),
+    },
+    "pix2struct": lambda m: {
+        "flattened_patches": torch.cat([m.integers(1, 5, BATCH, 16, 2).float(), m.uniform(BATCH, 16, 768)], -1),
+        "attention_mask": m.integers(1, 2, BATCH, 16),
+    },
+    "pp_ocrv5_mobile_rec": lambda m: {"pixel_values": m.uniform(BATCH, 3, 48, 160)},
+    "qwen3_asr": lambda m: {"input_features": m.uniform(BATCH, 128, 64), "input_features_mask": m.integers(1, 2, BATCH, 64)},
+    "qwen3_asr_encoder": lambda m: {"input_features": m.uniform(BATCH, 128, 64), "input_features_mask": m.integers(1, 2, BATCH, 64)},
+    "reformer": lambda m: {"input_ids": m.integers(30, 60, BATCH, 16)},
+    "seggpt": lambda m: {"prompt_pixel_values": m.uniform(BATCH, 3, *m.size()), "prompt_masks": m.uniform(BATCH, 3, *m.size())},
+    "siglip2": _flat_patches,
+    "siglip2_vision_model": _flat_patches,
+    "speech_to_text": lambda m: {"input_features": m.uniform(BATCH, FRAMES, m.config.input_feat_per_channel)},
+    "superglue": _pairs,
+    "timesfm": lambda m: {"past_values": m.uniform(BATCH, m.config.context_length), "freq": torch.tensor([0, 1])},
+    "timesfm2_5": lambda m: {"past_values": m.uniform(BATCH, m.config.context_length)},
+    "video_llama_3": lambda m: {"image_merge_sizes": torch.tensor([2, 2])},
+    "video_llama_3_vision": lambda m: {"merge_sizes": torch.tensor([2, 2])},
+    "videomt": lambda m: {"pixel_values_videos": m.uniform(1, 2, 3, *m.size())},
+    "voxtral_realtime_encoder": lambda m: {"input_features": m.uniform(BATCH, 128, 64)},
+    "xclip": _video,
+    "decision_transformer": _decisions,
+    "deepseek_vl_hybrid": lambda m: {"high_res_pixel_values": m.uniform(BATCH, 3, 64, 64)},
+    "depth_pro": lambda m: {"pixel_values": m.uniform(1, 3, 256, 256)},
+    "embedding_gemma2": lambda m: _placed_patches(m) | {"input_features": m.uniform(BATCH, FRAMES, 128)},
+    "fastspeech2_conformer": _speech,
+    "fastspeech2_conformer_with_hifigan": _speech,
+    "fun_asr_nano": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 560)},
+    "fun_asr_nano_encoder": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 560)},
+    "fuyu": lambda m: {"pixel_values": m.uniform(BATCH, 4, 768)},
+    "gemma3n_audio": lambda m: {"audio_mel": m.uniform(BATCH, FRAMES, 128), "audio_mel_mask": m.integers(0, 1, BATCH, FRAMES).bool()},
+    "gemma4": lambda m: _placed_patches(m) | {"input_features": m.uniform(BATCH, FRAMES, 128)},
+    "gemma4_unified": lambda m: {
+        "pixel_values": m.uniform(BATCH, 4, 6912),
+        "image_position_ids": torch.tensor([[[0, 0], [1, 0], [0, 1], [1, 1]]] * BATCH),
+    },
+    "gemma4_vision": _placed_patches,
+    "granite_docling": lambda m: _one_picture_a_list(m) | {"pixel_attention_mask": m.integers(1, 2, BATCH, 1).bool()},
+    "inkling_mm_model": lambda m: {"pixel_values": m.uniform(8, 2, 16, 16, 3)},
+    "dia": lambda m: {"decoder_input_ids": m.integers(30, 60, BATCH, TOKENS, m.config.decoder_config.num_channels)},
+    "idefics": lambda m: _one_picture_a_list(m) | {"image_attention_mask": m.integers(1, 2, BATCH, TOKENS, 1)},
+    "informer": _series,
+    "time_series_transformer": _series,
+} | dict.fromkeys(("colmodernvbert", "idefics2", "idefics3", "modernvbert", "smolvlm", "ultravbert"), _one_picture_a_list)
