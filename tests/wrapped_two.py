@@ -89,7 +89,7 @@ def accelerate_fsdp2(rank):
 
 
 WRAPPERS = [
-    ddp, ddp_counted_first, fsdp2_after_apply, fsdp2_before_apply, fsdp2_of_linear_layers,
+    ddp, ddp_counted_first, fsdp2_after_apply, fsdp2_before_apply, fsdp2_counted_before_apply, fsdp2_of_linear_layers,
     fsdp2_of_linear_layers_before_apply, accelerate_ddp, accelerate_fsdp2,
 ]  # fmt: skip
 

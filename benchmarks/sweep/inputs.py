@@ -105,7 +105,10 @@ class Inputs:
     def token(self, kind: str) -> int | None:
         """The number of the token that stands for one place of an image or a sound."""
         names = (f"{kind}_token_id", f"{kind}_token_index")
-        configs = (self.config, *(c for part in ("vlm_config", "thinker_config") if (c := getattr(self.config, part, None)) is not None))
+        configs = (
+            self.config,
+            *(c for part in ("vlm_config", "thinker_config") if (c := getattr(self.config, part, None)) is not None),
+        )
         return next((v for config in configs for name in names if (v := getattr(config, name, None)) is not None), None)
 
     def places(self, kind: str) -> int:
@@ -142,7 +145,9 @@ class Inputs:
     # -- pictures ---------------------------------------------------------------------------------------------------
 
     def size(self) -> tuple[int, int]:
-        size = self.look("vision", "image_size", "img_size", "input_size", "image_resolution", "pretrain_image_size", default=64)
+        size = self.look(
+            "vision", "image_size", "img_size", "input_size", "image_resolution", "pretrain_image_size", default=64
+        )
         if isinstance(size, dict):
             size = (size["height"], size["width"])
         size = tuple(size) if isinstance(size, list | tuple) else (size, size)
@@ -155,7 +160,11 @@ class Inputs:
         grids = {"image_grid_thw", "grid_thw"} & set(self.names)
         if grids:
             return self.patches()
-        frames = self.look("vision", "num_frames", "frames_per_clip") if "Video" in type(self.model).__name__ or hasattr(self.config, "num_frames") else None
+        frames = (
+            self.look("vision", "num_frames", "frames_per_clip")
+            if "Video" in type(self.model).__name__ or hasattr(self.config, "num_frames")
+            else None
+        )
         return self.uniform(BATCH, *([frames] if frames else []), self.channels(), *self.size())
 
     def pixel_values_videos(self) -> Tensor:
@@ -189,7 +198,16 @@ class Inputs:
     # -- sound ------------------------------------------------------------------------------------------------------
 
     def input_features(self) -> Tensor:
-        bins = self.look("audio", "num_mel_bins", "feature_size", "input_feat_size", "n_mels", "input_dim", "input_feat_per_channel", default=80)
+        bins = self.look(
+            "audio",
+            "num_mel_bins",
+            "feature_size",
+            "input_feat_size",
+            "n_mels",
+            "input_dim",
+            "input_feat_per_channel",
+            default=80,
+        )
         length = self.look("audio", "max_source_positions")
         if length is not None:
             return self.uniform(BATCH, bins, 2 * length)
@@ -197,7 +215,11 @@ class Inputs:
 
     def input_features_mask(self) -> Tensor:
         features = self.made["input_features"]
-        return torch.ones(BATCH, max(features.shape[1:]) if self.look("audio", "max_source_positions") else features.shape[1], dtype=torch.long)
+        return torch.ones(
+            BATCH,
+            max(features.shape[1:]) if self.look("audio", "max_source_positions") else features.shape[1],
+            dtype=torch.long,
+        )
 
     feature_attention_mask = input_features_mask
 

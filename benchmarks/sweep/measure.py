@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from ldp_search.core.site import Site
 
 from .running import backward, call, distance, outputs, seed, tensors
 
@@ -67,7 +70,9 @@ def macs(model: nn.Module, inputs, ldp) -> dict:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         seed()
-        with ldp.disabled(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _NoModules()
+        with ldp.disabled(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             call(model.eval(), inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -75,7 +80,41 @@ def macs(model: nn.Module, inputs, ldp) -> dict:
             hook.remove()
     total = counter.get_total_flops()
     counted = sum(layer.macs for layer in ldp.layers.values()) + sum(item.macs for item in ldp.coverage.left_out)
-    return {"macs": counted, "macs_flops": total // 2, "coverage_swap": round(inside["swap"] / total, 5) if total else 0.0}
+    swap = inside["swap"] / 2 / batch_size(inputs, model) / counted if counted else 0.0
+    return {"macs": counted, "macs_flops": total // 2, "macs_unknown": _unknown(ldp), "coverage_swap": round(swap, 5)}
+
+
+def batch_size(inputs, model) -> int:
+    """Samples of the inputs, as the census takes them."""
+    from ldp_search.core.census import batch_size as of_census
+
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    return of_census(args, kwargs, getattr(model, "main_input_name", None))
+
+
+def _unknown(ldp) -> int:
+    """Multiply-accumulates a sample, as the census counts them, of operations that FlopCounterMode does not know: products
+    grouped by expert, LSTM, and a matrix times a vector.
+    """
+    lstm = {name for name, m in ldp.model.named_modules() if isinstance(m, nn.LSTM)}
+    return sum(
+        found.macs
+        for owner, tally in ldp.survey.tallies.items()
+        for found in tally.found
+        if found.function == "grouped_mm" or owner in lstm
+    ) + sum(macs for tally in ldp.survey.tallies.values() for op, macs in tally.macs.items() if op in ("mv", "dot"))
+
+
+class _NoModules:
+    """In place of FlopCounterMode's record of modules, which fails on inputs with a gradient under no_grad."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
 
 
 def _original(cls: type) -> type:
@@ -83,39 +122,11 @@ def _original(cls: type) -> type:
     return next((base for base in cls.__mro__ if base in SWAPPED_BY_TYPE), cls) if cls.__module__.startswith("ldp_") else cls
 
 
-@dataclass
-class Flow:
-    """Where gradients flow in the plain model."""
-
-    reached: set = field(default_factory=set)  # modules of which an output has a gradient other than 0
-    called: set = field(default_factory=set)
-    few_values: set = field(default_factory=set)  # modules whose input takes two values at most: a grid holds them exactly
-    not_finite: list = field(default_factory=list)
-
-
-def flow(model: nn.Module, inputs) -> Flow:
-    """One training step of the plain model, watched."""
-    found, handles = Flow(), []
-
-    def watch(name):
-        def hook(module, args, output):
-            found.called.add(name)
-            if args and isinstance(args[0], Tensor) and args[0].numel() and _few(args[0].detach().flatten()[None]):
-                found.few_values.add(name)
-            for x in tensors(output):
-                if x.requires_grad:
-                    x.register_hook(lambda grad: found.reached.add(name) if bool((grad != 0).any()) else None)
-
-        return hook
-
-    try:
-        handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules()]
-        model.zero_grad()
-        backward(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    found.not_finite = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+def not_finite(model: nn.Module, inputs) -> list[str]:
+    """Parameters of the plain model whose gradient in one training step is not finite."""
+    model.zero_grad()
+    backward(model, inputs)
+    found = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     model.zero_grad()
     return found
 
@@ -134,20 +145,70 @@ class Silent:
     exempt: int = 0
 
 
-def silent_rows(model: nn.Module, ldp, grad: Tensor, flow: Flow) -> Silent:
-    """Rows of the bits' gradient that are 0 where the layer took part in the loss and quantizing it changes something."""
-    out, modules, searched = Silent(), dict(model.named_modules()), ldp.problem.searched
-    for row, (name, layer) in enumerate(ldp.layers.items()):
-        silent = [c for c in (0, 1) if searched[row, c] and grad[row, c] == 0]
+@dataclass
+class Seen:
+    """What one training step did with one row: gradients that arrived at its products; operands that any grid holds exactly."""
+
+    arrived: bool = False
+    inexact: set = field(default_factory=set)  # 0: the operand with the weight bits, 1: the one with the input bits
+
+
+@contextmanager
+def watched(ldp):
+    """{row: Seen} of what happens within."""
+    seen = {name: Seen() for name in ldp.layers}
+    product, call, rows = Site.product, Site.call, Site.rows
+
+    def note(site, y, w, x, axes=None):
+        for which, operand in ((0, w), (1, x)):
+            if operand is not None and not _exact(operand, axes if which == 0 else None):
+                seen[site.name].inexact.add(which)
+        if y.requires_grad:
+            arrive = lambda grad: setattr(seen[site.name], "arrived", True) if bool((grad != 0).any()) else None  # noqa: E731
+            y.register_hook(arrive)
+        return y
+
+    def watched_product(site, x, w, bias, form, training, axes):
+        return note(site, product(site, x, w, bias, form, training, axes), w, x, axes)
+
+    def watched_call(site, found, function, args, kwargs, weight, training):
+        pair, y = found.pair(args, kwargs), call(site, found, function, args, kwargs, weight, training)
+        if weight == 1 and found.layer(args, kwargs) is not None:
+            return y  # it came as a product
+        w, x = (pair[0], pair[1]) if weight == 0 else (pair[1], pair[0])
+        return note(site, y, w, x)
+
+    def watched_rows(site, values):
+        return note(site, rows(site, values), values, None)
+
+    Site.product, Site.call, Site.rows = watched_product, watched_call, watched_rows
+    try:
+        yield seen
+    finally:
+        Site.product, Site.call, Site.rows = product, call, rows
+
+
+def _exact(x: Tensor, axes) -> bool:
+    """A grid of any bits holds it: it takes its least and its greatest value only (of each channel, where there are axes)."""
+    x = x.detach()
+    if not x.numel():
+        return True
+    if axes:
+        x = x.movedim(tuple(axes), tuple(range(len(axes)))).flatten(0, len(axes) - 1).flatten(1)
+    return _few(x if axes else x.reshape(1, -1))
+
+
+def silent_rows(ldp, grad: Tensor, seen: dict[str, Seen]) -> Silent:
+    """Rows of the bits' gradient that are 0 although a gradient arrived and rounding changed something."""
+    out = Silent()
+    for row, name in enumerate(ldp.layers):
+        silent = [c for c in (0, 1) if ldp.problem.searched[row, c] and grad[row, c] == 0]
         if not silent:
             continue
-        module = modules.get(name)
-        weight = getattr(module, "weight", None) if module is not None else None
-        exact = {0: isinstance(weight, Tensor) and weight.dim() > 1 and _few(weight.detach().flatten(1)), 1: name in flow.few_values}
-        if layer.calls == 0 or (name in flow.called and name not in flow.reached) or all(exact[c] for c in silent):
-            out.exempt += 1
+        if seen[name].arrived and any(c in seen[name].inexact for c in silent):
+            out.rows.append(f"{name} ({ldp.layers[name].kind}, {'/'.join(('weight', 'input')[c] for c in silent)})")
         else:
-            out.rows.append(f"{name} ({layer.kind}, {'/'.join(('weight', 'input')[c] for c in silent)})")
+            out.exempt += 1
     return out
 
 

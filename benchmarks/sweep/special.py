@@ -88,7 +88,10 @@ def _shared_states(m: Inputs) -> dict:
     """Keys and values that an assistant takes from the model it assists."""
     c = m.config.text_config
     shape = (BATCH, c.num_key_value_heads, TOKENS)
-    states = {kind: (m.uniform(*shape, width), m.uniform(*shape, width)) for kind, width in (("full_attention", 16), ("sliding_attention", 16))}
+    states = {
+        kind: (m.uniform(*shape, width), m.uniform(*shape, width))
+        for kind, width in (("full_attention", 16), ("sliding_attention", 16))
+    }
     return {"inputs_embeds": m.uniform(BATCH, TOKENS, 2 * m.config.backbone_hidden_size), "shared_kv_states": states}
 
 
@@ -147,7 +150,10 @@ SPECIAL = {
     "llava_next": _picture_in_tiles,
     "llava_next_video": _picture_in_tiles,
     "llava_onevision": _picture_in_tiles,
-    "lxmert": lambda m: {"visual_feats": m.uniform(BATCH, 4, m.config.visual_feat_dim), "visual_pos": m.uniform(BATCH, 4, 4).abs()},
+    "lxmert": lambda m: {
+        "visual_feats": m.uniform(BATCH, 4, m.config.visual_feat_dim),
+        "visual_pos": m.uniform(BATCH, 4, 4).abs(),
+    },
     "minicpm_ocr_vision": _patches_in_a_row,
     "minicpmv4_7_vision": _patches_in_a_row,
     "mistral_large4": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
@@ -186,7 +192,10 @@ SPECIAL = {
     },
     "pp_ocrv5_mobile_rec": lambda m: {"pixel_values": m.uniform(BATCH, 3, 48, 160)},
     "qwen3_asr": lambda m: {"input_features": m.uniform(BATCH, 128, 64), "input_features_mask": m.integers(1, 2, BATCH, 64)},
-    "qwen3_asr_encoder": lambda m: {"input_features": m.uniform(BATCH, 128, 64), "input_features_mask": m.integers(1, 2, BATCH, 64)},
+    "qwen3_asr_encoder": lambda m: {
+        "input_features": m.uniform(BATCH, 128, 64),
+        "input_features_mask": m.integers(1, 2, BATCH, 64),
+    },
     "reformer": lambda m: {"input_ids": m.integers(30, 60, BATCH, 16)},
     "seggpt": lambda m: {"prompt_pixel_values": m.uniform(BATCH, 3, *m.size()), "prompt_masks": m.uniform(BATCH, 3, *m.size())},
     "siglip2": _flat_patches,
@@ -209,7 +218,10 @@ SPECIAL = {
     "fun_asr_nano": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 560)},
     "fun_asr_nano_encoder": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 560)},
     "fuyu": lambda m: {"pixel_values": m.uniform(BATCH, 4, 768)},
-    "gemma3n_audio": lambda m: {"audio_mel": m.uniform(BATCH, FRAMES, 128), "audio_mel_mask": m.integers(0, 1, BATCH, FRAMES).bool()},
+    "gemma3n_audio": lambda m: {
+        "audio_mel": m.uniform(BATCH, FRAMES, 128),
+        "audio_mel_mask": m.integers(0, 1, BATCH, FRAMES).bool(),
+    },
     "gemma4": lambda m: _placed_patches(m) | {"input_features": m.uniform(BATCH, FRAMES, 128)},
     "gemma4_unified": lambda m: {
         "pixel_values": m.uniform(BATCH, 4, 6912),

@@ -9,7 +9,7 @@ from .census import Survey, census, own_inputs
 from .controller import Controller
 from .layers import ATTRIBUTE as RECORD
 from .layers import Swapped, unswap
-from .ranks import agree
+from .ranks import agree, reshard
 from .space import SearchSpace
 from .swapping import ATTRIBUTE, install
 from .verify import equal, first_difference, outputs, trace
@@ -32,6 +32,7 @@ def attach(model: nn.Module, space: SearchSpace, example_inputs=None, survey: Su
     _take_up(model, controller)
     if call:
         _verify(model, controller, call, before)
+    reshard(model)
     return model
 
 

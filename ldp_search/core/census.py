@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import unfused
 from .functions import ATTENTION, find
 from .owners import trailing
-from .ranks import reshard
 
 ACTIVATIONS, GENERATED, CONSTANTS = "activations", "generated", "constants"
 """What a product without a weight multiplies: two activations; an input and a weight that depends on it; two weights."""
@@ -102,7 +101,6 @@ def census(model: nn.Module, args: tuple, kwargs: dict) -> Survey:
             hook.remove()
         for module, training in modes.items():
             module.training = training
-        reshard(model)
     batch = batch_size(args, kwargs, getattr(model, "main_input_name", None))
     return Survey(_per_sample(watch.tallies, batch), shapes(args, kwargs))
 

@@ -30,5 +30,5 @@ def agree(value):
 def reshard(model) -> None:
     """FSDP2 keeps the root's parameters gathered after a forward; whoever makes an optimizer next would be given these."""
     for module in model.modules():
-        if hasattr(module, "reshard"):
+        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
             module.reshard()

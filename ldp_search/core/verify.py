@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .ranks import reshard
-
 
 def outputs(model: nn.Module, args: tuple, kwargs: dict) -> list[Tensor]:
     """The tensors that the model returns in evaluation mode, from a fixed random state; modes and random state stay."""
@@ -20,7 +18,6 @@ def outputs(model: nn.Module, args: tuple, kwargs: dict) -> list[Tensor]:
     finally:
         for module, training in modes.items():
             module.training = training
-        reshard(model)
 
 
 def tensors(tree) -> list[Tensor]:
