@@ -1,5 +1,6 @@
 """Where the generic rules of `shrink.py` and `inputs.py` do not fit a model type."""
 
+<<<<<<< HEAD
 FIELDS: dict[str, dict] = {
     "bit": {"num_groups": 8},
     "clap_audio_model": {"window_size": 2},
@@ -55,6 +56,8 @@ FIELDS: dict[str, dict] = {
 }
 """{configuration type: {field: value}}: as CONFIG, wherever the type stands."""
 
+=======
+>>>>>>> sweep
 _SERIES = {"prediction_length": 4, "context_length": 8, "num_time_features": 1, "label_length": 4, "moving_average": 5}
 _IMAGE_TOKEN = {"image_token_index": 110}
 
@@ -66,7 +69,7 @@ _ROPE3_HALF = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1
 _SAM_SIZES = {
     "vision_config.backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "prompt_encoder_config.image_size": 64,
 }  # fmt: skip
-_MOBILENET5 = {"channel_multiplier": 0.1, "num_features": 64}
+_MOBILENET5 = {"channel_multiplier": 0.1}
 _PINPOINTS = {"image_grid_pinpoints": [[128, 128]]}
 _PE_ARGS = {"img_size": 64, "embed_dim": 64, "depth": 2, "num_heads": 4}
 _OCR_DET = {
@@ -86,6 +89,53 @@ _OCR_DET = {
     },
 }  # fmt: skip
 
+FIELDS: dict[str, dict] = {
+    "bit": {"num_groups": 8},
+    "clap_audio_model": {"window_size": 2},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
+    "donut-swin": {"window_size": 2},
+    "ernie4_5_vl_moe_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "deepseek_ocr2_sam_vision_model": {"downsample_channels": [32, 64]},
+    "gemma4_unified_text": {"global_head_dim": 16},
+    "glmasr_encoder": {"intermediate_size": 256},
+    "paddleocr_vl_text": {"rope_parameters": _ROPE3},
+    "gemma4_audio": {"subsampling_conv_channels": [128, 32]},  # the first is the number of mel bins too
+    "hgnet_v2": {
+        "stem_channels": [3, 16, 24], "stage_in_channels": [24, 32, 64, 96], "stage_mid_channels": [16, 16, 24, 32],
+        "stage_out_channels": [32, 64, 96, 128], "hidden_sizes": [32, 64, 96, 128],
+    },
+    "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lilt": {"hidden_size": 96},
+    "mamba2": {"num_heads": 8, "chunk_size": 8},
+    "maskformer-swin": {"window_size": 2},
+    "mllama_text_model": {"cross_attention_layers": [1]},
+    "mllama_vision_model": {"intermediate_layers_indices": [0], "vision_output_dim": 128},
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "muse_spark_audio": {"num_hidden_layers": 4},
+    "nemotron_h": {"chunk_size": 8},
+    "pp_lcnet_v4": {"stem_channels": [3, 48, 96]},
+    "pix2struct_vision_model": {"patch_embed_hidden_size": 768},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 4,
+    },
+    "sam2_hiera_det_model": {
+        "hidden_size": 16, "image_size": [64, 64], "embed_dim_per_stage": [16, 32, 64, 128], "blocks_per_stage": [1, 2, 2, 1],
+        "global_attention_blocks": [2], "window_size_per_stage": [4, 4, 2, 2],
+    },
+    "sam2_vision_model": {"backbone_channel_list": [128, 64, 32, 16], "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
+    "sapiens2_head": {"upsample_out_channels": [32, 32], "conv_out_channels": [32]},
+    "superpoint": {"keypoint_decoder_dim": 65},  # 8 x 8 places and "none"
+    "textnet": {"stem_out_channels": 16},
+    "unlimited_ocr_sam_vision_model": {"downsample_channels": [32, 64]},
+    "voxtral_encoder": {"intermediate_size": 256},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
+    "swin": {"window_size": 2},
+    "swinv2": {"window_size": 2},
+}
+"""{configuration type: {field: value}}: as CONFIG, wherever the type stands."""
+
 CONFIG: dict[str, dict] = {
     "apertus1p5": {"image_token_offset": 40, "audio_token_offset": 104, "text_config.vocab_size": 256},
     "align": {"vision_config.width_coefficient": 0.25, "projection_dim": 80},
@@ -93,6 +143,7 @@ CONFIG: dict[str, dict] = {
     "autoformer": _SERIES,
     "blip-2": _IMAGE_TOKEN,
     "chameleon": {
+<<<<<<< HEAD
         "vocabulary_map": {"<image>": 110} | {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 30 + i for i in range(64)}
     },
     "clap": {
@@ -102,6 +153,14 @@ CONFIG: dict[str, dict] = {
         "audio_config.hidden_size": 128,
     },
     "dbrx": {"attn_config.rope_theta": 1e4, "ffn_config.ffn_hidden_size": 96},
+=======
+        "vq_config.base_channels": 32, "vq_config.channel_multiplier": [1, 2],
+        "vocabulary_map": {"<image>": 110} | {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 30 + i for i in range(64)},
+    },
+    "clvp": {"text_config.num_attention_heads": 2, "speech_config.num_attention_heads": 2},
+    "clap": {"audio_config.spec_size": 64, "audio_config.num_mel_bins": 32, "audio_config.patch_embeds_hidden_size": 16, "audio_config.hidden_size": 128},
+    "dbrx": {"attn_config.rope_theta": 1e4, "attn_config.clip_qkv": 8.0, "ffn_config.ffn_hidden_size": 96},
+>>>>>>> sweep
     "cohere_compass": {"text_config.rope_parameters": _COMPASS},
     "cohere_compass_text": {"rope_parameters": _COMPASS},
     "cvt": {"depth": (1, 2, 3)},
@@ -117,15 +176,22 @@ CONFIG: dict[str, dict] = {
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "edgetam_vision_model": {"backbone_config.architecture": "repvit_m1"},
     "edgetam": _SAM_SIZES,
+<<<<<<< HEAD
     "efficientloftr": {"hidden_size": 256},
     "emu3": {
         "vocabulary_map": {"<image>": 110, "<|extra_200|>": 111} | {f"<|visual token {i:06d}|>": 30 + i for i in range(64)}
+=======
+    "efficientloftr": {"hidden_size": 256, "num_attention_heads": 8},
+    "emu3": {
+        "vq_config.base_channels": 32, "vq_config.channel_multiplier": [1, 2, 2, 2],
+        "vocabulary_map": {"<image>": 110, "<|extra_200|>": 111} | {f"<|visual token {i:06d}|>": 30 + i for i in range(64)},
+>>>>>>> sweep
     },
     "esm": {"vocab_size": 40, "pad_token_id": 1, "mask_token_id": 2, "esmfold_config": None},
     "fast_vlm": {"vision_config.architecture": "fastvit_t8", "vision_config.hidden_size": 768},
     "fastspeech2_conformer_with_hifigan": {"vocoder_config.model_in_dim": 80},
     "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
-    "gemma3n": {"vision_config.model_args": _MOBILENET5, "vision_config.hidden_size": 64, "vision_soft_tokens_per_image": 256},
+    "gemma3n": {"vision_config.model_args": _MOBILENET5, "vision_config.hidden_size": 2048},
     "gemma3n_vision": {"model_args": _MOBILENET5},
     "gemma4_assistant": {"text_config.hidden_size_per_layer_input": 0, "text_config.vocab_size_per_layer_input": 0},
     "glm4v_moe": {"text_config.rope_parameters": _ROPE3_HALF},
@@ -133,39 +199,49 @@ CONFIG: dict[str, dict] = {
     "glm5_next": {"text_config.index_kpool": 4},
     "glm5_next_text": {"index_kpool": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2"},
+    "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2", **_PINPOINTS},
     "kosmos-2": {"latent_query_num": 8},
     "llama4": {"vision_config.intermediate_size": 256, "vision_config.projector_input_dim": 64},
     "llava_next": _PINPOINTS,
     "llava_next_video": _PINPOINTS,
     "llava_onevision": _PINPOINTS,
     "lw_detr": {"projector_scale_factors": [2.0, 0.5]},
+    "muse_glimmer": {"out_hidden_size": 256},
+    "muse_spark": {"out_hidden_size": 256},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "nemotron": {"num_key_value_heads": 2},
-    "nemotron_h_omni": {"audio_config.projection_hidden_size": 64},
-    "omdet-turbo": {"encoder_in_channels": (48, 96, 192), "vision_features_channels": (64, 64, 64)},
-    "pe_audio_video": {"audio_video_config.video_config.vision_config.architecture": "vit_pe_core_tiny_patch16_384"},
+    "nemotron_h_omni": {
+        "image_token_id": 110, "video_token_id": 111, "audio_token_id": 112,
+        "audio_config.projection_hidden_size": 64, "audio_config.projection_bias": False,
+    },
+    "omdet-turbo": {"apply_layernorm_after_vision_backbone": False, "encoder_in_channels": (48, 96, 192), "vision_features_channels": (64, 64, 64)},
+    "pe_video_encoder": {"vision_config.architecture": "vit_pe_core_tiny_patch16_384", "vision_config.model_args": _PE_ARGS},
     "perception_lm": {"vision_config.architecture": "vit_pe_spatial_tiny_patch16_512", "vision_config.model_args": _PE_ARGS},
-    "pp_doclayout_v2": _HG_ENCODER,
+    "pp_doclayout_v2": _HG_ENCODER | {"class_thresholds": [0.5, 0.5], "class_order": [0, 1]},
     "pp_doclayout_v3": _HG_ENCODER | {"x4_feat_dim": 32},
     "pp_doclayout_v4": _HG_ENCODER,
     "pp_ocrv5_server_det": _OCR_DET,
     "pp_ocrv6_medium_det": _OCR_DET,
-    "pp_ocrv6_small_det": {"layer_list_out_channels": (64, 128, 256, 512)},
+    "pp_ocrv6_small_det": {"layer_list_out_channels": (48, 96, 192, 384)},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 112, "vision_end_token_id": 113},
-    "qwen3_omni_moe": {"talker_config.text_config.shared_expert_intermediate_size": 96},
+    "qwen3_omni_moe": {"talker_config.text_config.shared_expert_intermediate_size": 96, "talker_config.spatial_merge_size": 2},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 112, "vision_end_token_id": 113},
     "reformer": {"axial_pos_shape": (4, 4), "axial_pos_embds_dim": (32, 32)},
     "rf_detr": {"backbone_config.": "rf_detr_dinov2"},
     "rt_detr": _HG_ENCODER,
     "rt_detr_v2": _HG_ENCODER,
     "sam3_tracker": _SAM_SIZES,
+    "seggpt": {
+        "image_size": (128, 64), "num_hidden_layers": 4, "intermediate_hidden_state_indices": (0, 1, 2, 3), "merge_index": 1,
+    },
     "step3p7": {"text_config.sliding_window": 8},
     "t5gemma2_encoder": {"text_config.dropout_rate": 0.0},
     "timm_backbone": {"backbone": "test_resnet", "use_pretrained_backbone": False},
     "tvp": {"visual_prompt_size": 8},
+    "uvdoc": {"backbone_config.out_features": [f"stage{i}" for i in range(1, 7)]},
     "vipllava": {"vision_feature_layer": [-1, -2]},
     "vitmatte": {"fusion_hidden_sizes": [64, 32, 16, 8]},
+    "voxtral": {"audio_token_id": 110},
     "wav2vec2-bert": {"vocab_size": 40},
     "wav2vec2-conformer": {"vocab_size": 40},
     "xmod": {"default_language": "en_XX"},
@@ -194,6 +270,9 @@ PART: dict[str, str] = {"bark": "semantic_config", "qwen2_5_omni": "talker_confi
 LEAVE: dict[str, tuple] = {
     "csm": ("input_values",),
     "dots3_note": ("input_features",),
+    "glm_image": ("pixel_values", "image_grid_thw", "mm_token_type_ids"),
+    "qwen2_5_omni": ("input_ids",),
+    "qwen3_omni_moe": ("input_ids",),
     "pop2piano": ("input_ids", "attention_mask"),
     "speech-encoder-decoder": ("input_features",),
 }

@@ -94,21 +94,30 @@ class Inputs:
 
     def input_ids(self) -> Tensor:
         high = min(self.look("text", "vocab_size", default=FIRST_SPECIAL), FIRST_SPECIAL)
+        counts = {kind: self.places(kind) if self.token(kind) is not None else 0 for kind in ("image", "audio")}
+        return self.text_with(**counts)
+
+    def text_with(self, **counts: int) -> Tensor:
+        """Text with so many places for the embeddings of an image, a sound."""
+        high = min(self.look("text", "vocab_size", default=FIRST_SPECIAL), FIRST_SPECIAL)
         ids = self.integers(min(30, high // 2), high, BATCH, TOKENS)
-        for kind in ("image", "audio"):
-            token = self.token(kind)
-            count = self.places(kind) if token is not None else 0
+        for kind, count in counts.items():
             if count:
-                ids = torch.cat([ids[:, :2], torch.full((BATCH, count), token), ids[:, 2:]], dim=1)
+                ids = torch.cat([ids[:, :2], torch.full((BATCH, count), self.token(kind)), ids[:, 2:]], dim=1)
         return ids
 
     def token(self, kind: str) -> int | None:
         """The number of the token that stands for one place of an image or a sound."""
+<<<<<<< HEAD
         names = (f"{kind}_token_id", f"{kind}_token_index")
         configs = (
             self.config,
             *(c for part in ("vlm_config", "thinker_config") if (c := getattr(self.config, part, None)) is not None),
         )
+=======
+        names = (f"{kind}_token_id", f"{kind}_token_index", f"{kind}_patch_id")
+        configs = (self.config, *(c for part in ("vlm_config", "thinker_config") if (c := getattr(self.config, part, None)) is not None))
+>>>>>>> sweep
         return next((v for config in configs for name in names if (v := getattr(config, name, None)) is not None), None)
 
     def places(self, kind: str) -> int:
@@ -198,6 +207,7 @@ class Inputs:
     # -- sound ------------------------------------------------------------------------------------------------------
 
     def input_features(self) -> Tensor:
+<<<<<<< HEAD
         bins = self.look(
             "audio",
             "num_mel_bins",
@@ -208,6 +218,9 @@ class Inputs:
             "input_feat_per_channel",
             default=80,
         )
+=======
+        bins = self.look("audio", "num_mel_bins", "feature_size", "input_feat_size", "n_mels", "input_dim", "input_feat_per_channel", "feature_projection_input_dim", "audio_embed_dim", default=80)
+>>>>>>> sweep
         length = self.look("audio", "max_source_positions")
         if length is not None:
             return self.uniform(BATCH, bins, 2 * length)
@@ -233,7 +246,9 @@ class Inputs:
 
 def _rows(found) -> int:
     """Rows of embeddings in what a `get_..._features` returned."""
-    found = getattr(found, "pooler_output", found)
+    if not isinstance(found, Tensor | list | tuple) or hasattr(found, "last_hidden_state"):
+        pooled = getattr(found, "pooler_output", None)
+        found = found.last_hidden_state if pooled is None else pooled
     if isinstance(found, Tensor):
         return found.numel() // found.shape[-1]
     return sum(_rows(item) for item in found if item is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .inputs import BATCH, FRAMES, TOKENS, Inputs
+from .inputs import BATCH, FRAMES, SAMPLES, TOKENS, Inputs
 
 
 def _series(m: Inputs) -> dict:
@@ -88,10 +88,7 @@ def _shared_states(m: Inputs) -> dict:
     """Keys and values that an assistant takes from the model it assists."""
     c = m.config.text_config
     shape = (BATCH, c.num_key_value_heads, TOKENS)
-    states = {
-        kind: (m.uniform(*shape, width), m.uniform(*shape, width))
-        for kind, width in (("full_attention", 16), ("sliding_attention", 16))
-    }
+    states = {kind: (m.uniform(*shape, width), m.uniform(*shape, width)) for kind, width in (("full_attention", 16), ("sliding_attention", 16))}
     return {"inputs_embeds": m.uniform(BATCH, TOKENS, 2 * m.config.backbone_hidden_size), "shared_kv_states": states}
 
 
@@ -105,6 +102,17 @@ def _task_words(m: Inputs) -> dict:
         "tasks_input_ids": ids[:BATCH],
         "tasks_attention_mask": mask[:BATCH],
     }
+
+
+def _pixels_of_tokens(m: Inputs) -> dict:
+    """A block of pixels for every token of the text, channels last."""
+    return {"pixel_values": m.uniform(8, 32, 32, 3), "image_grid_thw": torch.tensor([[1, 2, 2]] * BATCH)}
+
+
+def _talker(m: Inputs) -> dict:
+    """What a talker gets from its thinker."""
+    width = getattr(m.config, "embedding_size", None) or m.config.text_config.hidden_size
+    return {"inputs_embeds": m.uniform(BATCH, TOKENS, width), "attention_mask": m.integers(1, 2, BATCH, TOKENS)}
 
 
 SPECIAL = {
@@ -129,9 +137,8 @@ SPECIAL = {
     "glmasr_encoder": lambda m: {"input_features": m.uniform(BATCH, 128, 64)},
     "granite_speech5_ctc": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 320)},
     "granite_speech5_encoder": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 320)},
-    "inkling2": lambda m: {"pixel_values": m.uniform(8, 32, 32, 3)},
-    "inkling2_loop": lambda m: {"pixel_values": m.uniform(8, 32, 32, 3)},
-    "inkling2_vision": lambda m: {"pixel_values": m.uniform(8, 32, 32, 3)},
+    "inkling2_loop": _pixels_of_tokens,
+    "inkling2_vision": _pixels_of_tokens,
     "jev": lambda m: {
         "input_ids": m.integers(30, 60, 1, TOKENS),
         "marks": torch.tensor([[4, 8, 12]]),
@@ -150,10 +157,7 @@ SPECIAL = {
     "llava_next": _picture_in_tiles,
     "llava_next_video": _picture_in_tiles,
     "llava_onevision": _picture_in_tiles,
-    "lxmert": lambda m: {
-        "visual_feats": m.uniform(BATCH, 4, m.config.visual_feat_dim),
-        "visual_pos": m.uniform(BATCH, 4, 4).abs(),
-    },
+    "lxmert": lambda m: {"visual_feats": m.uniform(BATCH, 4, m.config.visual_feat_dim), "visual_pos": m.uniform(BATCH, 4, 4).abs()},
     "minicpm_ocr_vision": _patches_in_a_row,
     "minicpmv4_7_vision": _patches_in_a_row,
     "mistral_large4": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
@@ -167,13 +171,19 @@ SPECIAL = {
     "muse_glimmer_assistant": lambda m: {
         "noise_embeds": m.uniform(BATCH, 16, m.config.hidden_size),
         "context_hidden_states": m.uniform(BATCH, TOKENS, m.config.hidden_size * len(m.config.target_layer_ids)),
+        "attention_mask": m.integers(1, 2, BATCH, TOKENS + 16),
     },
     "musicgen": lambda m: {"decoder_input_ids": m.integers(30, 60, BATCH * m.config.decoder.num_codebooks, TOKENS)},
-    "musicgen_melody": lambda m: {"decoder_input_ids": m.integers(30, 60, BATCH * m.config.decoder.num_codebooks, TOKENS)},
+    "musicgen_melody": lambda m: {
+        "decoder_input_ids": m.integers(30, 60, BATCH * m.config.decoder.num_codebooks, TOKENS),
+        "input_features": m.uniform(BATCH, 8, m.config.num_chroma),
+    },
     "nemotron3_5_transcribe_word_timestamp": lambda m: {"inputs_embeds": m.uniform(BATCH, TOKENS, m.config.hidden_size)},
-    "neomme": lambda m: {"pixel_values": m.uniform(BATCH, 16, 768)},
+    "neomme": lambda m: {"pixel_values": m.uniform(BATCH * 16, 768)},
     "omdet-turbo": _task_words,
-    "omniasr": lambda m: {"input_values": m.uniform(BATCH, 4000)},
+    "omniasr": lambda m: {"input_values": m.uniform(BATCH, 1, SAMPLES)},
+    "omniasr_audio": lambda m: {"input_values": m.uniform(BATCH, 1, SAMPLES)},
+    "omniasr_ctc": lambda m: {"input_values": m.uniform(BATCH, 1, SAMPLES)},
     "oneformer": lambda m: {"task_inputs": m.integers(30, 60, BATCH, m.config.task_seq_len)},
     "paddleocr_vl": lambda m: {"pixel_values": m.patches().reshape(-1, 3, 14, 14)},
     "patchtsmixer": lambda m: {"past_values": m.uniform(BATCH, m.config.context_length, m.config.num_input_channels)},
@@ -183,6 +193,7 @@ SPECIAL = {
         "actions": m.uniform(BATCH, m.config.chunk_size, m.config.max_action_dim),
         "noise": m.uniform(BATCH, m.config.chunk_size, m.config.max_action_dim),
         "timestep": m.uniform(BATCH).abs(),
+        "input_ids": m.text_with(image=16),
         "pixel_values": m.uniform(BATCH, 1, 3, *m.size()),
         "pixel_attention_mask": m.integers(1, 2, BATCH, 1).bool(),
     },
@@ -190,25 +201,56 @@ SPECIAL = {
         "flattened_patches": torch.cat([m.integers(1, 5, BATCH, 16, 2).float(), m.uniform(BATCH, 16, 768)], -1),
         "attention_mask": m.integers(1, 2, BATCH, 16),
     },
-    "pp_ocrv5_mobile_rec": lambda m: {"pixel_values": m.uniform(BATCH, 3, 48, 160)},
-    "qwen3_asr": lambda m: {"input_features": m.uniform(BATCH, 128, 64), "input_features_mask": m.integers(1, 2, BATCH, 64)},
-    "qwen3_asr_encoder": lambda m: {
-        "input_features": m.uniform(BATCH, 128, 64),
-        "input_features_mask": m.integers(1, 2, BATCH, 64),
-    },
+    "pp_ocrv5_mobile_rec": lambda m: {"pixel_values": m.uniform(BATCH, 3, 96, 160)},
+    "qwen3_asr": lambda m: {"input_features": m.uniform(BATCH, 128, 100), "input_features_mask": m.integers(1, 2, BATCH, 100)},
+    "qwen3_asr_encoder": lambda m: {"input_features": m.uniform(BATCH, 128, 100), "input_features_mask": m.integers(1, 2, BATCH, 100)},
     "reformer": lambda m: {"input_ids": m.integers(30, 60, BATCH, 16)},
-    "seggpt": lambda m: {"prompt_pixel_values": m.uniform(BATCH, 3, *m.size()), "prompt_masks": m.uniform(BATCH, 3, *m.size())},
+    "seggpt": lambda m: dict.fromkeys(("pixel_values", "prompt_pixel_values", "prompt_masks"), m.uniform(BATCH, 3, 64, 64)),
     "siglip2": _flat_patches,
     "siglip2_vision_model": _flat_patches,
     "speech_to_text": lambda m: {"input_features": m.uniform(BATCH, FRAMES, m.config.input_feat_per_channel)},
     "superglue": _pairs,
     "timesfm": lambda m: {"past_values": m.uniform(BATCH, m.config.context_length), "freq": torch.tensor([0, 1])},
     "timesfm2_5": lambda m: {"past_values": m.uniform(BATCH, m.config.context_length)},
-    "video_llama_3": lambda m: {"image_merge_sizes": torch.tensor([2, 2])},
+    "video_llama_3": lambda m: {"image_merge_sizes": torch.tensor([2, 2]), "input_ids": m.text_with(image=4)},
     "video_llama_3_vision": lambda m: {"merge_sizes": torch.tensor([2, 2])},
     "videomt": lambda m: {"pixel_values_videos": m.uniform(1, 2, 3, *m.size())},
     "voxtral_realtime_encoder": lambda m: {"input_features": m.uniform(BATCH, 128, 64)},
     "xclip": _video,
+    "inkling2": _pixels_of_tokens,
+    "mimi_decoder": lambda m: {"latents": m.uniform(BATCH, m.config.hidden_size, 8)},
+    "pocket_tts_audio_tokenizer_decoder": lambda m: {"latents": m.uniform(BATCH, m.config.hidden_size, 8)},
+    "granite4_vision": _picture_in_tiles,
+    "instructblip": lambda m: {"qformer_input_ids": m.integers(30, 60, BATCH, TOKENS), "input_ids": m.text_with(image=8)},
+    "instructblipvideo": lambda m: {
+        "pixel_values": m.uniform(BATCH, 4, 3, 64, 64),
+        "qformer_input_ids": m.integers(30, 60, BATCH, TOKENS),
+        "input_ids": m.text_with(video=32),
+    },
+    "molmo2": lambda m: {
+        "pixel_values": m.uniform(BATCH, 16, 588),
+        "image_token_pooling": torch.arange(32).reshape(8, 4),
+        "image_grids": torch.tensor([[2, 2, 0, 0]] * BATCH),
+        "input_ids": m.text_with(image=4),
+    },
+    "moss_transcribe_diarize": lambda m: {"padding_mask": m.integers(1, 2, BATCH, 256), "input_ids": m.text_with(audio=32)},
+    "muse_spark_audio": lambda m: {"input_values": m.uniform(BATCH, 3840)},
+    "musicflamingo": lambda m: {"input_ids": m.text_with(audio=64)},
+    "granite_speech": lambda m: {"input_ids": m.text_with(audio=1)},
+    "granite_speech_plus": lambda m: {"input_ids": m.text_with(audio=1)},
+    "qwen2_audio": lambda m: {"input_ids": m.text_with(audio=64)},
+    "perception_lm": lambda m: {"pixel_values": m.uniform(BATCH, 1, 3, 64, 64)},
+    "pop2piano": lambda m: {"input_features": m.uniform(BATCH, FRAMES, m.config.d_model)},
+    "tvp": lambda m: {"pixel_values": m.uniform(1, m.config.num_frames, 3, 64, 64), "input_ids": m.integers(30, 60, 1, TOKENS)},
+    "neucodec": lambda m: {"input_values": m.uniform(BATCH, 1, 3200), "input_features": m.uniform(BATCH, 10, 64)},
+    "xcodec2": lambda m: {"input_values": m.uniform(BATCH, 1, 3200), "input_features": m.uniform(BATCH, 10, 64)},
+    "wav2vec2-bert": lambda m: {"input_features": m.uniform(BATCH, FRAMES, m.config.feature_projection_input_dim)},
+    "voxtral_realtime": lambda m: {"input_features": m.uniform(BATCH, 128, 8 * TOKENS)},
+    "vibevoice_acoustic_tokenizer": lambda m: {"input_values": m.uniform(BATCH, 1, 6400)},
+    "vibevoice_acoustic_tokenizer_decoder": lambda m: {"hidden_states": m.uniform(BATCH, 2, m.config.hidden_size)},
+    "vibevoice_acoustic_tokenizer_encoder": lambda m: {"hidden_states": m.uniform(BATCH, 1, 6400)},
+    "qwen2_5_omni": _talker,
+    "qwen3_omni_moe": _talker,
     "decision_transformer": _decisions,
     "deepseek_vl_hybrid": lambda m: {"high_res_pixel_values": m.uniform(BATCH, 3, 64, 64)},
     "depth_pro": lambda m: {"pixel_values": m.uniform(1, 3, 256, 256)},
@@ -218,10 +260,7 @@ SPECIAL = {
     "fun_asr_nano": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 560)},
     "fun_asr_nano_encoder": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 560)},
     "fuyu": lambda m: {"pixel_values": m.uniform(BATCH, 4, 768)},
-    "gemma3n_audio": lambda m: {
-        "audio_mel": m.uniform(BATCH, FRAMES, 128),
-        "audio_mel_mask": m.integers(0, 1, BATCH, FRAMES).bool(),
-    },
+    "gemma3n_audio": lambda m: {"audio_mel": m.uniform(BATCH, FRAMES, 128), "audio_mel_mask": m.integers(0, 1, BATCH, FRAMES).bool()},
     "gemma4": lambda m: _placed_patches(m) | {"input_features": m.uniform(BATCH, FRAMES, 128)},
     "gemma4_unified": lambda m: {
         "pixel_values": m.uniform(BATCH, 4, 6912),
