@@ -160,8 +160,9 @@ def watched(ldp):
     product, call, rows = Site.product, Site.call, Site.rows
 
     def note(site, y, w, x, axes=None):
+        zero = any(operand is not None and not bool(operand.any()) for operand in (w, x))  # a first query of a decoder
         for which, operand in ((0, w), (1, x)):
-            if operand is not None and not _exact(operand, axes if which == 0 else None):
+            if operand is not None and not zero and not _exact(operand, axes if which == 0 else None):
                 seen[site.name].inexact.add(which)
         if y.requires_grad:
             arrive = lambda grad: setattr(seen[site.name], "arrived", True) if bool((grad != 0).any()) else None  # noqa: E731
