@@ -53,6 +53,9 @@ def torchrun(*script: str) -> subprocess.CompletedProcess:
     try:
         out, err = process.communicate(timeout=100)
     finally:
+        process.terminate()  # it ends its workers, which are leaders of sessions of their own
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     return subprocess.CompletedProcess(words, process.returncode, out, err)

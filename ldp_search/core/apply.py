@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .census import Survey, census, own_inputs
+from .census import census, own_inputs
 from .controller import Controller
 from .layers import ATTRIBUTE as RECORD
 from .layers import Swapped, unswap
 from .ranks import agree, reshard
 from .space import SearchSpace
+from .survey import Survey
 from .swapping import ATTRIBUTE, install
 from .verify import equal, first_difference, outputs, trace
 

@@ -8,10 +8,7 @@ the input.
 from __future__ import annotations
 
 import math
-import weakref
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,66 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import unfused
-from .functions import ATTENTION, find
-from .owners import trailing
-
-ACTIVATIONS, GENERATED, CONSTANTS = "activations", "generated", "constants"
-"""What a product without a weight multiplies: two activations; an input and a weight that depends on it; two weights."""
-
-
-@dataclass
-class Found:
-    """Products of one kind that one module calls itself.
-
-    weight: full name of the parameter or buffer that one operand is or comes from, or one of the three words above.
-    operand: which one it is (0 or 1). shape: its trailing shape where it was computed from parameters first, else None.
-    stacked: each call takes a part of it, and which ones depends on the data (experts).
-    """
-
-    function: str
-    weight: str
-    operand: int | None = None
-    shape: tuple | None = None
-    stacked: bool = False
-    macs: int = 0
-    calls: int = 0
-    input_numel: int = 0
-
-
-@dataclass
-class Tally:
-    """What one module did itself (its children excluded), per sample. macs, rest: {operation: MACs}, all and those in no
-    function that can be quantized where it is called. found: those that can.
-    """
-
-    macs: Counter = field(default_factory=Counter)
-    rest: Counter = field(default_factory=Counter)
-    found: list[Found] = field(default_factory=list)
-    calls: int = 0
-    input_numel: int = 0
-
-
-@dataclass
-class Survey:
-    """The result of a census: {module name: Tally}, and the inputs' shapes in words. Plain data, `to_dict` and back."""
-
-    tallies: dict[str, Tally]
-    inputs: str = ""
-
-    def to_dict(self) -> dict:
-        tallies = {
-            name: vars(t) | {"macs": dict(t.macs), "rest": dict(t.rest), "found": [dict(vars(f)) for f in t.found]}
-            for name, t in self.tallies.items()
-        }
-        return {"tallies": tallies, "inputs": self.inputs}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> Survey:
-        tallies = {}
-        for name, t in values["tallies"].items():
-            found = [Found(**f | {"shape": None if f["shape"] is None else tuple(f["shape"])}) for f in t["found"]]
-            tallies[name] = Tally(Counter(t["macs"]), Counter(t["rest"]), found, t["calls"], t["input_numel"])
-        return cls(tallies, values["inputs"])
+from .functions import find
+from .sources import Sources
+from .survey import Found, Survey, Tally
 
 
 def census(model: nn.Module, args: tuple, kwargs: dict) -> Survey:
@@ -114,7 +54,7 @@ class _Watch(TorchFunctionMode):
         self.counter.mod_tracker = _NoModules()
         self.tallies: dict[str, Tally] = {}
         self.stack: list[tuple[str, Counter, Counter]] = []  # module, counts at its start, counts of its children
-        self.constants = _Constants(model)
+        self.sources = Sources(model)
 
     def total(self) -> Counter:
         counts = self.counter.flop_counts.get("Global", {})
@@ -124,7 +64,7 @@ class _Watch(TorchFunctionMode):
         def hook(module, inputs, keywords):
             tally = self.tallies.setdefault(name, Tally())
             tally.calls += 1
-            self.constants.meet(module, name)
+            self.sources.meet(module, name)
             tally.input_numel += sum(x.numel() for x in inputs[:1] if isinstance(x, Tensor))
             self.stack.append((name, self.total(), Counter()))
 
@@ -148,12 +88,12 @@ class _Watch(TorchFunctionMode):
         out = func(*args, **kwargs)
         if product is not None and self.stack:
             self._note(product, product.pair(args, kwargs), self.total() - before)
-        self.constants.follow(args, kwargs, out, product is not None)
+        self.sources.follow(args, kwargs, out, product is not None)
         return out
 
     def _note(self, product, pair, macs: Counter) -> None:
         tally = self.tallies[self.stack[-1][0]]
-        found = self.constants.classify(product, pair)
+        found = self.sources.classify(product, pair)
         known = next((f for f in tally.found if _alike(f, found)), None)
         if known is None:
             tally.found.append(known := found)
@@ -180,83 +120,6 @@ class _NoModules:
 
     def __exit__(self, *exception):
         return None
-
-
-class Source(NamedTuple):
-    """name: of the parameter or buffer. direct: the tensor is it, or a view. multiplied: a product made the tensor."""
-
-    name: str
-    direct: bool
-    multiplied: bool
-
-
-class _Constants:
-    """Which tensors are parameters or buffers, or were computed from them alone, and from which one."""
-
-    def __init__(self, model: nn.Module):
-        tensors = dict([*model.named_buffers(), *model.named_parameters()])
-        self.names = {id(t): name for name, t in tensors.items()}
-        self.sizes = {name: t.numel() for name, t in tensors.items()}
-        self.stacks = {name for name, t in tensors.items() if t.dim() > 2}
-        self.computed: dict[int, tuple[weakref.ref, str, bool]] = {}  # id -> the tensor, what it comes from, by a product
-
-    def meet(self, module: nn.Module, prefix: str) -> None:
-        """A module begins: whoever shards a model (FSDP) has put gathered tensors in the place of its parameters by now."""
-        for name, tensor in module.named_parameters(prefix=prefix):
-            if id(tensor) not in self.names and name in self.sizes:
-                self.names[id(tensor)] = name
-
-    def source(self, tensor: Tensor) -> Source | None:
-        """What a tensor comes from; None: it depends on more than parameters and buffers."""
-        for candidate in (tensor, tensor._base):
-            if candidate is not None and id(candidate) in self.names:
-                return Source(self.names[id(candidate)], True, False)
-        held, name, multiplied = self.computed.get(id(tensor), (lambda: None, "", False))
-        return Source(name, False, multiplied) if held() is tensor else None
-
-    def follow(self, args: tuple, kwargs: dict, out, product: bool) -> None:
-        """Note what a function made of constants alone; forget what it changed."""
-        sources = [self.source(x) for x in _tensors([*args, *kwargs.values()])]
-        constant = bool(sources) and None not in sources
-        for tensor in _tensors([out]):
-            if constant and self.source(tensor) is None:
-                largest = max((source.name for source in sources), key=self.sizes.get)
-                multiplied = product or any(source.multiplied for source in sources)
-                self.computed[id(tensor)] = weakref.ref(tensor), largest, multiplied
-            elif not constant:
-                self.computed.pop(id(tensor), None)
-
-    def classify(self, product, pair) -> Found:
-        """A product with nothing counted yet."""
-        sources = [self._weight(product, which, x) for which, x in enumerate(pair)]
-        if None not in sources:
-            return Found(product.name, CONSTANTS)
-        operand = 1 if sources[1] is not None else 0
-        if sources[operand] is None:
-            return Found(product.name, GENERATED, 1) if product.by_role else Found(product.name, ACTIVATIONS)
-        name, direct, _ = sources[operand]
-        stacked = direct and name in self.stacks and pair[operand].numel() < self.sizes[name]
-        return Found(product.name, name, operand, None if direct else trailing(product, pair[operand]), stacked)
-
-    def _weight(self, product, which: int, tensor: Tensor) -> Source | None:
-        """The source of an operand that is a weight: where its role does not say so, a projected constant (a learned query)
-        is an activation like those that it meets; and where it does, the other one is an input even if it is a table.
-        """
-        source = self.source(tensor)
-        if product.by_role:
-            return source if which == 1 else None
-        return None if source is None or source.multiplied or product is ATTENTION else source
-
-
-def _tensors(values) -> list[Tensor]:
-    """The tensors among arguments, and in lists and tuples among them."""
-    out = []
-    for value in values:
-        if isinstance(value, Tensor):
-            out.append(value)
-        elif isinstance(value, list | tuple):
-            out += [x for x in value if isinstance(x, Tensor)]
-    return out
 
 
 def _more_operations() -> dict:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from . import cost as costs
 from .allocation import Allocation
-from .census import Survey
 from .coverage import SKIPPED, coverage
 from .finalize import finalize
 from .groups import assign_groups
@@ -29,6 +28,7 @@ from .site import Site
 from .space import FULL_PRECISION, SearchSpace
 from .specs import Bits, Coverage, LayerSpec
 from .summary import summarize
+from .survey import Survey
 from .swapping import install
 from .trajectory import Trajectory
 

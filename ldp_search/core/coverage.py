@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .census import ACTIVATIONS, CONSTANTS, Found, Survey
 from .rows import Row, row_name
 from .specs import Coverage, LeftOut
+from .survey import ACTIVATIONS, CONSTANTS, Found, Survey
 
 SKIPPED = "kept in full precision (skip)"
 THE_MODEL = "(the model itself)"  # its name among its own modules is empty

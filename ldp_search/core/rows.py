@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from .census import ACTIVATIONS, CONSTANTS, GENERATED, Found, Survey
 from .layers import channel_axis, kind_of
 from .owners import Plan
 from .registry import did_you_mean
 from .space import FULL_PRECISION, SearchSpace
+from .survey import ACTIVATIONS, CONSTANTS, GENERATED, Found, Survey
 
 FULL = (FULL_PRECISION,) * 3
 PRODUCTS = "products"

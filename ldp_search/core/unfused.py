@@ -93,7 +93,7 @@ def _direction(kind: str, x: Tensor, batches: list[int], state: tuple, weights: 
     return torch.cat(outputs), tuple(torch.cat([last, *ended]) for last, ended in zip(live, done, strict=True))
 
 
-def _stack(kind, x, batches, states, weights, biased, layers, dropout, train, bidirectional):
+def _stack(kind, x, batches, states, weights, layers, dropout, train, bidirectional):
     """All layers and directions. states: (layers * directions, batch, features) each; returns outputs and final states."""
     directions, finals = 2 if bidirectional else 1, []
     size = len(weights) // (layers * directions)
@@ -117,8 +117,8 @@ def recurrent(kind: str):
     def run(x, second, third, *rest):
         if isinstance(second, Tensor) and second.dtype == torch.int64:  # packed: batch sizes, then states and weights
             states, weights, options = third, rest[0], rest[1:]
-            return _stack(kind, x, second.tolist(), _states(states), weights, *options[:5])
-        states, weights, (biased, layers, dropout, train, bidirectional, batch_first) = second, third, rest
+            return _stack(kind, x, second.tolist(), _states(states), weights, *options[1:5])
+        states, weights, (_, layers, dropout, train, bidirectional, batch_first) = second, third, rest
         x = x.transpose(0, 1) if batch_first else x
         out, *finals = _stack(
             kind,
@@ -126,7 +126,6 @@ def recurrent(kind: str):
             [x.shape[1]] * len(x),
             _states(states),
             weights,
-            biased,
             layers,
             dropout,
             train,

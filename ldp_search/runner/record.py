@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from .. import __version__
 from ..api import controller
 from ..core import Controller, SearchSpace, attach
-from ..core.census import Survey
 from ..core.finalize import allocation
+from ..core.survey import Survey
 
 FORMAT_VERSION = 2
 RECORD = "ldp.json"
