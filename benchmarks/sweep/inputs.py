@@ -49,6 +49,7 @@ class Inputs:
             NotImplementedError: a required parameter that nothing here makes.
         """
         self.made.update(given or {})
+        self.extra = set(given or {})  # may be one that forward takes among its keywords
         order = sorted(self.names, key=lambda name: name in ("input_ids", "attention_mask", "mm_token_type_ids"))  # these last
         for name in order:
             required = self.names[name].default is inspect.Parameter.empty
@@ -62,7 +63,7 @@ class Inputs:
             value = maker()
             if value is not None:
                 self.made[name] = value
-        return {name: value for name, value in self.made.items() if value is not None and name in self.names}
+        return {name: value for name, value in self.made.items() if value is not None and (name in self.names or name in self.extra)}
 
     # -- looking things up ------------------------------------------------------------------------------------------
 
@@ -108,24 +109,16 @@ class Inputs:
 
     def token(self, kind: str) -> int | None:
         """The number of the token that stands for one place of an image or a sound."""
-<<<<<<< HEAD
-        names = (f"{kind}_token_id", f"{kind}_token_index")
-        configs = (
-            self.config,
-            *(c for part in ("vlm_config", "thinker_config") if (c := getattr(self.config, part, None)) is not None),
-        )
-=======
         names = (f"{kind}_token_id", f"{kind}_token_index", f"{kind}_patch_id")
         configs = (self.config, *(c for part in ("vlm_config", "thinker_config") if (c := getattr(self.config, part, None)) is not None))
->>>>>>> sweep
         return next((v for config in configs for name in names if (v := getattr(config, name, None)) is not None), None)
 
     def places(self, kind: str) -> int:
         """How many tokens a sample's image (or sound) becomes: the model is asked."""
-        owners = [m for m in self.model.modules() if hasattr(m, f"get_{kind}_features")]
-        if not owners:
+        functions = [f for m in self.model.modules() if (f := getattr(m, f"get_{kind}_features", None)) is not None]
+        if not functions:
             return 0
-        function = getattr(owners[0], f"get_{kind}_features")
+        function = max(functions, key=lambda f: len(signature(f)))  # the outer ones hand keywords on
         known = {k: v for k, v in self.made.items() if k in signature(function)}
         if not known:
             return 0
@@ -154,9 +147,7 @@ class Inputs:
     # -- pictures ---------------------------------------------------------------------------------------------------
 
     def size(self) -> tuple[int, int]:
-        size = self.look(
-            "vision", "image_size", "img_size", "input_size", "image_resolution", "pretrain_image_size", default=64
-        )
+        size = self.look("vision", "image_size", "img_size", "input_size", "image_resolution", "pretrain_image_size", default=64)
         if isinstance(size, dict):
             size = (size["height"], size["width"])
         size = tuple(size) if isinstance(size, list | tuple) else (size, size)
@@ -169,11 +160,7 @@ class Inputs:
         grids = {"image_grid_thw", "grid_thw"} & set(self.names)
         if grids:
             return self.patches()
-        frames = (
-            self.look("vision", "num_frames", "frames_per_clip")
-            if "Video" in type(self.model).__name__ or hasattr(self.config, "num_frames")
-            else None
-        )
+        frames = self.look("vision", "num_frames", "frames_per_clip") if "Video" in type(self.model).__name__ or hasattr(self.config, "num_frames") else None
         return self.uniform(BATCH, *([frames] if frames else []), self.channels(), *self.size())
 
     def pixel_values_videos(self) -> Tensor:
@@ -207,20 +194,7 @@ class Inputs:
     # -- sound ------------------------------------------------------------------------------------------------------
 
     def input_features(self) -> Tensor:
-<<<<<<< HEAD
-        bins = self.look(
-            "audio",
-            "num_mel_bins",
-            "feature_size",
-            "input_feat_size",
-            "n_mels",
-            "input_dim",
-            "input_feat_per_channel",
-            default=80,
-        )
-=======
         bins = self.look("audio", "num_mel_bins", "feature_size", "input_feat_size", "n_mels", "input_dim", "input_feat_per_channel", "feature_projection_input_dim", "audio_embed_dim", default=80)
->>>>>>> sweep
         length = self.look("audio", "max_source_positions")
         if length is not None:
             return self.uniform(BATCH, bins, 2 * length)
@@ -228,11 +202,7 @@ class Inputs:
 
     def input_features_mask(self) -> Tensor:
         features = self.made["input_features"]
-        return torch.ones(
-            BATCH,
-            max(features.shape[1:]) if self.look("audio", "max_source_positions") else features.shape[1],
-            dtype=torch.long,
-        )
+        return torch.ones(BATCH, max(features.shape[1:]) if self.look("audio", "max_source_positions") else features.shape[1]).bool()
 
     feature_attention_mask = input_features_mask
 

@@ -145,28 +145,20 @@ class Silent:
     exempt: int = 0
 
 
-@dataclass
-class Seen:
-    """What one training step did with one row: gradients that arrived at its products; operands that any grid holds exactly."""
-
-    arrived: bool = False
-    inexact: set = field(default_factory=set)  # 0: the operand with the weight bits, 1: the one with the input bits
-
-
 @contextmanager
 def watched(ldp):
-    """{row: Seen} of what happens within."""
-    seen = {name: Seen() for name in ldp.layers}
+    """{row: its operands (0 with the weight bits, 1 with the input bits) that a grid does not hold exactly, in products at which a
+    gradient arrived}, of what happens within.
+    """
+    seen = {name: set() for name in ldp.layers}
     product, call, rows = Site.product, Site.call, Site.rows
 
     def note(site, y, w, x, axes=None):
         zero = any(operand is not None and not bool(operand.any()) for operand in (w, x))  # a first query of a decoder
-        for which, operand in ((0, w), (1, x)):
-            if operand is not None and not zero and not _exact(operand, axes if which == 0 else None):
-                seen[site.name].inexact.add(which)
+        inexact = {0} if w is not None and not zero and not _exact(w, axes) else set()
+        inexact |= {1} if x is not None and not zero and not _exact(x, None) else set()
         if y.requires_grad:
-            arrive = lambda grad: setattr(seen[site.name], "arrived", True) if bool((grad != 0).any()) else None  # noqa: E731
-            y.register_hook(arrive)
+            y.register_hook(lambda grad: seen[site.name].update(inexact if bool((grad != 0).any()) else ()))
         return y
 
     def watched_product(site, x, w, bias, form, training, axes):
@@ -199,14 +191,14 @@ def _exact(x: Tensor, axes) -> bool:
     return _few(x if axes else x.reshape(1, -1))
 
 
-def silent_rows(ldp, grad: Tensor, seen: dict[str, Seen]) -> Silent:
+def silent_rows(ldp, grad: Tensor, seen: dict[str, set]) -> Silent:
     """Rows of the bits' gradient that are 0 although a gradient arrived and rounding changed something."""
     out = Silent()
     for row, name in enumerate(ldp.layers):
         silent = [c for c in (0, 1) if ldp.problem.searched[row, c] and grad[row, c] == 0]
         if not silent:
             continue
-        if seen[name].arrived and any(c in seen[name].inexact for c in silent):
+        if any(c in seen[name] for c in silent):
             out.rows.append(f"{name} ({ldp.layers[name].kind}, {'/'.join(('weight', 'input')[c] for c in silent)})")
         else:
             out.exempt += 1
