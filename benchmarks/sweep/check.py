@@ -11,7 +11,6 @@ import pickle
 import time
 from collections.abc import Callable
 
-
 import ldp_search
 
 from . import measure

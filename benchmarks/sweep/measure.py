@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldp_search.core.fake_quantize import rounded
 from ldp_search.core.site import Site
 
-from .running import backward, call, distance, outputs, seed, tensors
+from .running import backward, call, distance, outputs, seed
 
+VANISHED = 1e-30  # a gradient of which nothing is left once it is multiplied by a rounding error
 SWAPPED_BY_TYPE = (nn.Linear, nn.Conv2d)  # what a plain swap of layers reaches
 
 
@@ -131,12 +133,6 @@ def not_finite(model: nn.Module, inputs) -> list[str]:
     return found
 
 
-def _few(rows: Tensor) -> bool:
-    """Every row takes only its least and its greatest value: a min/max grid of any bits holds these exactly."""
-    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
-    return bool(((rows == low) | (rows == high)).all())
-
-
 @dataclass
 class Silent:
     """Rows of bits without a gradient, and how many have none for a reason."""
@@ -155,10 +151,10 @@ def watched(ldp):
 
     def note(site, y, w, x, axes=None):
         zero = any(operand is not None and not bool(operand.any()) for operand in (w, x))  # a first query of a decoder
-        inexact = {0} if w is not None and not zero and not _exact(w, axes) else set()
-        inexact |= {1} if x is not None and not zero and not _exact(x, None) else set()
+        inexact = {0} if w is not None and not zero and not _exact(w, site._weight_grid(w, axes or ())(site.bits[0])) else set()
+        inexact |= {1} if x is not None and not zero and not _exact(x, site._own_grid(x)(site.bits[1])) else set()
         if y.requires_grad:
-            y.register_hook(lambda grad: seen[site.name].update(inexact if bool((grad != 0).any()) else ()))
+            y.register_hook(lambda grad: seen[site.name].update(inexact if float(grad.abs().max()) > VANISHED else ()))
         return y
 
     def watched_product(site, x, w, bias, form, training, axes):
@@ -181,14 +177,11 @@ def watched(ldp):
         Site.product, Site.call, Site.rows = product, call, rows
 
 
-def _exact(x: Tensor, axes) -> bool:
-    """A grid of any bits holds it: it takes its least and its greatest value only (of each channel, where there are axes)."""
-    x = x.detach()
-    if not x.numel():
-        return True
-    if axes:
-        x = x.movedim(tuple(axes), tuple(range(len(axes)))).flatten(0, len(axes) - 1).flatten(1)
-    return _few(x if axes else x.reshape(1, -1))
+@torch.no_grad()
+def _exact(x: Tensor, grid) -> bool:
+    """The grid holds it as it is: constants, attention to one token, coordinates."""
+    x = x.detach().float()
+    return not x.numel() or bool(((rounded(x, grid) - x).abs() <= 1e-6 * x.abs().max()).all())
 
 
 def silent_rows(ldp, grad: Tensor, seen: dict[str, set]) -> Silent:
