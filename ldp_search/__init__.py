@@ -22,6 +22,8 @@ _LAZY = {  # these need packages that `import ldp_search` must not load
     "load_pretrained": "ldp_search.runner.pretrained",
     "export": "ldp_search.runner.export",
     "integrations": "ldp_search.integrations",
+    "best": "ldp_search.runner.search.best",
+    "tune": "ldp_search.runner.search.tuning",
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "SearchSpace",
     "Trajectory",
     "apply",
+    "best",
     "controller",
     "export",
     "integrations",
@@ -45,6 +48,7 @@ __all__ = [
     "remove",
     "resolve_space",
     "save_pretrained",
+    "tune",
 ]
 
 

@@ -78,19 +78,20 @@ def _check_value(key: str, value: Any, base: dict[str, Any]) -> None:
 
 
 def setting_of(settings: Settings) -> Callable[[str], Any]:
-    """From a key to the value that a setting has outside of the search: `lr`, `policy`, `policy.lr`, `policy[cyclic].cycles`."""
+    """From a key to the value that a setting has outside of the search."""
+    return lambda key: option_of(key, settings.values)
 
-    def setting(key: str) -> Any:
-        labelled = _LABELLED.fullmatch(key)
-        head, _, option = key.partition(".") if not labelled else (labelled[1], "", labelled[3])
-        if head not in COMPONENTS:
-            return settings.values.get(head)
-        spec = as_component(settings.values.get(head))
-        if labelled and labelled[2] != spec.get("name"):
-            spec = {"name": labelled[2]}
-        return _option(head, spec, option) if option else spec.get("name")
 
-    return setting
+def option_of(key: str, values: dict[str, Any]) -> Any:
+    """A setting by its key: `lr`, `policy` (its name), `policy.lr`, `policy[cyclic].cycles` (if the policy were cyclic)."""
+    labelled = _LABELLED.fullmatch(key)
+    head, _, option = key.partition(".") if not labelled else (labelled[1], "", labelled[3])
+    if head not in COMPONENTS:
+        return values.get(head)
+    spec = as_component(values.get(head))
+    if labelled and labelled[2] != spec.get("name"):
+        spec = {"name": labelled[2]}
+    return _option(head, spec, option) if option else spec.get("name")
 
 
 def _option(head: str, spec: dict[str, Any], option: str) -> Any:
