@@ -43,6 +43,7 @@ def search(settings: Settings, words: list[str]) -> int:
         raise ConfigError("workers=... and isolation=process start processes of their own, and so does the launcher of this "
                           f"command ({ranks.count} of them): give one or the other.")  # fmt: skip
     plan.facts |= ranks.agree(lambda: facts_of(settings, ranks.count))
+    plan.identity |= {"processes": ranks.count, "data (fingerprint)": plan.facts["data"]}
     study = ranks.agree(lambda: _begun(plan))
     if in_children:
         status = launch.run_workers(plan, words, _open(plan, begin=False))

@@ -8,7 +8,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from .artifacts import artifact_folder
-from .storage import hidden
+from .storage import hidden, with_driver
 from .study import Plan, best_trial
 
 
@@ -17,7 +17,7 @@ def announce(text: str) -> None:
 
 
 def dashboard_command(plan: Plan) -> str:
-    return f"optuna-dashboard {hidden(str(plan.options.storage))} --artifact-dir {artifact_folder(plan)}"
+    return f"optuna-dashboard {hidden(with_driver(str(plan.options.storage)))} --artifact-dir {artifact_folder(plan)}"
 
 
 def write_note(plan: Plan, study: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ def open_storage(word: str, announce: Any = print) -> PatientStorage:
     except ConfigError:
         raise
     except ModuleNotFoundError as error:
-        package = {"psycopg2": "psycopg2-binary", "grpc": "grpcio", "MySQLdb": "mysqlclient"}.get(error.name or "", error.name)
+        package = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "grpc": "grpcio", "MySQLdb": "mysqlclient"}.get(error.name or "", error.name)
         raise ConfigError(f"storage={hidden(word)} needs the package {package}: pip install {package}") from error
     except Exception as error:  # SQLAlchemy's, the driver's and the operating system's classes
         reason = " ".join(str(error.__cause__ or error).split())
@@ -47,10 +48,21 @@ def _open(word: str) -> BaseStorage:
         return proxy
     if is_url(word):
         pooled = {} if word.startswith("sqlite") else {"pool_size": 2, "pool_pre_ping": True}
-        return get_storage(RDBStorage(word, engine_kwargs=pooled))  # pre_ping: connections that died meanwhile are replaced
+        return get_storage(RDBStorage(with_driver(word), engine_kwargs=pooled))  # pre_ping: connections that died meanwhile are replaced
     path = Path(word).expanduser().resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFile(path))
+
+
+def with_driver(word: str) -> str:
+    """A PostgreSQL URL that names the driver which is installed: SQLAlchemy's own choice differs between its versions."""
+    scheme, separator, rest = word.partition("://")
+    if scheme in ("postgresql", "postgres"):
+        found = next((name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name)), None)
+        if found is None:
+            raise ConfigError("A PostgreSQL storage needs its driver: pip install 'psycopg[binary]'.")
+        return f"postgresql+{found}{separator}{rest}"
+    return word
 
 
 def hidden(word: str) -> str:

@@ -73,7 +73,7 @@ def open_study(plan: Plan, storage: Any, begin: bool = True) -> optuna.Study:
     """The study of this plan, new or continued, with `trials` trials in it.
 
     Args:
-        begin: make it where there is none, and fill it up. Workers do not: they find it.
+        begin: make it where there is none, compare it, and fill it up. Workers do not: their parent has.
 
     Raises:
         ConfigError: the storage holds a study of this name with another configuration; the difference is shown.
@@ -82,7 +82,8 @@ def open_study(plan: Plan, storage: Any, begin: bool = True) -> optuna.Study:
     found = _found(plan, storage)
     if found is not None:
         plan.facts = found["facts"] | {k: v for k, v in plan.facts.items() if k not in found["facts"]}
-        refuse_other(found["identity"], plan)
+        if begin:
+            refuse_other(found["identity"], plan)
     how = {"sampler": plan.options.sampler, "pruner": plan.options.pruner, "trials": trials}
     before = (found or {}).get("how", how)
     how = {key: before[key] if value == "auto" or key == "trials" else value for key, value in how.items()}
@@ -94,12 +95,11 @@ def open_study(plan: Plan, storage: Any, begin: bool = True) -> optuna.Study:
         with contextlib.suppress(DuplicatedStudyError):  # another process was faster, or was killed after this step
             optuna.create_study(directions=directions, **make)
     study = optuna.load_study(**make)
-    if found is None:
-        first = _found(plan, storage) if not begin else None
-        if first is None:
-            _describe(study, plan, how)
-        refuse_other((_found(plan, storage) or {})["identity"], plan)
     if begin:
+        if found is None and (found := _found(plan, storage)) is None:
+            _describe(study, plan, how)
+        elif found is not None:
+            refuse_other(found["identity"], plan)
         fill(study, plan, trials)
     return study
 
