@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -117,11 +118,11 @@ def make_pruner(spec: Any, trials: int, pareto: bool, reports: int) -> BasePrune
         name = "none"
     elif name == "auto":
         name = "median" if trials < FEW_TRIALS or reports < 9 else "hyperband"
-    pruners = optuna.pruners
+    pruners, warmup = optuna.pruners, max(2, math.ceil(reports / 3))  # at first, accuracies are noise
     classes: dict[str, tuple[type, dict[str, Any]]] = {
         "none": (pruners.NopPruner, {}),
-        "median": (pruners.MedianPruner, {"n_startup_trials": 5, "n_warmup_steps": max(1, reports // 4)}),
-        "percentile": (pruners.PercentilePruner, {"percentile": 25.0, "n_warmup_steps": max(1, reports // 4)}),
+        "median": (pruners.MedianPruner, {"n_startup_trials": 5, "n_warmup_steps": warmup}),
+        "percentile": (pruners.PercentilePruner, {"percentile": 25.0, "n_warmup_steps": warmup}),
         "hyperband": (pruners.HyperbandPruner, {"min_resource": max(1, reports // 9), "max_resource": reports}),
         "halving": (pruners.SuccessiveHalvingPruner, {"min_resource": max(1, reports // 9)}),
         "patient": (pruners.PatientPruner, {"wrapped_pruner": None, "patience": max(2, reports // 3)}),
