@@ -32,7 +32,7 @@ def toy(steps: int = 4, nap: float = 0.01):
             partial.write_text(json.dumps(done))
             partial.replace(file)
             with open(trial.folder / "steps.txt", "a") as log:
-                log.write(f"{step}\n")
+                log.write(f"{step} {os.getpid()}\n")
         return done[-1] + trial.values.get("y", 0), None, {"training_cost": 0.5 + trial["x"] / 2}
 
     return train
@@ -74,28 +74,34 @@ def fork(function, *args, **kwargs) -> int:
         os._exit(status)
 
 
-def search_under_fire(storage, folder, trials: int, workers: int, kills: int, seed: int, every: float = 0.06, **options):
-    """Workers, of which a random one is killed again and again and replaced. Returns the number of kills that were made."""
-    rng, alive, made = random.Random(seed), [], 0
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        while len(alive) < workers and (made < kills or not alive):
+def search_under_fire(storage, folder, trials: int, workers: int, kills: int, seed: int, **options) -> int:
+    """Workers, of which a random one is killed again and again, in the middle of a trial, and replaced. Returns the kills made."""
+    rng, alive, made, over = random.Random(seed), [], 0, False
+    deadline = time.monotonic() + 100
+    while alive or not over:
+        while len(alive) < workers and not over:
             alive.append(fork(search, storage, folder, trials, **options))
-        time.sleep(rng.uniform(0.2, 1.8) * every)
-        if made < kills:
-            victim = alive.pop(rng.randrange(len(alive)))
-            os.kill(victim, signal.SIGKILL)
+        time.sleep(rng.uniform(0.01, 0.1))
+        at_work = [pid for pid in alive if pid in workers_seen(folder)]
+        if made < kills and at_work:
+            os.kill(victim := rng.choice(at_work), signal.SIGKILL)
+            alive.remove(victim)
             made += os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]) == -signal.SIGKILL
-            continue
         for pid in list(alive):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 alive.remove(pid)
-        if not alive:
-            return made
-    for pid in alive:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    raise TimeoutError("the search did not end")
+                over = True  # it found nothing more to do
+        if time.monotonic() > deadline:
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
+            raise TimeoutError("the search did not end")
+    return made
+
+
+def workers_seen(folder) -> set[int]:
+    """Process ids of all workers that have made a step so far."""
+    lines = [line for file in Path(folder).glob("trials/*/steps.txt") for line in file.read_text().splitlines()]
+    return {int(line.split()[1]) for line in lines if line.count(" ")}
 
 
 class Postgres:

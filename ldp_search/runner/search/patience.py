@@ -68,17 +68,20 @@ class PatientStorage(BaseStorage):
 
 def is_outage(error: BaseException) -> bool:
     """Whether an operation may succeed later on: connections, locks and full disks, not wrong arguments."""
-    if isinstance(error, OSError | ConnectionError) and not isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
-        return True
-    if isinstance(error, StorageInternalError):
-        error = error.__cause__ or error
-    names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(error).__mro__}
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(cause).__mro__}
     if "grpc.RpcError" in names:
-        code = getattr(error, "code", lambda: None)()
-        return getattr(code, "name", "") in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL")
-    return bool(names & {"sqlalchemy.OperationalError", "sqlalchemy.InterfaceError", "sqlalchemy.TimeoutError"}) or (
-        "sqlalchemy.DBAPIError" in names and bool(getattr(error, "connection_invalidated", False))
-    )
+        return getattr(error.code(), "name", "") in _OUTAGES  # type: ignore[attr-defined]
+    if "sqlalchemy.SQLAlchemyError" in names:
+        return not names & _MISTAKES
+    return False
+
+
+_OUTAGES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN")  # of gRPC
+_MISTAKES = {f"sqlalchemy.{name}" for name in ("DataError", "IntegrityError", "ProgrammingError", "NotSupportedError",
+             "ArgumentError", "CompileError", "NoResultFound", "MultipleResultsFound")}  # fmt: skip
 
 
 def _delegate(name: str) -> Callable:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from ..overlay import ConfigError
 from .options import is_url
 from .patience import PatientStorage
 
+ATTEMPTS = 6
 DEAD_OWNER = 5
 """Seconds after which a journal's lock counts as left behind by a killed process; who holds it does so for milliseconds."""
 
@@ -47,11 +50,23 @@ def _open(word: str) -> BaseStorage:
         proxy.wait_server_ready(timeout=20)
         return proxy
     if is_url(word):
-        pooled = {} if word.startswith("sqlite") else {"pool_size": 2, "pool_pre_ping": True}
-        return get_storage(RDBStorage(with_driver(word), engine_kwargs=pooled))  # pre_ping: connections that died meanwhile are replaced
+        pooled: dict[str, Any] = {} if word.startswith("sqlite") else {"pool_size": 2, "pool_pre_ping": True}
+        return get_storage(_database(with_driver(word), pooled))
     path = Path(word).expanduser().resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFile(path))
+
+
+def _database(url: str, options: dict[str, Any]) -> RDBStorage:
+    """Optuna's storage in a database. Of several that make its tables at the same moment, all but one fail, and find them."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except (IntegrityError, ProgrammingError):
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(0.3 * (attempt + 1))
+    raise RuntimeError("not reached")
 
 
 def with_driver(word: str) -> str:
