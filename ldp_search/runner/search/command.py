@@ -19,6 +19,7 @@ from .best import write_best
 from .notes import announce, dashboard_command, write_note
 from .options import is_url
 from .ranks import Ranks
+from .samplers import make_pruner, make_sampler
 from .settings import identity_of, outer_space, setting_of, study_name
 from .storage import hidden, open_storage
 from .study import Plan, best_trial, open_study
@@ -73,6 +74,8 @@ def plan_of(settings: Settings, words: list[str]) -> Plan:
         options.storage = str(folder / "study.journal")
     if settings.config.resume not in ("auto", "never"):
         raise ConfigError("resume=FOLDER goes on with one run; a search goes on by its storage: give the same storage=... again.")
+    for sample in (make_sampler(options.sampler, options.trials, options.pareto, 0), make_pruner(options.pruner, 1, False, 9)):
+        del sample  # only whether they can be made
     again = [w for w in words if w.partition("=")[0] not in ("output", "storage")]
     command = shlex.join([*again, f"storage={hidden(options.storage)}", f"output={folder}"])
     return Plan(
@@ -96,7 +99,6 @@ def _begun(plan: Plan) -> bool:
 
 
 def _open(plan: Plan, begin: bool) -> Any:
-    plan.folder.mkdir(parents=True, exist_ok=True)
     return open_study(plan, open_storage(str(plan.options.storage), announce), begin)
 
 

@@ -48,8 +48,8 @@ def end_with_parent() -> None:
 class Lane:
     """A place for one worker process at a time."""
 
-    def __init__(self, number: int, plan: Plan, words: list[str]):
-        self.number, self.plan, self.words = number, plan, words
+    def __init__(self, number: int, plan: Plan, words: list[str], study: Any):
+        self.number, self.plan, self.words, self.study = number, plan, words, study
         self.one_trial = plan.options.isolation == "process"
         self.log = plan.folder / "workers" / f"worker-{number}.log"
         self.process: subprocess.Popen | None = None
@@ -83,7 +83,7 @@ class Lane:
         if self.process is None or (code := self.process.poll()) is None:
             return
         self.process = None
-        if code == 0 and self.one_trial:
+        if code == 0 and self.one_trial and any(not t.state.is_finished() for t in self.study.get_trials(deepcopy=False)):
             self.early_deaths = 0
             return self.start()
         if code in (0, NOTHING_LEFT):
@@ -116,7 +116,7 @@ def _gpus() -> str:
 
 def run_workers(plan: Plan, words: list[str], study: Any) -> int:
     """Run the workers to the end of the study; returns the exit status."""
-    lanes = [Lane(i + 1, plan, words) for i in range(plan.options.workers)]
+    lanes = [Lane(i + 1, plan, words, study) for i in range(plan.options.workers)]
     asked: list[int] = []
     before = {n: signal.signal(n, lambda number, frame: asked.append(number)) for n in _signals()}
     told = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}

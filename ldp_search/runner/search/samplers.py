@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -96,7 +97,9 @@ def make_sampler(spec: Any, trials: int, pareto: bool, seed: int) -> BaseSampler
 
 def _made(kind: str, name: str, cls: type, options: dict[str, Any], seed: int) -> Any:
     try:
-        return cls(**options, seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return cls(**options, seed=seed)
     except ImportError as error:
         raise ConfigError(f"{kind}={name} needs another package: {' '.join(str(error).split())[:200]}") from error
     except (TypeError, ValueError) as error:
