@@ -120,7 +120,7 @@ def _describe(study: optuna.Study, plan: Plan, how: dict[str, Any]) -> None:
     metric = plan.facts.get("metric", "metric")
     with contextlib.suppress(Exception):  # for show only
         study.set_metric_names([metric, plan.options.cost] if plan.options.pareto else [metric])
-    for key, value in {"metric": metric, "cost": plan.options.cost, "max_cost": plan.max_cost, "folder": str(plan.folder)}.items():
+    for key, value in {"metric": metric, "cost": plan.options.cost, "max_cost": plan.max_cost, "folder": str(plan.folder.absolute())}.items():
         study.set_user_attr(key, value)
     said = {"identity": plan.whole_identity, "facts": plan.facts, "how": how}
     study._storage.set_study_system_attr(study._study_id, PLAN, said)
