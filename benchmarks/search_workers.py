@@ -44,7 +44,8 @@ with contextlib.ExitStack() as stack:
     storage = options["storage"] or server.url
     begun = time.monotonic()
     sys.stdout.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1) if (shown := os.dup(1)) else None
+    shown = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     pids = [toy_search.fork(run, storage) for _ in range(workers)]
     codes = collections.Counter(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
     os.dup2(shown, 1)

@@ -49,7 +49,7 @@ def hurried(monkeypatch):
 
     monkeypatch.setattr(study.Plan, "__init__", init)
     for module in (notes, worker):
-        monkeypatch.setattr(module, "write_note", lambda plan, study: None)
+        monkeypatch.setattr(module, "write_note", lambda plan, study, trials=None: None)
     for module in (notes, worker, tuning):
         monkeypatch.setattr(module, "announce", lambda text: None)
 

@@ -121,6 +121,7 @@ def _work(plan: Plan, settings: Settings, ranks: Ranks, most: int | None = None)
 def _end(plan: Plan, study: Any, status: int) -> None:
     """What a search leaves: the best settings, the report, and how to go on."""
     again = plan.facts["command"]
+    write_note(plan, study)
     if write_best(study, plan.folder / "best.yaml"):
         announce(f"best settings: {plan.folder / 'best.yaml'}  (python -m ldp_search.run config={plan.folder / 'best.yaml'})")
     if status == 0:

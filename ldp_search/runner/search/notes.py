@@ -20,17 +20,16 @@ def dashboard_command(plan: Plan) -> str:
     return f"optuna-dashboard {hidden(with_driver(str(plan.options.storage)))} --artifact-dir {artifact_folder(plan)}"
 
 
-def write_note(plan: Plan, study: Any) -> None:
+def write_note(plan: Plan, study: Any, trials: list[Any] | None = None) -> None:
     """The study's note: its best trial, how to compute that again, how to go on. It must not cost a trial if it fails."""
     with contextlib.suppress(Exception):
         from optuna_dashboard import save_note
 
-        save_note(study, note(plan, study))
+        save_note(study, note(plan, study, study.get_trials(deepcopy=False) if trials is None else trials))
 
 
-def note(plan: Plan, study: Any) -> str:
+def note(plan: Plan, study: Any, trials: list[Any]) -> str:
     """Markdown on the study as it is now."""
-    trials = study.get_trials(deepcopy=False)
     count = {state: sum(t.state == state for t in trials) for state in TrialState}
     metric, cost = plan.facts.get("metric", "metric"), plan.options.cost
     bound = "" if plan.max_cost is None else f", {cost} at most {plan.max_cost:g}"
@@ -40,7 +39,7 @@ def note(plan: Plan, study: Any) -> str:
         f"Searched: {goal}. {count[TrialState.COMPLETE]} trials complete, {count[TrialState.PRUNED]} pruned, "
         f"{count[TrialState.FAIL]} failed, {count[TrialState.RUNNING]} running, {count[TrialState.WAITING]} waiting.",
     ]  # fmt: skip
-    best = best_trial(study)
+    best = best_trial(study, trials=trials)
     if best is not None:
         spent = f", {cost} {best.user_attrs[cost]:.4f}" if cost in best.user_attrs else ""
         lines += ["", f"**Best: trial {best.number}**, {metric} {best.values[0]:.4f}{spent}"]

@@ -186,16 +186,17 @@ def is_feasible(trial: Any) -> bool:
     return all(value <= 0 for value in trial.constraints.values())
 
 
-def finished(study: optuna.Study) -> list[Any]:
-    """Trials with a result, pruned ones left out."""
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+def best_trial(study: optuna.Study, max_cost: float | None = None, trials: list[Any] | None = None) -> Any | None:
+    """The feasible trial with the best metric, None as long as there is none.
 
-
-def best_trial(study: optuna.Study, max_cost: float | None = None) -> Any | None:
-    """The feasible trial with the best metric, None as long as there is none. max_cost: another bound on the cost."""
+    Args:
+        max_cost: another bound on the cost. trials: the study's, where they were read already.
+    """
     cost = study.user_attrs.get("cost", "training_cost")
-    fits = [t for t in finished(study) if is_feasible(t)]
+    read = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if trials is None else trials
+    complete = [t for t in read if t.state == TrialState.COMPLETE]
+    fits = [t for t in complete if is_feasible(t)]
     if max_cost is not None:
-        fits = [t for t in finished(study) if t.user_attrs.get(cost, float("inf")) <= max_cost * (1 + TOLERANCE)]
+        fits = [t for t in complete if t.user_attrs.get(cost, float("inf")) <= max_cost * (1 + TOLERANCE)]
     sign = 1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else -1
     return max(fits, key=lambda t: (sign * t.values[0], -t.user_attrs.get(cost, 0.0), -t.number), default=None)

@@ -23,6 +23,8 @@ from .ranks import Ranks
 from .study import TOLERANCE, Plan
 
 DEATHS = "deaths"
+BETWEEN_NOTES = 10.0
+"""Seconds between a worker's notes on the study: with many workers, reading all trials for each would be most of the work."""
 HOPELESS = 3
 """Failed trials, and not one that is not, after which the study stops: the mistake is not one of the searched values."""
 
@@ -39,6 +41,7 @@ class Worker:
         self.ranks, self.watch = ranks or Ranks(), Watch(plan.timing)
         self.lease: Any = None
         self.trial: Any = None
+        self.noted = -BETWEEN_NOTES
         self.failures: list[str] = []  # of this worker, since its last trial that did not fail
 
     def work(self) -> int:
@@ -199,11 +202,10 @@ class Worker:
         except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
             raise LeaseLost(str(error)) from error
         self.failures = [*self.failures, outcome.attributes.get("reason", "")] if state == TrialState.FAIL else []
-        write_note(self.plan, self.study)
-        self._tell(trial)
-
-    def _tell(self, trial: optuna.Trial) -> None:
         trials = self.study.get_trials(deepcopy=False)
+        if time.monotonic() - self.noted > BETWEEN_NOTES or all(t.state.is_finished() for t in trials):
+            write_note(self.plan, self.study, trials)
+            self.noted = time.monotonic()
         over = sum(t.state.is_finished() for t in trials)
         announce(f"{line_of(self.plan, trials[trial.number])}  [{over} of {len(trials)}]")
 
