@@ -65,7 +65,7 @@ def test_shipped_spaces_are_sound(name):
     first = space.first_trials(setting_of(settings))[0]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(first)
-    for _ in range(3):
+    for _ in range(2):
         chosen = space.suggest(study.ask(), setting_of(settings))
         resolve([f"space={name}", *(f"{key}={value}" for key, value in chosen.items())])
     assert set(first) == set(study.trials[0].params)
