@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/search_grid.py FOLDER [trials=16] [seeds=5] [steps=80] [samplers=tpe,grid]
 
 A small convolutional network on scikit-learn's digits, whose settings are searched under a bound on the training cost and,
-for the hypervolume, with two objectives. Four settings with two points each make a grid of 16. The metric is the accuracy on the held-out fifth, after `steps` steps of 64.
+for the hypervolume, with two objectives. Four settings with two points each make a grid of 16. The metric is the accuracy on
+the held-out fifth, after `steps` steps of 64.
 """
 
 import json
@@ -74,8 +75,8 @@ for seed in range(seeds):
             view = view_of(best.load_study(folder / f"{name}.journal"))
             fits = [r.metric for r in view.complete if r.cost <= 0.3 * 1.005]
             volume = view.hypervolume(None, 0.5, 0.4)
-            rows.append({"sampler": sampler, "seed": seed, "pareto": pareto, "trials": len(view.complete), "feasible": len(fits),
-                         "best": max(fits), "hypervolume": volume, "seconds": round(time.time() - begun, 1)})  # fmt: skip
+            row = {"sampler": sampler, "seed": seed, "pareto": pareto, "trials": len(view.complete), "feasible": len(fits)}
+            rows.append(row | {"best": max(fits), "hypervolume": volume, "seconds": round(time.time() - begun, 1)})
             print(json.dumps(rows[-1]), flush=True)
 for pareto in (False, True):
     for sampler in options["samplers"].split(","):

@@ -36,7 +36,8 @@ def train(trial):
 
 
 def run(storage: str) -> None:
-    ldp_search.tune(train, toy_search.SPACE, storage, trials, output=work, sampler="tpe", pruner="none", study="many", reports=2)
+    how = {"sampler": "tpe", "pruner": "none", "study": "many", "reports": 2}
+    ldp_search.tune(train, toy_search.SPACE, storage, trials, output=work, **how)
 
 
 with contextlib.ExitStack() as stack:
@@ -59,5 +60,6 @@ print(f"{workers} workers, {trials} trials of {seconds:g} s on {storage.partitio
 print(f"  {trials / took:.1f} trials/s (without any overhead: {workers / seconds:.1f})")
 print(f"  states: {dict(collections.Counter(t.state.name for t in found))}; exit statuses of the workers: {dict(codes)}")
 print(f"  lost: {sorted(set(range(trials)) - set(did))}, done twice: {[n for n, count in did.items() if count > 1]}")
-print(f"  time of a trial beyond its {seconds:g} s: median {waits[len(waits) // 2]:.2f} s, 95 % {waits[int(len(waits) * 0.95)]:.2f} s")
+median, most = waits[len(waits) // 2], waits[int(len(waits) * 0.95)]
+print(f"  time of a trial beyond its {seconds:g} s: median {median:.2f} s, 95 % {most:.2f} s")
 print(f"  trials a worker: {min(shares)} to {max(shares)}")

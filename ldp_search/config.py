@@ -2,8 +2,7 @@
 
 Each layer lies over the one before:
 
-    defaults here < the search space's YAML < the task's `recipe:` < its `quick:` (with recipe=quick) < config=FILE < the command
-    line
+    defaults here < the search space's YAML < the task's `recipe:` < its `quick:` (with recipe=quick) < config=FILE < the words
 
 The fields of SearchSpace stand beside those of Config at the top level: `bits=[3,6]`, `policy.cycles=8`; so do those of
 StudyOptions, which make a search of the run: `trials=20`.

@@ -17,8 +17,8 @@ from ldp_search.runner import results
 from ldp_search.runner.search import best
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
-QUIET += "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1400,1600".split()
+QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+QUIET += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1400,1600"]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,7 @@ def test_its_pages_in_a_browser(dashboard, tmp_path):
         ("studies/0/note", ["To train it again", "--artifact-dir"]),
     ):
         common = [BROWSER, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000"]
-        done = subprocess.run([*common, "--dump-dom", f"{dashboard}/dashboard/{page}"], capture_output=True, text=True, timeout=60)
+        words = [*common, "--dump-dom", f"{dashboard}/dashboard/{page}"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=100)
         for text in shown:
             assert text in done.stdout, f"{page} lacks {text!r}: {done.stdout[-2000:]}"

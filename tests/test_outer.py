@@ -73,10 +73,12 @@ def test_shipped_spaces_are_sound(name):
 
 def test_conditions_and_labels(tmp_path):
     params = {
-        "policy": ["learned", "cyclic", "paper"], "policy.cycles": {"low": 2, "high": 32, "log": True, "if": {"policy": "cyclic"}},
-        "policy.lr@a": {"low": 0.01, "high": 0.3, "if": {"policy": "learned"}}, "policy.lr@b": {"low": 1.0, "high": 3.0,
-        "if": {"policy": "paper"}}, "bits": [[3, 8], [2, 4]],
-    }  # fmt: skip
+        "policy": ["learned", "cyclic", "paper"],
+        "policy.cycles": {"low": 2, "high": 32, "log": True, "if": {"policy": "cyclic"}},
+        "policy.lr@a": {"low": 0.01, "high": 0.3, "if": {"policy": "learned"}},
+        "policy.lr@b": {"low": 1.0, "high": 3.0, "if": {"policy": "paper"}},
+        "bits": [[3, 8], [2, 4]],
+    }
     space, setting = space_of(tmp_path, params, enqueue=[{"policy": "cyclic", "policy.cycles": 4}, {"policy": "paper"}])
     firsts = space.first_trials(setting)
     assert firsts[0] == {"policy": "learned", "policy.lr@a": 0.05, "bits": "[3, 8]"}

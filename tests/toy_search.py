@@ -75,7 +75,7 @@ def fork(function, *args, **kwargs) -> int:
 
 
 def search_under_fire(storage, folder, trials: int, workers: int, kills: int, seed: int, **options) -> int:
-    """Workers, of which a random one is killed again and again, in the middle of a trial, and replaced. Returns the kills made."""
+    """Workers, of which a random one is killed again and again, at work on a trial, and replaced. Returns the kills made."""
     rng, alive, made, over = random.Random(seed), [], 0, False
     deadline = time.monotonic() + 100
     while alive or not over:

@@ -69,7 +69,8 @@ def help_text() -> str:
     space = [_assignment(f) for f in SPACE_FIELDS.values()]
     lines = [EXAMPLES, "Keys and their defaults (a task's recipe may say otherwise: --print-config shows what holds):"]
     of_space = ["", "Keys of the search space, at the top level too:", *_wrapped(space)]
-    return "\n".join([*lines, *rows(RUN_FIELDS), *of_space, "", "Keys of a search, which trials= begins:", *rows(OPTION_FIELDS)])
+    of_search = ["", "Keys of a search, which trials= begins:", *rows(OPTION_FIELDS)]
+    return "\n".join([*lines, *rows(RUN_FIELDS), *of_space, *of_search])
 
 
 def _assignment(f: dataclasses.Field) -> str:

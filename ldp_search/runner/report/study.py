@@ -76,8 +76,8 @@ def _headline(view: StudyView) -> list[tuple[str, str, str]]:
     if ranked:
         best = ranked[0]
         cards = [("Best trial", str(best.number), "given" if best.figures.get("given") else "searched")] + cards
-        cards.insert(1, (view.metric, _metric(best.metric), "" if best.spread is None else f"± {best.spread:.4f} over its seeds"))
-        cards.insert(2, (view.cost, digits(best.cost, 4), "of the best trial"))
+        spread = "" if best.spread is None else f"± {best.spread:.4f} over its seeds"
+        cards[1:1] = [(view.metric, _metric(best.metric), spread), (view.cost, digits(best.cost, 4), "of the best trial")]
     worst, dearest = corner(view)
     cards.append(("Hypervolume", digits(view.hypervolume(None, worst, dearest), 4), f"{len(view.front())} trials on the front"))
     seconds = sum(row.figures.get("seconds") or 0 for row in view.rows)
@@ -128,7 +128,8 @@ def _schedules(view: StudyView, show) -> Iterator[str]:
                 runs.append(run)
     if runs:
         yield html.heading("The schedules of the best trials")
-        yield show("schedules.png", schedules_figure(runs, scale_of(*runs)), "Bits of every layer (first on top) over the training")
+        caption = "Bits of every layer (first on top) over the training"
+        yield show("schedules.png", schedules_figure(runs, scale_of(*runs)), caption)
 
 
 def _table(view: StudyView) -> str:
@@ -143,9 +144,9 @@ def _cells(row: TrialRow, names: list[str]) -> list[object]:
     f = row.figures
     state = row.state + ("" if row.feasible else ", above the bound") + (", given" if f.get("given") else "")
     metric = _metric(row.metric) + ("" if row.spread is None else f" ± {row.spread:.4f}")
-    found = [digits(row.cost, 4), percent(f.get("inference_cost")), digits(f.get("weight_mib"), 3), digits(f.get("mean_bits"), 2)]
+    costs = [digits(row.cost, 4), percent(f.get("inference_cost")), digits(f.get("weight_mib"), 3)]
     values = [_short(row.params.get(name)) for name in names]
-    return [row.number, state, metric, *found, duration(f.get("seconds")), *values]
+    return [row.number, state, metric, *costs, digits(f.get("mean_bits"), 2), duration(f.get("seconds")), *values]
 
 
 def _short(value: Any) -> str:

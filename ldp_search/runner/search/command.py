@@ -16,7 +16,7 @@ from ..overlay import ConfigError
 from ..setup import on_cpu
 from . import launch
 from .best import write_best
-from .notes import announce, dashboard_command, write_note
+from .notes import announce, dashboard_command, line_of, write_note
 from .options import is_url
 from .ranks import Ranks
 from .samplers import make_pruner, make_sampler
@@ -46,10 +46,7 @@ def search(settings: Settings, words: list[str]) -> int:
     plan.facts |= ranks.agree(lambda: facts_of(settings, ranks.count))
     plan.identity |= {"processes": ranks.count, "data (fingerprint)": plan.facts["data"]}
     study = ranks.agree(lambda: _begun(plan))
-    if in_children:
-        status = launch.run_workers(plan, words, _open(plan, begin=False))
-    else:
-        status = _work(plan, settings, ranks)
+    status = launch.run_workers(plan, words, _open(plan, begin=False)) if in_children else _work(plan, settings, ranks)
     if ranks.is_main and study is not None:
         _end(plan, _open(plan, begin=False), status)
     if status == 0 and ranks.count > 1:
@@ -63,25 +60,29 @@ def plan_of(settings: Settings, words: list[str]) -> Plan:
     name = options.study or study_name(settings)
     output = settings.config.output
     if output is None:
-        stem = Path("runs") / name if options.storage is None or is_url(options.storage) else Path(options.storage).with_suffix("")
-        if options.storage is None:
-            stem = stem.with_name(f"{stem.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        output = str(stem)
+        output = _folder(options.storage, name)
     folder = Path(output).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output must be a folder, but {folder} is a file. Give another output=FOLDER.")
     if options.storage is None:
         options.storage = str(folder / "study.journal")
     if settings.config.resume not in ("auto", "never"):
-        raise ConfigError("resume=FOLDER goes on with one run; a search goes on by its storage: give the same storage=... again.")
-    for sample in (make_sampler(options.sampler, options.trials, options.pareto, 0), make_pruner(options.pruner, 1, False, 9)):
-        del sample  # only whether they can be made
+        raise ConfigError("resume=FOLDER goes on with one run; a search goes on by its storage: give the same storage=... .")
+    make_sampler(options.sampler, options.trials, options.pareto, 0)  # only whether they can be made
+    make_pruner(options.pruner, 1, False, 9)
     again = [w for w in words if w.partition("=")[0] not in ("output", "storage")]
     command = shlex.join([*again, f"storage={hidden(options.storage)}", f"output={folder}"])
     return Plan(
         name, options, space, setting_of(settings), folder, settings.config.seed,
         identity=identity_of(settings, space), facts={"command": f"python -m ldp_search.run {command}"},
     )  # fmt: skip
+
+
+def _folder(storage: str | None, name: str) -> str:
+    """Where a search writes if nothing is said: beside its journal, under its name; without a storage a new folder each time."""
+    if storage is None:
+        return str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    return str(Path("runs") / name if is_url(storage) else Path(storage).with_suffix(""))
 
 
 def _begun(plan: Plan) -> bool:
@@ -128,8 +129,7 @@ def _end(plan: Plan, study: Any, status: int) -> None:
         _report(plan, study)
     best = best_trial(study)
     if best is not None:
-        announce(f"best: trial {best.number}, {plan.facts['metric']} {best.values[0]:.4f}, "
-                 + ", ".join(f"{key} {best.user_attrs[key]:.4f}" for key in (plan.options.cost,) if key in best.user_attrs))  # fmt: skip
+        announce(f"best: {line_of(plan, best)}")
     if status in (130, 143):
         announce(f"stopped; nothing is lost. To go on:\n  {again}")
     elif status == 0:

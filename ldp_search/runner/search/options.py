@@ -83,7 +83,7 @@ def check_storage(storage: str, workers: int = 1) -> None:
         raise ConfigError(f"A storage URL has :// after its scheme; received {storage!r}.")
     path = Path(storage).expanduser()
     if path.is_dir():
-        raise ConfigError(f"storage must be a journal file, but {storage!r} is a folder. Give a file: {path / 'study.journal'}.")
+        raise ConfigError(f"storage must be a journal file, but {storage!r} is a folder. Give {path / 'study.journal'}.")
     if path.is_file() and path.stat().st_size:
         with open(path, "rb") as file:
             head = file.read(64)

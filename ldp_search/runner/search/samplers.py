@@ -150,7 +150,7 @@ def grid(space: OuterSpace, setting: Any, trials: int, seed: int) -> list[dict[s
         points += 1
     cells, seen = [], set()
     if _cells(space, points) > MOST_CELLS:
-        raise ConfigError(f"A grid of {_cells(space, points):,} cells cannot be searched: take sampler=random, or fix settings.")
+        raise ConfigError(f"A grid of {_cells(space, points):,} cells is too large: take sampler=random, or fix settings.")
     for values in itertools.product(*[_points(p, points) for p in space.params]):
         chosen: dict[str, Any] = {}
         labels: dict[str, Any] = {}

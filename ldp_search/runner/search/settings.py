@@ -53,7 +53,8 @@ def _check(param: Param, settings: Settings, where: str) -> None:
     head = param.key.partition(".")[0]
     known = [*RUN_FIELDS, *SPACE_FIELDS]
     if head not in known or head in NOT_SEARCHED:
-        raise ConfigError(f"{head!r} is no setting that can be searched {where}.{did_you_mean(head, known).partition(' Known:')[0]}")
+        near = did_you_mean(head, known).partition(" Known:")[0]
+        raise ConfigError(f"{head!r} is no setting that can be searched {where}.{near}")
     for value in param.ends():
         for names in param.condition.get(head, [None]):
             base = settings.values if names is None else overlay(settings.values, {head: names}, COMPONENTS)
@@ -74,7 +75,8 @@ def _check_value(key: str, value: Any, base: dict[str, Any]) -> None:
     elif head in SPACE_FIELDS:
         SearchSpace(**{head: typed(SearchSpace, head, value, "in a range")})
     else:
-        Config(**{head: typed(Config, head, value, "in a range")}, **({} if head in ("epochs", "steps") else {"epochs": 1})).check()
+        length = {} if head in ("epochs", "steps") else {"epochs": 1}
+        Config(**{head: typed(Config, head, value, "in a range")}, **length).check()
 
 
 def setting_of(settings: Settings) -> Callable[[str], Any]:

@@ -19,6 +19,7 @@ from .options import is_url
 from .patience import PatientStorage
 
 ATTEMPTS = 6
+PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "grpc": "grpcio", "MySQLdb": "mysqlclient"}
 DEAD_OWNER = 5
 """Seconds after which a journal's lock counts as left behind by a killed process; who holds it does so for milliseconds."""
 
@@ -34,7 +35,7 @@ def open_storage(word: str, announce: Any = print) -> PatientStorage:
     except ConfigError:
         raise
     except ModuleNotFoundError as error:
-        package = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "grpc": "grpcio", "MySQLdb": "mysqlclient"}.get(error.name or "", error.name)
+        package = PACKAGES.get(str(error.name), error.name)
         raise ConfigError(f"storage={hidden(word)} needs the package {package}: pip install {package}") from error
     except Exception as error:  # SQLAlchemy's, the driver's and the operating system's classes
         reason = " ".join(str(error.__cause__ or error).split())

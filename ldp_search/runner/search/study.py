@@ -112,7 +112,7 @@ def _found(plan: Plan, storage: Any) -> dict[str, Any] | None:
         return None
     said = storage.get_study_system_attrs(study_id).get(PLAN)
     if said is None and storage.get_all_trials(study_id, deepcopy=False):
-        raise ConfigError(f"The storage holds a study {plan.name!r} that ldp_search did not make. Give another name: study=NAME.")
+        raise ConfigError(f"The storage holds a study {plan.name!r} that ldp_search did not make. Give another study=NAME.")
     return said
 
 
@@ -120,7 +120,8 @@ def _describe(study: optuna.Study, plan: Plan, how: dict[str, Any]) -> None:
     metric = plan.facts.get("metric", "metric")
     with contextlib.suppress(Exception):  # for show only
         study.set_metric_names([metric, plan.options.cost] if plan.options.pareto else [metric])
-    for key, value in {"metric": metric, "cost": plan.options.cost, "max_cost": plan.max_cost, "folder": str(plan.folder.absolute())}.items():
+    shown = {"metric": metric, "cost": plan.options.cost, "max_cost": plan.max_cost, "folder": str(plan.folder.absolute())}
+    for key, value in shown.items():
         study.set_user_attr(key, value)
     said = {"identity": plan.whole_identity, "facts": plan.facts, "how": how}
     study._storage.set_study_system_attr(study._study_id, PLAN, said)

@@ -147,7 +147,8 @@ class Training:
             "training_cost": mean(lambda r: r["mean_cost"] * r["training_bitops"] / r["cost"]) / self.facts["training_bitops"],
             "inference_cost": mean(lambda r: r["inference_bitops"]) / self.facts["inference_bitops"],
             "weight_mib": mean(lambda r: r["weight_mib"]), "mean_bits": mean(lambda r: r["mean_bits"]),
-            "coverage": one["coverage"], "loss": mean(lambda r: r["loss"]), "seconds": round(sum(r["seconds"] for r in results), 1),
+            "coverage": one["coverage"], "loss": mean(lambda r: r["loss"]),
+            "seconds": round(sum(r["seconds"] for r in results), 1),
         }  # fmt: skip
         asked = self.asked(job.chosen)
         attributes = job.outcome.attributes | {

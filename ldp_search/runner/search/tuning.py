@@ -1,11 +1,11 @@
 """The same search for a training function of the user's own.
 
-    def train(trial):
-        model = ldp_search.apply(make_model(), trial.space)
-        ...                                                  # any loop, with ldp.step() in it; trial["lr"], trial.seed
-        return accuracy, ldp_search.controller(model)
+def train(trial):
+    model = ldp_search.apply(make_model(), trial.space)
+    ...                                                  # any loop, with ldp.step() in it; trial["lr"], trial.seed
+    return accuracy, ldp_search.controller(model)
 
-    best = ldp_search.tune(train, space="ldp", storage="study.journal", trials=30)
+best = ldp_search.tune(train, space="ldp", storage="study.journal", trials=30)
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TrialConfig:
         return self.values[key]
 
     def report(self, step: int, metric: float) -> None:
-        """Tell the metric so far, so that a bad trial can be given up: then this raises, and nothing has to be done about it."""
+        """Tell the metric so far, so that a bad trial can be given up: this raises then, which need not be caught."""
         self.job.outcome.metric = metric
         self.job.report(step, metric)
 
@@ -107,7 +107,7 @@ def _plan(space: Any, storage: Any, trials: int, direction: str, metric: str, re
     for key in options:
         if key not in OPTION_FIELDS or key in ("workers", "isolation", "seeds"):
             known = ", ".join(name for name in OPTION_FIELDS if name not in ("workers", "isolation", "seeds"))
-            raise ConfigError(f"tune has no option {key!r}. It has: output, {known}. Start it several times for several workers.")
+            raise ConfigError(f"tune has no option {key!r}. It has: output, {known}. For more workers start it several times.")
     content = dict(space) if isinstance(space, dict) else presets.load("search_spaces", str(space))
     where = "in the given mapping" if isinstance(space, dict) else f"in search space {str(space)!r}"
     outer = parse(content.pop("outer", None), where)
@@ -159,7 +159,7 @@ def _unpacked(returned: Any) -> tuple[float, Any, dict[str, float]]:
     parts = returned if isinstance(returned, tuple) else (returned, None)
     metric, ldp, figures = (*parts, {})[:3] if len(parts) in (2, 3) else (None, None, None)
     if not isinstance(metric, int | float) or not (ldp is None or hasattr(ldp, "cost")) or not isinstance(figures, dict):
-        raise TypeError(f"train_fn must return (metric, controller) or (metric, controller, figures); it returned {returned!r}.")
+        raise TypeError(f"train_fn must return (metric, controller) or (metric, controller, figures); it gave {returned!r}.")
     return float(metric), ldp, figures
 
 

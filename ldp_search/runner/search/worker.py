@@ -34,7 +34,7 @@ class Hopeless(Exception):
 
 
 class Worker:
-    """Works on the trials of a study. At the end `work` returns; KeyboardInterrupt passes through, with the trial handed back."""
+    """Works on the trials of a study. KeyboardInterrupt passes through, with the trial handed back."""
 
     def __init__(self, plan: Plan, study: Any, objective: Objective, ranks: Ranks | None = None, most: int | None = None):
         self.plan, self.study, self.objective, self.most = plan, study, objective, most
