@@ -79,7 +79,7 @@ def plan_of(settings: Settings, words: list[str]) -> Plan:
 
 
 def _folder(storage: str | None, name: str) -> str:
-    """Where a search writes if nothing is said: beside its journal, under its name; without a storage a new folder each time."""
+    """Where a search writes if nothing is said: beside its journal; without a storage a new folder each time."""
     if storage is None:
         return str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     return str(Path("runs") / name if is_url(storage) else Path(storage).with_suffix(""))
