@@ -152,6 +152,7 @@ def _study_options(words: dict[str, Any]) -> tuple[dict[str, Any], StudyOptions 
     rest = {key: value for key, value in words.items() if key not in OPTION_FIELDS}
     options = StudyOptions(**{k: typed(StudyOptions, k, v, "on the command line") for k, v in given.items()})
     options.check()
+    _checked(rest, "on the command line")  # first: trials= may be there, written wrongly
     if given and options.trials is None:
         raise ConfigError(f"{next(iter(given))}=... belongs to a search, which trials=N begins; received no trials=.")
     return rest, options if given else None

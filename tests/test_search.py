@@ -121,7 +121,7 @@ def test_another_configuration_is_refused(tmp_path, capsys):
 WRONG = {
     "trials=0": "trials must be at least 1; received 0",
     "trials=many": "trials must be a whole number, or null; received 'many'",
-    "trails=3": "Unknown key 'trails' on the command line. Did you mean 'trials'",
+    "trails=3 storage=s.journal": "Unknown key 'trails' on the command line. Did you mean 'trials'",
     "storage=s.journal": "storage=... belongs to a search, which trials=N begins",
     "trials=2 sampler=tpee": "Unknown sampler 'tpee'. Did you mean 'tpe'?",
     "trials=2 pruner=mediam": "Unknown pruner 'mediam'. Did you mean 'median'?",

@@ -18,7 +18,7 @@ from typing import Any
 from .notes import announce, line_of
 from .study import Plan
 
-CHILD, ONE_TRIAL = "LDP_SEARCH_WORKER", "LDP_SEARCH_ONE_TRIAL"
+CHILD, ONE_TRIAL = "LDP_SEARCH_PARENT", "LDP_SEARCH_ONE_TRIAL"
 NOTHING_LEFT = 64
 """Exit status of a worker for one trial that found none."""
 MOST_EARLY_DEATHS = 3
@@ -35,7 +35,7 @@ def trials_of_a_child() -> int | None:
 
 def end_with_parent() -> None:
     """Stop this worker as Ctrl-C would, once the process that started it is gone."""
-    parent = os.getppid()
+    parent = int(os.environ[CHILD])  # not getppid(): it may be gone already
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -69,7 +69,7 @@ class Lane:
         return [*kept, f"storage={self.plan.options.storage}", f"output={self.plan.folder}"]
 
     def _environment(self) -> dict[str, str]:
-        more = {CHILD: str(self.number)} | ({ONE_TRIAL: "1"} if self.one_trial else {})
+        more = {CHILD: str(os.getpid())} | ({ONE_TRIAL: "1"} if self.one_trial else {})
         workers = self.plan.options.workers
         if "OMP_NUM_THREADS" not in os.environ:
             more["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
