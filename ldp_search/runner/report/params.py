@@ -13,13 +13,11 @@ from .style import FAINT, SERIES, WIDTH, drawing, elide
 from .trials import StudyView
 
 FEWEST = 4  # complete trials that an importance is computed from
+ENOUGH = 20  # ... and that make it worth something
 
 
 def importances(study: Any, view: StudyView) -> dict[str, dict[str, float]]:
-    """{target: {parameter: share}} by Optuna's evaluator, of the metric and, where it varies, of the cost.
-
-    Of a parameter that not every trial has, nothing is known.
-    """
+    """{target: {parameter: share}} by Optuna's evaluator, of the metric and, where it varies, of the cost."""
     out: dict[str, dict[str, float]] = {}
     for name in (view.metric, view.cost):
         # The evaluator asks what makes a value low. A trial that has ended since the view was taken is left out, as NaN.

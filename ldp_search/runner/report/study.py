@@ -14,7 +14,7 @@ from .front import corner, front_figure, history_figure
 from .heatmap import scale_of
 from .load import load_run
 from .locate import ReportError
-from .params import coordinates_figure, importance_figure, importances
+from .params import ENOUGH, coordinates_figure, importance_figure, importances
 from .trials import StudyView, TrialRow, folder_of, view_of
 from .words import digits, duration, percent
 
@@ -116,6 +116,8 @@ def _importance(study: Any, view: StudyView, show) -> Iterator[str]:
     partly = [n for n in dict.fromkeys(n for r in view.complete for n in r.params) if n not in everywhere]
     if partly:
         yield html.paragraph(f"Not measured, because only some trials have them: {', '.join(partly)}.")
+    if len(view.complete) < ENOUGH:
+        yield html.paragraph(f"From {len(view.complete)} complete trials only: this order is mostly chance.")
 
 
 def _schedules(view: StudyView, show) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shlex
@@ -105,6 +106,8 @@ class Training:
             raise
         finally:
             run.journal.close()
+            del run
+            gc.collect()  # a model and its hooks refer to each other
 
     def _loaded(self, settings: Settings) -> Task:
         """The task's object, made anew only where it would be another one."""

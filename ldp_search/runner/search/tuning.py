@@ -10,6 +10,7 @@ best = ldp_search.tune(train, space="ldp", storage="study.journal", trials=30)
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,6 +152,8 @@ class Function:
         if ldp is not None:
             figures = _figures(ldp) | figures
             job.outcome.files = _keep(ldp, job.folder)
+            del ldp
+            gc.collect()  # a model and its hooks refer to each other
         return Outcome(metric, figures, job.outcome.attributes | {"config": space.to_dict()}, job.outcome.files)
 
 

@@ -6,7 +6,6 @@ It stays while others still work: their trials may become its own.
 from __future__ import annotations
 
 import errno
-import gc
 import time
 import traceback
 from pathlib import Path
@@ -57,7 +56,6 @@ class Worker:
                 break
             self._carry_out(job)
             done += 1
-            gc.collect()  # a model and its hooks refer to each other
         return done
 
     # ---- which trial is next: the main process alone ----
