@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import ldp_search
@@ -68,8 +69,8 @@ def fork(function, *args, **kwargs) -> int:
     try:
         function(*args, **kwargs)
         status = 0
-    except BaseException as error:
-        Path(f"/tmp/toy-{os.getpid()}.txt").write_text(repr(error)) if os.environ.get("TOY_DEBUG") else None
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
