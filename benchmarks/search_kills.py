@@ -35,6 +35,7 @@ with pytest.MonkeyPatch.context() as patch, toy_search.Postgres() as server:
         rows = best.load_study(storage).trials
         steps = [len(p.read_text().splitlines()) for p in folder.glob("trials/*/steps.txt")]
         taken = sum(t.user_attrs.get("deaths", [0])[0] for t in rows)
-        print(f"{name}: {made} kills of 3 workers, {taken} trials taken up again; {len(rows)} trials, "
-              f"{sum(t.state.name == 'COMPLETE' for t in rows)} complete, equal to the search in peace: {found(storage) == calm}; "
+        complete = sum(t.state.name == "COMPLETE" for t in rows)
+        print(f"{name}: {made} kills of 3 workers, {taken} trials taken up again; {len(rows)} trials, {complete} complete, "
+              f"equal to the search in peace: {found(storage) == calm}; "
               f"{sum(steps)} steps for {4 * trials}")  # fmt: skip

@@ -254,7 +254,8 @@ def test_killed_and_stopped_and_gone_on_with(tmp_path):
         tiny.same_result(tmp_path / "calm" / "s" / "trials" / number, tmp_path / "s" / "trials" / number)
 
 
-def test_two_workers_and_a_process_for_every_trial(capsys):
+def test_two_workers_and_a_process_for_every_trial(capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", tiny.environment()["PYTHONPATH"])
     assert search("trials=2", "workers=2", "isolation=process", "epochs=1") == 0
     out = capsys.readouterr().out
     assert [t.state.name for t in trials()] == ["COMPLETE"] * 2 and "[2 of 2]" in out

@@ -85,7 +85,10 @@ class Training:
             folder = self._folder(job, i)
             settings = self.settings_of(job.chosen, seed=first + i, output=str(folder), resume="auto", **quiet)
             job.outcome.files = [folder / name for name in SHOWN] if i == 0 else job.outcome.files
-            results.append(self._train(settings, job, i))
+            try:
+                results.append(self._train(settings, job, i))
+            finally:
+                gc.collect()  # a model and its hooks refer to each other
         return self._outcome(job, results)
 
     def _folder(self, job: Job, i: int) -> Path:
@@ -106,8 +109,6 @@ class Training:
             raise
         finally:
             run.journal.close()
-            del run
-            gc.collect()  # a model and its hooks refer to each other
 
     def _loaded(self, settings: Settings) -> Task:
         """The task's object, made anew only where it would be another one."""
