@@ -23,6 +23,8 @@ _LAZY = {  # these need packages that `import ldp_search` must not load
     "push_to_hub": "ldp_search.runner.pretrained",
     "export": "ldp_search.runner.export",
     "integrations": "ldp_search.integrations",
+    "best": "ldp_search.runner.search.best",
+    "tune": "ldp_search.runner.search.tuning",
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "SearchSpace",
     "Trajectory",
     "apply",
+    "best",
     "controller",
     "export",
     "integrations",
@@ -47,6 +50,7 @@ __all__ = [
     "remove",
     "resolve_space",
     "save_pretrained",
+    "tune",
 ]
 
 
