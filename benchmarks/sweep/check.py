@@ -228,3 +228,16 @@ def _also_plain(case: Case, duplicate: Callable) -> bool:
     finally:
         apply(case.sample)
     return False
+
+
+def one(name: str) -> dict:
+    """The result of one model of the zoo: {"name", "class", "checks", "numbers"}, or an "error" where it cannot be built."""
+    from . import zoo
+
+    start = time.perf_counter()
+    try:
+        sample = zoo.make(name)
+    except Exception as error:
+        return {"name": name, "error": _short(error)}
+    result = {"name": name, "class": sample.class_name} | check(sample)
+    return result | {"seconds": round(time.perf_counter() - start, 1)}
