@@ -11,6 +11,8 @@ _ROPE3_HALF = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1
 _SAM_SIZES = {
     "vision_config.backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "prompt_encoder_config.image_size": 64,
 }  # fmt: skip
+_XCODEC = {"quantization_dim": 128, "encoder_hidden_size": 8, "semantic_model_config.num_hidden_layers": 2}
+_VIBE = {"num_filters": 8, "downsampling_ratios": [2, 4, 5], "depths": [1, 1, 1, 2]}
 _MOBILENET5 = {"channel_multiplier": 0.1}
 _PINPOINTS = {"image_grid_pinpoints": [[128, 128]]}
 _PE_ARGS = {"img_size": 64, "embed_dim": 64, "depth": 2, "num_heads": 4}
@@ -39,6 +41,7 @@ FIELDS: dict[str, dict] = {
     "ernie4_5_vl_moe_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "deepseek_ocr2_sam_vision_model": {"downsample_channels": [32, 64]},
+    "gemma4_text": {"global_head_dim": 16},
     "gemma4_unified_text": {"global_head_dim": 16},
     "glmasr_encoder": {"intermediate_size": 256},
     "paddleocr_vl_text": {"rope_parameters": _ROPE3},
@@ -54,6 +57,8 @@ FIELDS: dict[str, dict] = {
     "maskformer-swin": {"window_size": 2},
     "mllama_text_model": {"cross_attention_layers": [1]},
     "mllama_vision_model": {"intermediate_layers_indices": [0], "vision_output_dim": 128},
+    "molmo2": {"image_patch_id": 110},
+    "molmo2_vision": {"num_position_embeddings": 16},
     "molmo2_adapter": {"vision_feature_layer": [1, 0]},
     "muse_spark_audio": {"num_hidden_layers": 4},
     "nemotron_h": {"chunk_size": 8},
@@ -71,6 +76,9 @@ FIELDS: dict[str, dict] = {
     "superpoint": {"keypoint_decoder_dim": 65},  # 8 x 8 places and "none"
     "textnet": {"stem_out_channels": 16},
     "unlimited_ocr_sam_vision_model": {"downsample_channels": [32, 64]},
+    "vibevoice_acoustic_tokenizer": _VIBE,
+    "vibevoice_acoustic_tokenizer_decoder": _VIBE,
+    "vibevoice_acoustic_tokenizer_encoder": _VIBE,
     "voxtral_encoder": {"intermediate_size": 256},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
     "swin": {"window_size": 2},
@@ -112,7 +120,10 @@ CONFIG: dict[str, dict] = {
     "fast_vlm": {"vision_config.architecture": "fastvit_t8", "vision_config.hidden_size": 768},
     "fastspeech2_conformer_with_hifigan": {"vocoder_config.model_in_dim": 80},
     "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
-    "gemma3n": {"vision_config.model_args": _MOBILENET5, "vision_config.hidden_size": 2048},
+    "gemma3n": {
+        "vision_config.model_args": _MOBILENET5, "vision_config.hidden_size": 2048, "vision_config.vocab_offset": 160,
+        "audio_config.vocab_offset": 288, "text_config.vocab_size": 420, "image_token_id": 161, "audio_token_id": 289,
+    },
     "gemma3n_vision": {"model_args": _MOBILENET5},
     "gemma4_assistant": {"text_config.hidden_size_per_layer_input": 0, "text_config.vocab_size_per_layer_input": 0},
     "glm4v_moe": {"text_config.rope_parameters": _ROPE3_HALF},
@@ -122,7 +133,6 @@ CONFIG: dict[str, dict] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2", **_PINPOINTS},
     "kosmos-2": {"latent_query_num": 8},
-    "llama4": {"vision_config.intermediate_size": 256, "vision_config.projector_input_dim": 64},
     "llava_next": _PINPOINTS,
     "llava_next_video": _PINPOINTS,
     "llava_onevision": _PINPOINTS,
@@ -135,10 +145,10 @@ CONFIG: dict[str, dict] = {
         "image_token_id": 110, "video_token_id": 111, "audio_token_id": 112,
         "audio_config.projection_hidden_size": 64, "audio_config.projection_bias": False,
     },
-    "omdet-turbo": {"apply_layernorm_after_vision_backbone": False, "encoder_in_channels": (48, 96, 192), "vision_features_channels": (64, 64, 64)},
+    "omdet-turbo": {"apply_layernorm_after_vision_backbone": False, "class_embed_dim": 128, "text_projection_in_dim": 128, "text_projection_out_dim": 128, "text_config.hidden_size": 128, "encoder_in_channels": (48, 96, 192), "vision_features_channels": (64, 64, 64)},
     "pe_video_encoder": {"vision_config.architecture": "vit_pe_core_tiny_patch16_384", "vision_config.model_args": _PE_ARGS},
     "perception_lm": {"vision_config.architecture": "vit_pe_spatial_tiny_patch16_512", "vision_config.model_args": _PE_ARGS},
-    "pp_doclayout_v2": _HG_ENCODER | {"class_thresholds": [0.5, 0.5], "class_order": [0, 1]},
+    "pp_doclayout_v2": _HG_ENCODER | {"class_thresholds": [0.5, 0.5], "class_order": [0, 1], "reading_order_config.max_2d_position_embeddings": 1024},
     "pp_doclayout_v3": _HG_ENCODER | {"x4_feat_dim": 32},
     "pp_doclayout_v4": _HG_ENCODER,
     "pp_ocrv5_server_det": _OCR_DET,
@@ -152,8 +162,9 @@ CONFIG: dict[str, dict] = {
     "rt_detr": _HG_ENCODER,
     "rt_detr_v2": _HG_ENCODER,
     "sam3_tracker": _SAM_SIZES,
+    "neucodec": _XCODEC,
     "seggpt": {
-        "image_size": (128, 64), "num_hidden_layers": 4, "intermediate_hidden_state_indices": (0, 1, 2, 3), "merge_index": 1,
+        "image_size": (128, 64), "num_hidden_layers": 4, "intermediate_hidden_state_indices": (1, 2, 3), "merge_index": 0,
     },
     "step3p7": {"text_config.sliding_window": 8},
     "t5gemma2_encoder": {"text_config.dropout_rate": 0.0},
@@ -165,11 +176,12 @@ CONFIG: dict[str, dict] = {
     "voxtral": {"audio_token_id": 110},
     "wav2vec2-bert": {"vocab_size": 40},
     "wav2vec2-conformer": {"vocab_size": 40},
+    "xcodec2": _XCODEC,
     "xmod": {"default_language": "en_XX"},
     "efficientnet": {"width_coefficient": 0.25, "hidden_dim": 320},
     "informer": _SERIES,
     "instructblip": _IMAGE_TOKEN,
-    "instructblipvideo": _IMAGE_TOKEN,
+    "instructblipvideo": {"video_token_index": 110},
     "time_series_transformer": _SERIES,
 }
 """{model type: {dotted path in its configuration: value}}; a path that ends in a dot names another class for a part."""
@@ -180,15 +192,17 @@ CLASS: dict[str, str] = {
     "data2vec-vision": "Data2VecVisionForImageClassification",
     "qwen2_5_omni": "Qwen2_5OmniTalkerForConditionalGeneration",
     "qwen3_omni_moe": "Qwen3OmniMoeTalkerForConditionalGeneration",
+    "llama4": "Llama4ForCausalLM",  # of the whole one, forward asks its language model for images' outputs that it has not
     "musicgen": "MusicgenForConditionalGeneration",
     "musicgen_melody": "MusicgenMelodyForConditionalGeneration",
 }
 """{model type: class} in place of the one that `classes.py` chooses."""
 
-PART: dict[str, str] = {"bark": "semantic_config", "qwen2_5_omni": "talker_config", "qwen3_omni_moe": "talker_config"}
+PART: dict[str, str] = {"bark": "semantic_config", "llama4": "text_config", "qwen2_5_omni": "talker_config", "qwen3_omni_moe": "talker_config"}
 """{model type: field of its configuration} that the class of CLASS takes: the whole has no forward, only `generate`."""
 
 LEAVE: dict[str, tuple] = {
+    "apertus1p5": ("input_values",),
     "csm": ("input_values",),
     "dots3_note": ("input_features",),
     "glm_image": ("pixel_values", "image_grid_thw", "mm_token_type_ids"),

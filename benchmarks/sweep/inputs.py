@@ -49,6 +49,7 @@ class Inputs:
             NotImplementedError: a required parameter that nothing here makes.
         """
         self.made.update(given or {})
+        self.extra = set(given or {})  # may be one that forward takes among its keywords
         order = sorted(self.names, key=lambda name: name in ("input_ids", "attention_mask", "mm_token_type_ids"))  # these last
         for name in order:
             required = self.names[name].default is inspect.Parameter.empty
@@ -62,7 +63,7 @@ class Inputs:
             value = maker()
             if value is not None:
                 self.made[name] = value
-        return {name: value for name, value in self.made.items() if value is not None and name in self.names}
+        return {name: value for name, value in self.made.items() if value is not None and (name in self.names or name in self.extra)}
 
     # -- looking things up ------------------------------------------------------------------------------------------
 
@@ -114,10 +115,10 @@ class Inputs:
 
     def places(self, kind: str) -> int:
         """How many tokens a sample's image (or sound) becomes: the model is asked."""
-        owners = [m for m in self.model.modules() if hasattr(m, f"get_{kind}_features")]
-        if not owners:
+        functions = [f for m in self.model.modules() if (f := getattr(m, f"get_{kind}_features", None)) is not None]
+        if not functions:
             return 0
-        function = getattr(owners[0], f"get_{kind}_features")
+        function = max(functions, key=lambda f: len(signature(f)))  # the outer ones hand keywords on
         known = {k: v for k, v in self.made.items() if k in signature(function)}
         if not known:
             return 0
@@ -201,7 +202,7 @@ class Inputs:
 
     def input_features_mask(self) -> Tensor:
         features = self.made["input_features"]
-        return torch.ones(BATCH, max(features.shape[1:]) if self.look("audio", "max_source_positions") else features.shape[1], dtype=torch.long)
+        return torch.ones(BATCH, max(features.shape[1:]) if self.look("audio", "max_source_positions") else features.shape[1]).bool()
 
     feature_attention_mask = input_features_mask
 

@@ -89,7 +89,7 @@ def _shared_states(m: Inputs) -> dict:
     c = m.config.text_config
     shape = (BATCH, c.num_key_value_heads, TOKENS)
     states = {kind: (m.uniform(*shape, width), m.uniform(*shape, width)) for kind, width in (("full_attention", 16), ("sliding_attention", 16))}
-    return {"inputs_embeds": m.uniform(BATCH, TOKENS, 2 * m.config.backbone_hidden_size), "shared_kv_states": states}
+    return {"inputs_embeds": m.uniform(BATCH, 1, 2 * m.config.backbone_hidden_size), "shared_kv_states": states}
 
 
 def _task_words(m: Inputs) -> dict:
@@ -220,7 +220,7 @@ SPECIAL = {
     "inkling2": _pixels_of_tokens,
     "mimi_decoder": lambda m: {"latents": m.uniform(BATCH, m.config.hidden_size, 8)},
     "pocket_tts_audio_tokenizer_decoder": lambda m: {"latents": m.uniform(BATCH, m.config.hidden_size, 8)},
-    "granite4_vision": _picture_in_tiles,
+    "granite4_vision": lambda m: _picture_in_tiles(m) | {"input_ids": m.text_with(image=24)},
     "instructblip": lambda m: {"qformer_input_ids": m.integers(30, 60, BATCH, TOKENS), "input_ids": m.text_with(image=8)},
     "instructblipvideo": lambda m: {
         "pixel_values": m.uniform(BATCH, 4, 3, 64, 64),
@@ -236,8 +236,8 @@ SPECIAL = {
     "moss_transcribe_diarize": lambda m: {"padding_mask": m.integers(1, 2, BATCH, 256), "input_ids": m.text_with(audio=32)},
     "muse_spark_audio": lambda m: {"input_values": m.uniform(BATCH, 3840)},
     "musicflamingo": lambda m: {"input_ids": m.text_with(audio=64)},
-    "granite_speech": lambda m: {"input_ids": m.text_with(audio=1)},
-    "granite_speech_plus": lambda m: {"input_ids": m.text_with(audio=1)},
+    "granite_speech": lambda m: {"input_ids": m.text_with(audio=9), "input_features_mask": m.integers(1, 2, BATCH, 9).bool()},
+    "granite_speech_plus": lambda m: {"input_ids": m.text_with(audio=9), "input_features_mask": m.integers(1, 2, BATCH, 9).bool()},
     "qwen2_audio": lambda m: {"input_ids": m.text_with(audio=64)},
     "perception_lm": lambda m: {"pixel_values": m.uniform(BATCH, 1, 3, 64, 64)},
     "pop2piano": lambda m: {"input_features": m.uniform(BATCH, FRAMES, m.config.d_model)},
@@ -246,11 +246,19 @@ SPECIAL = {
     "xcodec2": lambda m: {"input_values": m.uniform(BATCH, 1, 3200), "input_features": m.uniform(BATCH, 10, 64)},
     "wav2vec2-bert": lambda m: {"input_features": m.uniform(BATCH, FRAMES, m.config.feature_projection_input_dim)},
     "voxtral_realtime": lambda m: {"input_features": m.uniform(BATCH, 128, 8 * TOKENS)},
-    "vibevoice_acoustic_tokenizer": lambda m: {"input_values": m.uniform(BATCH, 1, 6400)},
-    "vibevoice_acoustic_tokenizer_decoder": lambda m: {"hidden_states": m.uniform(BATCH, 2, m.config.hidden_size)},
-    "vibevoice_acoustic_tokenizer_encoder": lambda m: {"hidden_states": m.uniform(BATCH, 1, 6400)},
+    "vibevoice_acoustic_tokenizer": lambda m: {"input_values": m.uniform(BATCH, 1, 640)},
+    "vibevoice_acoustic_tokenizer_decoder": lambda m: {"hidden_states": m.uniform(BATCH, m.config.hidden_size, 4)},
+    "vibevoice_acoustic_tokenizer_encoder": lambda m: {"hidden_states": m.uniform(BATCH, 1, 640)},
     "qwen2_5_omni": _talker,
     "qwen3_omni_moe": _talker,
+    "apertus1p5": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
+    "muse_spark": lambda m: {"input_values": m.uniform(BATCH, 3840)},
+    "nemotron_h_omni": lambda m: {"pixel_values": m.uniform(BATCH * 16, 768), "image_grid_hw": torch.tensor([[4, 4]] * BATCH)},
+    "gemma3n": lambda m: {"input_features": m.uniform(BATCH, FRAMES, 128), "input_features_mask": m.integers(1, 2, BATCH, FRAMES).bool()},
+    "vibevoice": lambda m: {"input_values": m.uniform(BATCH, 1, 640), "padding_mask": m.integers(1, 2, BATCH, 640).bool()},
+    "vibevoice_asr": lambda m: {"input_values": m.uniform(BATCH, 1, 640), "padding_mask": m.integers(1, 2, BATCH, 640).bool()},
+    "voxtral_realtime_text": lambda m: {"t_cond": m.uniform(1, 1, m.config.hidden_size)},
+    "pe_audio_video_encoder": lambda m: {"input_values": m.uniform(BATCH, 1, 3840), "pixel_values_videos": m.uniform(BATCH, 2, 3, 64, 64)},
     "decision_transformer": _decisions,
     "deepseek_vl_hybrid": lambda m: {"high_res_pixel_values": m.uniform(BATCH, 3, 64, 64)},
     "depth_pro": lambda m: {"pixel_values": m.uniform(1, 3, 256, 256)},
