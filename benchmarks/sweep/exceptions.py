@@ -12,6 +12,8 @@ _SAM_SIZES = {
     "vision_config.backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "prompt_encoder_config.image_size": 64,
 }  # fmt: skip
 _XCODEC = {"quantization_dim": 128, "encoder_hidden_size": 8, "semantic_model_config.num_hidden_layers": 2}
+_DOTS = {f"swa_{name}": 4 for name in ("num_attention_heads", "num_key_value_heads")}
+_VQ = {"base_channels": 32, "channel_multiplier": [1, 2], "num_res_blocks": 1}
 _VIBE = {"num_filters": 8, "downsampling_ratios": [2, 4, 5], "depths": [1, 1, 1, 2]}
 _MOBILENET5 = {"channel_multiplier": 0.1}
 _PINPOINTS = {"image_grid_pinpoints": [[128, 128]]}
@@ -34,7 +36,15 @@ _OCR_DET = {
 }  # fmt: skip
 
 FIELDS: dict[str, dict] = {
+    "apertus1p5_vision_tokenizer": _VQ,
     "bit": {"num_groups": 8},
+    "chmv2": {"post_process_channels": [16, 32, 64, 128]},
+    "dac": {"encoder_hidden_size": 8, "downsampling_ratios": [2, 4, 4], "n_codebooks": 3},
+    "diffusion_gemma_text": {"global_head_dim": 16},
+    "dinov3_convnext": {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 2, 1]},
+    "dots3_note_text": _DOTS,
+    "embedding_gemma2_text": {"global_head_dim": 16},
+    "focalnet": {"embed_dim": 16},
     "clap_audio_model": {"window_size": 2},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
     "donut-swin": {"window_size": 2},
@@ -50,11 +60,13 @@ FIELDS: dict[str, dict] = {
         "stem_channels": [3, 16, 24], "stage_in_channels": [24, 32, 64, 96], "stage_mid_channels": [16, 16, 24, 32],
         "stage_out_channels": [32, 64, 96, 128], "hidden_sizes": [32, 64, 96, 128],
     },
+    "janus_vqgan": _VQ,
     "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "lilt": {"hidden_size": 96},
     "mamba2": {"num_heads": 8, "chunk_size": 8},
     "maskformer-swin": {"window_size": 2},
+    "mgp-str": {"num_bpe_labels": 160, "num_wordpiece_labels": 160},
     "mllama_text_model": {"cross_attention_layers": [1]},
     "mllama_vision_model": {"intermediate_layers_indices": [0], "vision_output_dim": 128},
     "molmo2": {"image_patch_id": 110},
@@ -63,6 +75,7 @@ FIELDS: dict[str, dict] = {
     "muse_spark_audio": {"num_hidden_layers": 4},
     "nemotron_h": {"chunk_size": 8},
     "pp_lcnet_v4": {"stem_channels": [3, 48, 96]},
+    "perceiver": {"d_latents": 64, "num_self_attends_per_block": 2},
     "pix2struct_vision_model": {"patch_embed_hidden_size": 768},
     "qwen4_exp_text": {
         "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 4,
@@ -74,7 +87,9 @@ FIELDS: dict[str, dict] = {
     "sam2_vision_model": {"backbone_channel_list": [128, 64, 32, 16], "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
     "sapiens2_head": {"upsample_out_channels": [32, 32], "conv_out_channels": [32]},
     "superpoint": {"keypoint_decoder_dim": 65},  # 8 x 8 places and "none"
+    "tipsv2_dpt": {"neck_hidden_sizes": [16, 32, 64, 128]},
     "textnet": {"stem_out_channels": 16},
+    "univnet": {"model_hidden_channels": 8},
     "unlimited_ocr_sam_vision_model": {"downsample_channels": [32, 64]},
     "vibevoice_acoustic_tokenizer": _VIBE,
     "vibevoice_acoustic_tokenizer_decoder": _VIBE,
@@ -82,6 +97,7 @@ FIELDS: dict[str, dict] = {
     "voxtral_encoder": {"intermediate_size": 256},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
     "swin": {"window_size": 2},
+    "swin2sr": {"image_size": 16},
     "swinv2": {"window_size": 2},
 }
 """{configuration type: {field: value}}: as CONFIG, wherever the type stands."""
@@ -93,7 +109,7 @@ CONFIG: dict[str, dict] = {
     "autoformer": _SERIES,
     "blip-2": _IMAGE_TOKEN,
     "chameleon": {
-        "vq_config.base_channels": 32, "vq_config.channel_multiplier": [1, 2],
+        **{f"vq_config.{name}": value for name, value in _VQ.items()},
         "vocabulary_map": {"<image>": 110} | {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 30 + i for i in range(64)},
     },
     "clvp": {"text_config.num_attention_heads": 2, "speech_config.num_attention_heads": 2},
@@ -111,7 +127,10 @@ CONFIG: dict[str, dict] = {
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "edgetam_vision_model": {"backbone_config.architecture": "repvit_m1"},
     "edgetam": _SAM_SIZES,
-    "efficientloftr": {"hidden_size": 256, "num_attention_heads": 8},
+    "efficientloftr": {
+        "out_features": [16, 16, 32, 64], "hidden_size": 64, "num_attention_heads": 8, "stage_num_blocks": [1, 1, 1, 1],
+        "num_attention_layers": 1,
+    },
     "emu3": {
         "vq_config.base_channels": 32, "vq_config.channel_multiplier": [1, 2, 2, 2],
         "vocabulary_map": {"<image>": 110, "<|extra_200|>": 111} | {f"<|visual token {i:06d}|>": 30 + i for i in range(64)},
@@ -122,7 +141,7 @@ CONFIG: dict[str, dict] = {
     "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
     "gemma3n": {
         "vision_config.model_args": _MOBILENET5, "vision_config.hidden_size": 2048, "vision_config.vocab_offset": 160,
-        "audio_config.vocab_offset": 288, "text_config.vocab_size": 420, "image_token_id": 161, "audio_token_id": 289,
+        "audio_config.vocab_offset": 288, "text_config.vocab_size": 416, "image_token_id": 161, "audio_token_id": 289,
     },
     "gemma3n_vision": {"model_args": _MOBILENET5},
     "gemma4_assistant": {"text_config.hidden_size_per_layer_input": 0, "text_config.vocab_size_per_layer_input": 0},
@@ -169,6 +188,7 @@ CONFIG: dict[str, dict] = {
     "step3p7": {"text_config.sliding_window": 8},
     "t5gemma2_encoder": {"text_config.dropout_rate": 0.0},
     "timm_backbone": {"backbone": "test_resnet", "use_pretrained_backbone": False},
+    "timm_wrapper": {"architecture": "test_resnet"},
     "tvp": {"visual_prompt_size": 8},
     "uvdoc": {"backbone_config.out_features": [f"stage{i}" for i in range(1, 7)]},
     "vipllava": {"vision_feature_layer": [-1, -2]},
@@ -176,6 +196,7 @@ CONFIG: dict[str, dict] = {
     "voxtral": {"audio_token_id": 110},
     "wav2vec2-bert": {"vocab_size": 40},
     "wav2vec2-conformer": {"vocab_size": 40},
+    "xcodec": {"acoustic_model_config.downsampling_ratios": [8, 5, 4, 2]},
     "xcodec2": _XCODEC,
     "xmod": {"default_language": "en_XX"},
     "efficientnet": {"width_coefficient": 0.25, "hidden_dim": 320},
@@ -213,5 +234,54 @@ LEAVE: dict[str, tuple] = {
 }
 """{model type: names of inputs} to leave out."""
 
-TIMM: dict[str, dict] = {}
-"""{module of timm: {"model": name, "size": of the picture, other arguments of create_model}}."""
+_VIT = {"embed_dim": 64, "depth": 2, "num_heads": 4}
+_STAGES = {"embed_dims": (16, 32, 64, 128), "depths": (1, 1, 2, 1)}
+_SWIN = {"embed_dim": 24, "depths": (2, 2, 2, 2)}
+
+TIMM: dict[str, dict] = {
+    "beit": {"model": "beit_base_patch16_224", **_VIT},
+    "byoanet": {"model": "botnet26t_256"},
+    "nasnet": {"model": "nasnetalarge", "num_features": 1056, "stem_size": 32},
+    "mobilenetv5": {"model": "mobilenetv5_base", "channel_multiplier": 0.1},
+    "cait": {"model": "cait_xxs24_224", **_VIT},
+    "coat": {"model": "coat_tiny", "embed_dims": (16, 16, 16, 16), "serial_depths": (1, 1, 1, 1), "parallel_depth": 1},
+    "convit": {"model": "convit_tiny", **_VIT},
+    "convmixer": {"class": "ConvMixer", "dim": 64, "depth": 2},
+    "crossvit": {"model": "crossvit_tiny_240", "embed_dim": [48, 96], "size": 240},
+    "davit": {"model": "davit_tiny", **_STAGES, "num_heads": (1, 2, 4, 8)},
+    "deepseek_vit": {"model": "deepseek_vit_412m", **_VIT},
+    "deit": {"model": "deit_tiny_patch16_224", **_VIT},
+    "densenet": {"model": "densenet121", "growth_rate": 8, "block_config": (2, 2, 2, 2)},
+    "eva": {"model": "eva02_tiny_patch14_224", **_VIT},
+    "focalnet": {"class": "FocalNet", "embed_dim": 16, "depths": (1, 1, 2, 1)},
+    "gemma4_vit": {"model": "gemma4_vit_167m_enc", "embed_dim": 64, "depth": 2, "num_heads": 4, "head_dim": 16, "intermediate_size": 96},
+    "hiera": {"model": "hiera_tiny_224", "embed_dim": 16, "stages": (1, 1, 2, 1)},
+    "hieradet_sam2": {"model": "sam2_hiera_tiny", "size": 64},
+    "metaformer": {
+        "class": "MetaFormer", "dims": (32, 64, 64, 128), "depths": (1, 1, 1, 1),
+        "token_mixers": ["@Pooling", "@SepConv", "@Attention", "@Attention"],
+        "norm_layers": ["@LayerNorm2dNoBias", "@LayerNorm2dNoBias", "@LayerNormNoBias", "@LayerNormNoBias"],
+    },
+    "mlp_mixer": {"class": "MlpMixer", "embed_dim": 64, "num_blocks": 2},
+    "mvitv2": {"model": "mvitv2_tiny"},
+    "naflexvit": {"model": "naflexvit_base_patch16_gap", **_VIT},
+    "nest": {"class": "Nest", "embed_dims": (16, 32, 64), "num_heads": (1, 2, 4), "depths": (1, 1, 2)},
+    "pvt_v2": {"model": "pvt_v2_b0"},
+    "qwen3_vit": {"model": "qwen3_vit_88m", **_VIT},
+    "sequencer": {
+        "model": "sequencer2d_s", "layers": (1, 1, 1, 1), "embed_dims": (32, 64, 64, 64), "hidden_sizes": (8, 16, 16, 16),
+    },
+    "swin_transformer": {"model": "swin_tiny_patch4_window7_224", **_SWIN},
+    "swin_transformer_v2": {"model": "swinv2_tiny_window16_256", **_SWIN},
+    "swin_transformer_v2_cr": {"model": "swinv2_cr_tiny_224", **_SWIN},
+    "tiny_vit": {"model": "tiny_vit_5m_224", **_STAGES, "num_heads": (1, 2, 4, 8)},
+    "tnt": {"model": "tnt_s_legacy_patch16_224", "embed_dim": 64, "inner_dim": 16, "depth": 2, "num_heads_outer": 4},
+    "twins": {"model": "twins_svt_small", **_STAGES},
+    "vgg": {"class": "VGG", "cfg": [16, "M", 32, "M", 64, "M", 64, "M", 64, "M"], "mlp_ratio": 0.02},
+    "vision_transformer_hybrid": {"model": "vit_tiny_r_s16_p8_224", **_VIT},
+    "vision_transformer_sam": {"model": "samvit_base_patch16_224", **_VIT},
+    "visformer": {"model": "visformer_tiny"},
+    "volo": {"class": "VOLO", "layers": (1, 1, 1, 1), "embed_dims": (24, 48, 48, 48), "num_heads": (2, 4, 4, 4), "use_aux_head": False},
+    "xcit": {"model": "xcit_nano_12_p8_224", **_VIT},
+}
+"""{module of timm: {"model": name, or "class": its name, "size": of the picture, other arguments}}; "@X" stands for X of the module."""

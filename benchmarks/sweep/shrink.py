@@ -31,6 +31,7 @@ _RULES = [  # first match wins; a value at most as large as the new one stays
     (r"(head_dim|d_kv|dim_head|kv_channels|_head_size|linear_\w+_head_dim)$", HEAD_DIM),
     (r"qk_nope_head_dim|qk_rope_head_dim|rotary_dim", 8),
     (r"lora_rank|_rank$", 16),
+    (r"num_codebooks|num_quantizers|max_text_length|mamba_chunk_size|num_filters", 8),
     (r"mm_tokens_per_image", 4),
     (r"upsample_groups|bottleneck_features", WIDTH),
     (r"^n_groups$|n_groups$", 2),
@@ -47,7 +48,7 @@ _RULES = [  # first match wins; a value at most as large as the new one stays
     (r"num_queries|num_proposals|two_stage_num_proposals|num_denoising|query_tokens|_num_latents|num_latents|n_latents", 8),
     (r"intermediate\w*_size|ffn|d_ff|dim_ff|mlp_dim|feed_?forward_dim|feed_forward_hidden|d_inner|linear_units|inner_dim", INNER),
     (r"hidden|d_model|n_embd|embd?_dim|embedding_size|embedding_dim|embedding_size|projector|project|_width$", WIDTH),
-    (r"_dim$|^dim$|_dims$|channels?$|_units$|num_filters|_size_per_layer_input|_inplanes|base_channels|feature_size", WIDTH),
+    (r"_dim$|^dim$|_dims$|channels?$|_units$|_size_per_layer_input|_inplanes|base_channels|feature_size", WIDTH),
     (r"codebook_dim|dim_bbox", WIDTH),
 ]  # fmt: skip
 _MISSING = {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1}
