@@ -20,8 +20,11 @@ __version__ = "0.1.0"
 _LAZY = {  # these need packages that `import ldp_search` must not load
     "save_pretrained": "ldp_search.runner.pretrained",
     "load_pretrained": "ldp_search.runner.pretrained",
+    "push_to_hub": "ldp_search.runner.pretrained",
     "export": "ldp_search.runner.export",
     "integrations": "ldp_search.integrations",
+    "best": "ldp_search.runner.search.best",
+    "tune": "ldp_search.runner.search.tuning",
 }
 
 __all__ = [
@@ -37,14 +40,17 @@ __all__ = [
     "SearchSpace",
     "Trajectory",
     "apply",
+    "best",
     "controller",
     "export",
     "integrations",
     "load_pretrained",
+    "push_to_hub",
     "register",
     "remove",
     "resolve_space",
     "save_pretrained",
+    "tune",
 ]
 
 

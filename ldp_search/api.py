@@ -32,15 +32,17 @@ def apply(model: nn.Module, space: str | Path | dict | SearchSpace = "ldp", exam
     `controller(model)`. In the training loop, call `controller(model).step(progress)` once per optimizer step.
 
     Args:
-        model: any torch module with linear or convolution layers.
+        model: any torch module that multiplies by weights: layers, raw parameters, experts, recurrent layers.
         space: a shipped name (`ldp`, `ldp_paper`, `static`, `cyclic`, ...), a YAML path, a mapping or a SearchSpace.
-        example_inputs: a tensor, a tuple of arguments or a mapping of keyword arguments, for counting multiply-accumulates.
-            None: the model's own (timm's input size, Hugging Face's dummy inputs), else those of the first forward.
+        example_inputs: a tensor, a tuple of arguments or a mapping of keyword arguments, for counting multiply-accumulates and
+            finding the products outside of layers; `apply` then also checks that the model with quantization off computes what
+            it did before, exactly. None: counted on timm's own input size, else at the first forward.
         overrides: fields of SearchSpace, e.g. ``bits=(3, 8), target_cost=0.5, policy="cyclic", skip=["*head"]``.
 
     Raises:
-        ValueError: a bad space, a model without quantizable layers or one that is a search space already, a pattern
-            that matches nothing, or a coverage below `min_coverage`.
+        ValueError: a bad space, a model with nothing to quantize or one that is a search space already, a pattern that
+            matches nothing, or a coverage below `min_coverage`. RuntimeError: the model does not compute the same as before
+            with quantization off (then it is left unchanged).
     """
     return core.attach(model, resolve_space(space, **overrides), example_inputs)
 

@@ -2,9 +2,10 @@
 
 Each layer lies over the one before:
 
-    defaults here < the search space's YAML < the task's `recipe:` < its `quick:` (with recipe=quick) < the command line
+    defaults here < the search space's YAML < the task's `recipe:` < its `quick:` (with recipe=quick) < config=FILE < the words
 
-The fields of SearchSpace stand beside those of Config at the top level: `bits=[3,6]`, `policy.cycles=8`.
+The fields of SearchSpace stand beside those of Config at the top level: `bits=[3,6]`, `policy.cycles=8`; so do those of
+StudyOptions, which make a search of the run: `trials=20`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from . import presets
 from .core.registry import did_you_mean
 from .core.space import SearchSpace
 from .runner.overlay import EXCLUSIVE, ConfigError, overlay, parse_words
+from .runner.search.options import OPTION_FIELDS, StudyOptions
 from .runner.tasks import TaskFile, load_task
 from .runner.typed import check_components, typed
 
@@ -37,6 +39,7 @@ class Config:
     model: Any = _is("timm:cifar_resnet20", "ALIAS, timm:NAME, hf:ID or module:function; options as model.OPTION=VALUE")
     space: str = _is("ldp", "a shipped search space, or the path of a YAML file like those in search_spaces/")
     recipe: str = _is("full", "full, or quick for the task's short recipe")
+    config: str | None = _is(None, "a YAML file of settings, such as a search's best.yaml; words beside it count more")
     output: str | None = _is(None, "folder of this run (default: runs/TASK-MODEL-POLICY-TIME)")
     data: str | None = _is(None, "folder with the task's data, as Parquet files, instead of the hub")
     seed: int = _is(0, "of everything random; the same seed and settings give the same result")
@@ -97,18 +100,22 @@ COMPONENTS = ("model", "optimizer", "policy", "relaxation", "weight_quantizer", 
 LISTS = ("trackers", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
 RUN_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 SPACE_FIELDS = {f.name: f for f in dataclasses.fields(SearchSpace) if f.name not in RUN_FIELDS}  # both have a seed: one seed
-NOT_A_RESULT = ("output", "resume", "trackers", "data_workers", "checkpoint_every", "data")
+NOT_A_RESULT = ("config", "output", "resume", "trackers", "data_workers", "checkpoint_every", "data")
 """Settings that may differ between a run and its continuation: the result does not depend on them (data is compared itself)."""
 
 
 @dataclass
 class Settings:
-    """A resolved configuration. `values` is all of it as plain data, as config.yaml holds it."""
+    """A resolved configuration. `values` is all of it as plain data, as config.yaml holds it; `asked` what was given by
+    words and config=FILE alone. `study` is there when a search is wanted.
+    """
 
     config: Config
     space: SearchSpace
     task: TaskFile
     values: dict[str, Any]
+    asked: dict[str, Any] = field(default_factory=dict)
+    study: StudyOptions | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -123,16 +130,41 @@ def resolve(words: list[str]) -> Settings:
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of range, with the nearest names.
     """
+    return resolve_mapping(parse_words(words, (*COMPONENTS, "sampler", "pruner"), LISTS))
+
+
+def resolve_mapping(asked: dict[str, Any]) -> Settings:
+    """The same from words that were parsed already. Raises ConfigError."""
     try:
-        return _resolve(parse_words(words, COMPONENTS, LISTS))
+        words, study = _study_options(asked)
+        settings = _resolve(words)
+        settings.study = study
+        return settings
     except ConfigError:
         raise
     except (TypeError, ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
 
 
+def _study_options(words: dict[str, Any]) -> tuple[dict[str, Any], StudyOptions | None]:
+    """The words of a run, and the options of a study, None where no search is wanted."""
+    given = {key: value for key, value in words.items() if key in OPTION_FIELDS}
+    rest = {key: value for key, value in words.items() if key not in OPTION_FIELDS}
+    options = StudyOptions(**{k: typed(StudyOptions, k, v, "on the command line") for k, v in given.items()})
+    options.check()
+    _checked(rest, "on the command line")  # first: trials= may be there, written wrongly
+    if given and options.trials is None:
+        raise ConfigError(f"{next(iter(given))}=... belongs to a search, which trials=N begins; received no trials=.")
+    return rest, options if given else None
+
+
 def _resolve(words: dict[str, Any]) -> Settings:
     asked = _checked(words, "on the command line")
+    if asked.get("config") is not None:
+        file = Path(asked.pop("config")).expanduser()
+        if not file.is_file():
+            raise ConfigError(f"config=FILE must be a YAML file of settings; there is no file {str(file)!r}.")
+        asked = overlay(_checked(presets.read_yaml(file), f"in {file}"), asked, COMPONENTS)
     going_on = asked.get("resume", "auto") not in ("auto", "never")
     layers = [_saved(asked)] if going_on else _recipe_layers(asked)
     values = {name: _default(f) for name, f in (RUN_FIELDS | SPACE_FIELDS).items()}
@@ -150,7 +182,7 @@ def _resolve(words: dict[str, Any]) -> Settings:
     config = Config(**{name: values[name] for name in RUN_FIELDS})
     config.check()
     space = SearchSpace.from_dict({name: values[name] for name in SPACE_FIELDS} | {"seed": config.seed})
-    return Settings(config, space, load_task(config.task), values)
+    return Settings(config, space, load_task(config.task), values, asked)
 
 
 def interval(text: str) -> tuple[str, float]:
@@ -192,7 +224,7 @@ def _saved(asked: dict[str, Any]) -> dict[str, Any]:
 
 def _checked(layer: dict[str, Any], where: str) -> dict[str, Any]:
     """A layer with known keys and values of the right type. Raises ConfigError."""
-    known = [*RUN_FIELDS, *SPACE_FIELDS]
+    known = [*RUN_FIELDS, *SPACE_FIELDS, *OPTION_FIELDS]
     return {
         key: typed(SearchSpace if key in SPACE_FIELDS else Config, key, value, where, known=known)
         for key, value in layer.items()

@@ -42,6 +42,10 @@ def _run(words: list[str], as_program: bool) -> int:
     if as_program:
         _share_cores()
         keep_freed_memory()
+    if settings.study is not None:
+        from .runner.search.command import search
+
+        return search(settings, words)
     from .runner.results import table
     from .runner.setup import Finished, open_session
 

@@ -1,5 +1,7 @@
 """The census: who is charged for which multiply-accumulates, and what stays as it was."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -9,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, ViTConfig, V
 import ldp_search
 import ldp_search.runner.cifar_models  # noqa: F401  (registers the CIFAR networks with timm)
 from ldp_search.core.census import batch_size, census
+from ldp_search.core.survey import Survey
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 
@@ -47,12 +50,16 @@ class Odd(nn.Module):
         return nn.functional.linear(x, self.by_hand.weight) @ self.mixing * scale
 
 
-def test_what_happens_outside_the_layers_is_named():
+def test_what_happens_outside_the_layers_belongs_to_its_weight():
     ldp = ldp_search.controller(ldp_search.apply(Odd(), "static", bits=4, example_inputs={"x": torch.zeros(5, 4)}))
-    assert {name: (s.macs, s.calls) for name, s in ldp.layers.items()} == {"twice": (32, 2), "by_hand": (0, 0), "never": (0, 0)}
-    assert ldp.coverage.share == pytest.approx(32 / (32 + 16 + 8))
-    assert [(item.name, item.macs) for item in ldp.coverage.left_out] == [("(the model itself)", 24)]
-    assert "aten.mm outside a layer that can be quantized" in ldp.summary()
+    found = {name: (s.kind, s.macs, s.weight_numel, s.calls) for name, s in ldp.layers.items()}
+    assert found == {
+        "mixing": ("matmul", 8, 8, 1),
+        "twice": ("Linear", 32, 16, 2),
+        "by_hand": ("Linear", 16, 16, 1),
+        "never": ("Linear", 0, 16, 0),
+    }
+    assert ldp.coverage == (1.0, [])
 
 
 def test_skipped_layers_are_named(mlp):
@@ -69,7 +76,8 @@ def test_torchs_encoder_is_counted_and_quantized_in_evaluation():
     ldp = ldp_search.controller(ldp_search.apply(model, "static", bits=3, example_inputs=x))
     assert ldp.layers["layers.0.linear1"].macs == 5 * 8 * 16
     assert {item.name for item in ldp.coverage.left_out} == {"layers.0.self_attn", "layers.1.self_attn"}
-    assert ldp.coverage.share < 0.6
+    assert all("of two activations; attention=True quantizes it" in item.reason for item in ldp.coverage.left_out)
+    assert ldp.coverage.share == pytest.approx(1 - 2 * 2 * 5 * 5 * 8 / (2 * 5 * 8 * (4 * 8 + 2 * 16) + 2 * 2 * 5 * 5 * 8))
     with torch.no_grad():
         assert (model(x) - original[0]).abs().max() > 0.01, "the fused path would skip the quantizers"
         assert (model(x, src_key_padding_mask=mask) - original[1])[0].abs().max() > 0.01
@@ -85,8 +93,9 @@ def test_it_leaves_no_trace():
     model[1].eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     modes, random = [m.training for m in model.modules()], torch.get_rng_state()
-    tallies, batch = census(model, (torch.randn(3, 1, 4, 4, generator=torch.Generator()),), {})
-    assert batch == 3 and tallies["4"].macs.total() == 3 * 16
+    survey = census(model, (torch.randn(3, 1, 4, 4, generator=torch.Generator()),), {})
+    assert survey.inputs == "(3, 1, 4, 4)" and survey.tallies["4"].macs.total() == 16
+    assert Survey.from_dict(json.loads(json.dumps(survey.to_dict()))) == survey
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), random)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -1,15 +1,23 @@
 """Two real processes over gloo: equal bits and weights on both, killed and resumed bitwise; errors said once."""
 
 import json
+import os
+import socket
+import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
+import toy_search
+from accelerate.state import AcceleratorState
 from tiny import ROOT, WORDS, same_result, torchrun
 
 from ldp_search.config import resolve
 from ldp_search.run import main
+from ldp_search.runner import results, train
 from ldp_search.runner.batches import check_sizes
 from ldp_search.runner.overlay import ConfigError
+from ldp_search.runner.search import best, samplers, training
 
 
 def two(die_at, folder, *words):
@@ -63,3 +71,47 @@ def test_batches_are_cut_among_the_processes():
         check_sizes(SimpleNamespace(train_size=100, eval_size=100), config, world=2)
     with pytest.raises(ConfigError, match="Each of the 2 processes needs a sample to evaluate on"):
         check_sizes(SimpleNamespace(train_size=100, eval_size=1), resolve([]).config, world=2)
+
+
+def rank_of_a_search(rank, port, die_at, log, words):
+    """One of two processes of a search, forked. Its second trial is pruned by the main process alone."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    os.dup2(1, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    AcceleratorState._reset_state(reset_partial_state=True)  # of this test process
+    for module in (results, training):
+        module.write_report_page = lambda output: None
+    samplers.AmongFeasible.prune = lambda self, study, trial: trial.number == 1 and trial.last_step == 2
+    plain_step = train.training_step
+
+    def step(session, parts):
+        if session.output.name == "0002" and session.step == die_at:
+            torch.distributed.barrier()
+            os._exit(9)
+        plain_step(session, parts)
+
+    train.training_step = step
+    status = main(words)
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def test_a_search_whose_trials_are_trained_by_two_processes(tmp_path, monkeypatch):
+    """The main process asks and decides, both hear the same; both killed in a trial, they go on with it from its checkpoint."""
+    words = [*WORDS, "space=quick", "trials=3", f"storage={tmp_path / 's.journal'}", f"output={tmp_path / 's'}"]
+    monkeypatch.setattr("ldp_search.runner.report.study.write_study_report", lambda study, output: None)
+    for die_at, status in ((7, 9), (-1, 0)):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        pids = [toy_search.fork(rank_of_a_search, rank, port, die_at, tmp_path / "log", words) for rank in (0, 1)]
+        ended = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        assert ended == [status, status], (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().count("[3 of 3]") == 1
+    trials = best.load_study(tmp_path / "s.journal").trials
+    assert [t.state.name for t in trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert trials[1].intermediate_values.keys() == {1, 2} and trials[2].user_attrs["deaths"] == [1, 7]
+    result = json.loads((tmp_path / "s" / "trials" / "0002" / "result.json").read_text())
+    assert result["processes"] == 2 and result["accuracy"] == trials[2].value

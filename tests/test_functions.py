@@ -1,124 +1,75 @@
-"""The op-level way: products outside of layers, reached in their owner's forward with functions=True."""
-
-import copy
+"""The functions that are products: their operands, however they are given; over which axes they sum; as a layer."""
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor
 
-import ldp_search
+from ldp_search.core.functions import PRODUCTS, find
+from ldp_search.core.quantizers import measure
 
-
-class Attention(nn.Module):
-    """Every form of product that a layer class cannot hold: @, bmm, einsum, a raw parameter, a weight read from outside."""
-
-    def __init__(self, width=16):
-        super().__init__()
-        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
-        self.mix = nn.Parameter(torch.randn(width, width) * 0.1)
-        self.outer = nn.Linear(width, width, bias=False)
-
-    def forward(self, x):
-        weights = (self.q(x) @ self.k(x).transpose(1, 2) / 4).softmax(-1)
-        mixed = torch.einsum("bij,jk->bik", torch.bmm(weights, self.v(x)), self.mix)
-        return nn.functional.linear(mixed, self.outer.weight)
-
-
-TOKENS, WIDTH = 5, 16
-OWN_MACS = 2 * TOKENS * TOKENS * WIDTH + 2 * TOKENS * WIDTH * WIDTH  # QK and PV; einsum and the linear from outside
-
-
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, WIDTH), Attention(), nn.Flatten(), nn.Linear(TOKENS * WIDTH, 3))
+X, W = torch.randn(2, 3, 4), torch.randn(4, 5)
+CALLS = {  # name: (function, arguments, keyword arguments, axes of the weight that the sum leaves, which operand is the weight)
+    "matmul": (torch.matmul, (X, W), {}, (1,), 1),
+    "matmul by keyword": (torch.matmul, (X,), {"other": W}, (1,), 1),
+    "@": (Tensor.__matmul__, (X, W), {}, (1,), 1),
+    "weight first": (torch.matmul, (W.t(), X.transpose(1, 2)), {}, (0,), 0),
+    "experts": (torch.bmm, (X, torch.randn(2, 4, 6)), {}, (0, 2), 1),
+    "addmm": (torch.addmm, (torch.zeros(5), X[0], W), {}, (1,), 1),
+    "baddbmm": (torch.baddbmm, (torch.zeros(1), X, torch.randn(2, 4, 6)), {}, (0, 2), 1),
+    "linear": (F.linear, (X, W.t()), {"bias": torch.zeros(5)}, (0,), 1),
+    "conv2d": (F.conv2d, (torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)), {"padding": 1}, (0,), 1),
+    "conv1d by keyword": (F.conv1d, (), {"input": torch.randn(1, 2, 5), "weight": torch.randn(4, 1, 3), "groups": 2}, (0,), 1),
+    "conv, same": (F.conv1d, (torch.randn(1, 2, 5), torch.randn(3, 2, 4)), {"padding": "same"}, (0,), 1),
+    "transposed": (F.conv_transpose2d, (torch.randn(1, 2, 3, 3), torch.randn(2, 4, 3, 3), None, 2), {}, (1,), 1),
+    "einsum": (torch.einsum, ("bij,jk->bik", X, W), {}, (1,), 1),
+    "einsum of a list": (torch.einsum, ("ibh,hnd->ibnd", [X, torch.randn(4, 2, 3)]), {}, (1, 2), 1),
+    "einsum with dots": (torch.einsum, ("...j,jk->...k", X, W), {}, (1,), 1),
+    "einsum without arrow": (torch.einsum, ("ij,jk", X[0], W), {}, (1,), 1),
+}
 
 
-@pytest.fixture
-def x():
-    return torch.randn(2, TOKENS, 8, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("name", CALLS)
+def test_operands_axes_and_replacement(name):
+    function, args, kwargs, axes, which = CALLS[name]
+    product = find(function, args, kwargs)
+    pair = product.pair(args, kwargs)
+    assert all(isinstance(x, Tensor) for x in pair)
+    assert product.kept(which, pair[which], args) == axes
+    doubled = product.replaced(args, kwargs, [x * 2 for x in pair])
+    bias = 3 * kwargs["bias"] if kwargs.get("bias") is not None else 0
+    base = function(*args, **kwargs)
+    torch.testing.assert_close(function(*doubled[0], **doubled[1]) + bias, 4 * base + 0)
+    layer = product.layer(args, kwargs)
+    if layer is not None:
+        x, w, bias, form = layer
+        torch.testing.assert_close(form.forward(x, w, bias), base)
 
 
-def test_left_out_by_default_and_named(model, x):
-    ldp_search.apply(model, example_inputs=x)
-    coverage = ldp_search.controller(model).coverage
-    assert {item.name for item in coverage.left_out} == {"1"}
-    assert sum(item.macs for item in coverage.left_out) == OWN_MACS
-    assert all("functions=True" in item.reason for item in coverage.left_out)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_channel_of_a_weight_is_scaled_by_itself(name):
+    """Scaling what the kept axes resolve scales the output alone: ranges along them lose nothing."""
+    function, args, kwargs, axes, which = CALLS[name]
+    product = find(function, args, kwargs)
+    weight = product.pair(args, kwargs)[which]
+    stats = measure(weight, axes)
+    assert stats.low.shape == tuple(n if d in axes else 1 for d, n in enumerate(weight.shape))
 
 
-def test_covered_with_functions(model, x):
-    ldp_search.apply(model, example_inputs=x, functions=True)
-    ldp = ldp_search.controller(model)
-    assert ldp.coverage.share == 1 and ldp.coverage.left_out == []
-    spec = ldp.layers["1"]
-    assert (spec.kind, spec.macs, spec.weight_numel) == ("functions", OWN_MACS, WIDTH * WIDTH)
-    assert list(ldp.layers) == ["0", "1", "1.q", "1.k", "1.v", "1.outer", "3"]
+@pytest.mark.parametrize(
+    ("function", "args"),
+    [
+        (torch.matmul, (torch.ones(3, 1), torch.ones(1, 4))),  # an outer product: nothing is summed (rotary frequencies)
+        (torch.einsum, ("i,j->ij", torch.ones(3), torch.ones(4))),
+        (torch.einsum, ("bn,bn->bn", torch.ones(2, 3), torch.ones(2, 3))),
+        (torch.matmul, (torch.ones(2, 2, dtype=torch.long), torch.ones(2, 2, dtype=torch.long))),
+        (torch.einsum, ("ij,jk,kl->il", torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2))),
+        (torch.add, (X, X)),
+    ],
+)
+def test_what_is_no_product_of_two(function, args):
+    assert find(function, args, {}) is None
 
 
-@pytest.mark.parametrize(("bits", "most"), [(16, 1e-4), (8, 0.05)])
-def test_close_at_many_bits_and_exact_when_off(model, x, bits, most):
-    before = model(x)
-    ldp_search.apply(model, example_inputs=x, functions=True, policy="static", bits=bits)
-    error = (model(x) - before).abs().max() / before.abs().max()
-    assert 0 < error < most
-    with ldp_search.controller(model).disabled():
-        assert torch.equal(model(x), before)
-    ldp_search.remove(model)
-    assert type(model[1]) is Attention and torch.equal(model(x), before)
-
-
-def test_own_products_are_quantized_once_and_layers_inside_by_themselves(model, x):
-    """With the owner at 16 bits, its layers at 3 bits give what they give without the owner (up to the 16-bit rounding)."""
-    fixed = {"1": 16, "*.q": 3, "*.k": 3, "*.v": 3}
-    rest = {"bits": 16, "policy": "static", "weight_quantizer": "symmetric", "input_quantizer": "symmetric"}
-    both, layers = copy.deepcopy(model), copy.deepcopy(model)
-    ldp_search.apply(both, example_inputs=x, functions=True, fixed=fixed, **rest)
-    ldp_search.apply(layers, example_inputs=x, fixed={k: v for k, v in fixed.items() if k != "1"}, **rest)
-    plain = model(x)
-    assert (both(x) - layers(x)).abs().max() < 0.01 * (layers(x) - plain).abs().max()
-
-
-@pytest.mark.parametrize("relaxation", ["round", "interpolate", "sample"])
-def test_gradient_reaches_the_owners_bits(model, x, relaxation):
-    ldp_search.apply(model, example_inputs=x, functions=True, relaxation=relaxation, bits=(3, 6))
-    ldp = ldp_search.controller(model)
-    model(x).square().mean().backward()
-    row = list(ldp.layers).index("1")
-    grad = ldp.parameters()["bits"].grad[row]
-    assert torch.isfinite(grad).all() and (grad[:2] != 0).all()
-    ldp.step(0.5)
-
-
-def test_copies_are_independent(model, x):
-    ldp_search.apply(model, example_inputs=x, functions=True)
-    other = copy.deepcopy(model)
-    assert torch.equal(model(x), other(x))
-    ldp_search.remove(model)
-    assert ldp_search.controller(other).coverage.share == 1 and type(other[1]).__name__ == "QuantAttention"
-
-
-def test_needs_inputs_to_find_them():
-    with pytest.raises(ValueError, match="give example_inputs"):
-        ldp_search.apply(nn.Sequential(nn.Linear(4, 4)), functions=True)
-
-
-class Nested(nn.Module):
-    """An owner around an owner around a layer."""
-
-    def __init__(self, inside=None):
-        super().__init__()
-        self.inside, self.weight = inside, nn.Parameter(torch.randn(4, 4))
-
-    def forward(self, x):
-        return self.inside(x) @ self.weight
-
-
-@pytest.mark.parametrize(("skip", "kept"), [(["inside.inside"], "inside.inside"), (["inside", "inside.inside"], "inside")])
-def test_what_is_skipped_inside_an_owner_stays_exact(skip, kept):
-    model, x, seen = Nested(Nested(nn.Linear(4, 4))), torch.randn(3, 4), []
-    model.get_submodule(kept).register_forward_hook(lambda module, inputs, output: seen.append(output))
-    original = model(x)
-    ldp_search.apply(model, "static", bits=2, functions=True, skip=skip, example_inputs=x)
-    assert not torch.equal(model(x), original) and torch.equal(seen[-1], seen[0])
-    assert type(ldp_search.remove(model).inside.inside) is nn.Linear and torch.equal(model(x), original)
+def test_torchs_conv_functions_are_those_that_layers_call():
+    assert {torch.conv2d, torch.conv_transpose1d, F.conv3d} <= set(PRODUCTS)

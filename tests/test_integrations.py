@@ -1,5 +1,6 @@
 """LDPCallback in real trainings of transformers' Trainer: steps, losses, logs, checkpoints, errors."""
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import ROOT, torchrun
 
 import ldp_search
 from ldp_search import Schedule, controller
@@ -122,6 +124,27 @@ def test_callbacks_behind_it_see_the_numbers(tmp_path):
 
     trainer(tmp_path, others=[Tracker()], max_steps=2, save_strategy="no").train()
     assert all("ldp_cost" in row for row in Tracker.rows[:2])
+
+
+def test_trackers_of_report_to_get_the_numbers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Other(TrainerCallback):
+        began = 0
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.began += 1
+
+    other = Other()
+    made = trainer(tmp_path, report_to="tensorboard", others=[other], max_steps=3, save_strategy="no")
+    made.train()
+    names = [type(callback).__name__ for callback in made.callback_handler.callbacks]
+    assert names[0] == "DefaultFlowCallback" and names.index("TensorBoardCallback") == names.index("LDPCallback") + 1
+    assert other.began == 1 and len(names) == len(set(names))
+    folder = next((tmp_path / "runs").iterdir())
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("train/ldp_weight_bits")] == [1, 2, 3]
+    assert "train/ldp_mean_cost" in events.Tags()["scalars"]
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -249,6 +272,27 @@ def test_the_best_checkpoint_comes_back_with_its_bits(tmp_path):
     assert ldp.trajectory.seen == STEPS
 
 
+def test_a_best_checkpoint_without_its_bits_is_said(tmp_path):
+    class Lose(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            os.remove(os.path.join(state.best_model_checkpoint, "ldp_state.pt"))
+
+    options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 4, "max_steps": 4}
+    made = trainer(tmp_path, callback=Lose(), others=[ldp_search.integrations.LDPCallback()], **options)
+    with pytest.warns(UserWarning, match="the bits are those of the last step"):
+        made.train()
+
+
+def test_two_processes_resumed_bitwise(tmp_path):
+    """With accumulation, bf16, gradient checkpointing, evaluation in between and the best model at the end."""
+    done = torchrun(str(ROOT / "tests" / "trainer_two.py"), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    held = [(tmp_path / run / f"rank{rank}.json").read_text() for run in ("whole", "cut") for rank in (0, 1)]
+    assert len(set(held)) == 1  # both processes, of both trainings
+    row = json.loads(held[0])
+    assert row["mode"] == "distributed" and row["seen"] == 8 and row["mean_cost"] == pytest.approx(0.5, abs=0.01)
+
+
 # -- the end --------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +331,15 @@ def test_losses_that_cannot_be_read(tmp_path):
         made.train()
     assert made.state.global_step == 0  # at once, not after an epoch
     trainer(tmp_path, kind=Own, max_steps=2, save_strategy="no").train()  # policies without the loss do not mind
+
+
+def test_training_twice_needs_a_new_search(tmp_path):
+    made = trainer(tmp_path, max_steps=2, save_strategy="no")
+    made.train()
+    with pytest.raises(ValueError, match=r"trained for 2 steps before: resume with .*ldp_search.remove\(model\)"):
+        made.train()
+    ldp_search.apply(ldp_search.remove(made.model), target_cost=0.5)
+    made.train()
 
 
 def test_data_parallel_is_refused(tmp_path, monkeypatch):

@@ -139,7 +139,7 @@ def test_a_plain_timm_model_loads_the_weights(tmp_path):
         assert torch.equal(plain(IMAGES), model(IMAGES))
 
 
-@pytest.mark.parametrize("options", [{}, {"functions": True}], ids=["layers", "functions"])
+@pytest.mark.parametrize("options", [{}, {"attention": True}], ids=["layers", "attention"])
 @pytest.mark.parametrize("make", [bert, gpt2])
 def test_transformers_models(tmp_path, make, options):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -319,7 +319,7 @@ def test_another_format_version(saved):
     folder, _ = saved
     path = folder / "ldp.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
-    with pytest.raises(ValueError, match="format version 1; it is of 99, made with ldp_search"):
+    with pytest.raises(ValueError, match="format version 2; it is of 99, made with ldp_search"):
         load_pretrained(folder, net())
 
 

@@ -231,7 +231,7 @@ def test_a_termination_saves_and_a_second_one_does_not_wait(times, status, tmp_p
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     process = tiny.start(tmp_path / "run", 2, *WORDS, "model=tiny:slow_net", "checkpoint_every=1h", "epochs=100")
     process.send_signal(signal.SIGINT)
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=150)[1]
     assert process.returncode == 130 and "Traceback" not in err, err
     assert f"python -m ldp_search.run resume={tmp_path / 'run'}" in err
     assert checkpoint.newest_intact(tmp_path / "run" / "checkpoints", print) is not None

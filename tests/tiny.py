@@ -51,8 +51,11 @@ def torchrun(*script: str) -> subprocess.CompletedProcess:
     options = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(words, start_new_session=True, **options)
     try:
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=250)
     finally:
+        process.terminate()  # it ends its workers, which are leaders of sessions of their own
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     return subprocess.CompletedProcess(words, process.returncode, out, err)
@@ -61,7 +64,7 @@ def torchrun(*script: str) -> subprocess.CompletedProcess:
 def start(folder: Path, lines: int, *words: str) -> subprocess.Popen:
     """A run in a process of its own, that has written some lines of metrics."""
     process = subprocess.Popen(command(*words, f"output={folder}"), env=environment(), stderr=subprocess.PIPE, text=True)
-    deadline, file = time.monotonic() + 60, folder / "metrics.jsonl"
+    deadline, file = time.monotonic() + 150, folder / "metrics.jsonl"
     while process.poll() is None and not (file.exists() and file.read_text().count("\n") >= lines):
         if time.monotonic() > deadline:
             process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -10,8 +11,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .running import backward, call, distance, outputs, seed, tensors
+from ldp_search.core.fake_quantize import rounded
+from ldp_search.core.site import Site
 
+from .running import backward, call, distance, outputs, seed
+
+VANISHED = 1e-30  # a gradient of which nothing is left once it is multiplied by a rounding error
 SWAPPED_BY_TYPE = (nn.Linear, nn.Conv2d)  # what a plain swap of layers reaches
 
 
@@ -67,7 +72,9 @@ def macs(model: nn.Module, inputs, ldp) -> dict:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         seed()
-        with ldp.disabled(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _NoModules()
+        with ldp.disabled(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             call(model.eval(), inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -75,7 +82,41 @@ def macs(model: nn.Module, inputs, ldp) -> dict:
             hook.remove()
     total = counter.get_total_flops()
     counted = sum(layer.macs for layer in ldp.layers.values()) + sum(item.macs for item in ldp.coverage.left_out)
-    return {"macs": counted, "macs_flops": total // 2, "coverage_swap": round(inside["swap"] / total, 5) if total else 0.0}
+    swap = inside["swap"] / 2 / batch_size(inputs, model) / counted if counted else 0.0
+    return {"macs": counted, "macs_flops": total // 2, "macs_unknown": _unknown(ldp), "coverage_swap": round(swap, 5)}
+
+
+def batch_size(inputs, model) -> int:
+    """Samples of the inputs, as the census takes them."""
+    from ldp_search.core.census import batch_size as of_census
+
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    return of_census(args, kwargs, getattr(model, "main_input_name", None))
+
+
+def _unknown(ldp) -> int:
+    """Multiply-accumulates a sample, as the census counts them, of operations that FlopCounterMode does not know: products
+    grouped by expert, LSTM, and a matrix times a vector.
+    """
+    lstm = {name for name, m in ldp.model.named_modules() if isinstance(m, nn.LSTM)}
+    return sum(
+        found.macs
+        for owner, tally in ldp.survey.tallies.items()
+        for found in tally.found
+        if found.function == "grouped_mm" or owner in lstm
+    ) + sum(macs for tally in ldp.survey.tallies.values() for op, macs in tally.macs.items() if op in ("mv", "dot"))
+
+
+class _NoModules:
+    """In place of FlopCounterMode's record of modules, which fails on inputs with a gradient under no_grad."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
 
 
 def _original(cls: type) -> type:
@@ -83,47 +124,13 @@ def _original(cls: type) -> type:
     return next((base for base in cls.__mro__ if base in SWAPPED_BY_TYPE), cls) if cls.__module__.startswith("ldp_") else cls
 
 
-@dataclass
-class Flow:
-    """Where gradients flow in the plain model."""
-
-    reached: set = field(default_factory=set)  # modules of which an output has a gradient other than 0
-    called: set = field(default_factory=set)
-    few_values: set = field(default_factory=set)  # modules whose input takes two values at most: a grid holds them exactly
-    not_finite: list = field(default_factory=list)
-
-
-def flow(model: nn.Module, inputs) -> Flow:
-    """One training step of the plain model, watched."""
-    found, handles = Flow(), []
-
-    def watch(name):
-        def hook(module, args, output):
-            found.called.add(name)
-            if args and isinstance(args[0], Tensor) and args[0].numel() and _few(args[0].detach().flatten()[None]):
-                found.few_values.add(name)
-            for x in tensors(output):
-                if x.requires_grad:
-                    x.register_hook(lambda grad: found.reached.add(name) if bool((grad != 0).any()) else None)
-
-        return hook
-
-    try:
-        handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules()]
-        model.zero_grad()
-        backward(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    found.not_finite = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+def not_finite(model: nn.Module, inputs) -> list[str]:
+    """Parameters of the plain model whose gradient in one training step is not finite."""
+    model.zero_grad()
+    backward(model, inputs)
+    found = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     model.zero_grad()
     return found
-
-
-def _few(rows: Tensor) -> bool:
-    """Every row takes only its least and its greatest value: a min/max grid of any bits holds these exactly."""
-    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
-    return bool(((rows == low) | (rows == high)).all())
 
 
 @dataclass
@@ -134,20 +141,60 @@ class Silent:
     exempt: int = 0
 
 
-def silent_rows(model: nn.Module, ldp, grad: Tensor, flow: Flow) -> Silent:
-    """Rows of the bits' gradient that are 0 where the layer took part in the loss and quantizing it changes something."""
-    out, modules, searched = Silent(), dict(model.named_modules()), ldp.problem.searched
-    for row, (name, layer) in enumerate(ldp.layers.items()):
-        silent = [c for c in (0, 1) if searched[row, c] and grad[row, c] == 0]
+@contextmanager
+def watched(ldp):
+    """{row: its operands (0 with the weight bits, 1 with the input bits) that a grid does not hold exactly, in products at which a
+    gradient arrived}, of what happens within.
+    """
+    seen = {name: set() for name in ldp.layers}
+    product, call, rows = Site.product, Site.call, Site.rows
+
+    def note(site, y, w, x, axes=None):
+        zero = any(operand is not None and not bool(operand.any()) for operand in (w, x))  # a first query of a decoder
+        inexact = {0} if w is not None and not zero and not _exact(w, site._weight_grid(w, axes or ())(site.bits[0])) else set()
+        inexact |= {1} if x is not None and not zero and not _exact(x, site._own_grid(x)(site.bits[1])) else set()
+        if y.requires_grad:
+            y.register_hook(lambda grad: seen[site.name].update(inexact if float(grad.abs().max()) > VANISHED else ()))
+        return y
+
+    def watched_product(site, x, w, bias, form, training, axes):
+        return note(site, product(site, x, w, bias, form, training, axes), w, x, axes)
+
+    def watched_call(site, found, function, args, kwargs, weight, training):
+        pair, y = found.pair(args, kwargs), call(site, found, function, args, kwargs, weight, training)
+        if weight == 1 and found.layer(args, kwargs) is not None:
+            return y  # it came as a product
+        w, x = (pair[0], pair[1]) if weight == 0 else (pair[1], pair[0])
+        return note(site, y, w, x)
+
+    def watched_rows(site, values):
+        return note(site, rows(site, values), values, None)
+
+    Site.product, Site.call, Site.rows = watched_product, watched_call, watched_rows
+    try:
+        yield seen
+    finally:
+        Site.product, Site.call, Site.rows = product, call, rows
+
+
+@torch.no_grad()
+def _exact(x: Tensor, grid) -> bool:
+    """The grid holds it as it is: constants, attention to one token, coordinates."""
+    x = x.detach().float()
+    return not x.numel() or bool(((rounded(x, grid) - x).abs() <= 1e-6 * x.abs().max()).all())
+
+
+def silent_rows(ldp, grad: Tensor, seen: dict[str, set]) -> Silent:
+    """Rows of the bits' gradient that are 0 although a gradient arrived and rounding changed something."""
+    out = Silent()
+    for row, name in enumerate(ldp.layers):
+        silent = [c for c in (0, 1) if ldp.problem.searched[row, c] and grad[row, c] == 0]
         if not silent:
             continue
-        module = modules.get(name)
-        weight = getattr(module, "weight", None) if module is not None else None
-        exact = {0: isinstance(weight, Tensor) and weight.dim() > 1 and _few(weight.detach().flatten(1)), 1: name in flow.few_values}
-        if layer.calls == 0 or (name in flow.called and name not in flow.reached) or all(exact[c] for c in silent):
-            out.exempt += 1
+        if any(c in seen[name] for c in silent):
+            out.rows.append(f"{name} ({ldp.layers[name].kind}, {'/'.join(('weight', 'input')[c] for c in silent)})")
         else:
-            out.rows.append(f"{name} ({layer.kind}, {'/'.join(('weight', 'input')[c] for c in silent)})")
+            out.exempt += 1
     return out
 
 

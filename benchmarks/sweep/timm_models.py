@@ -38,6 +38,27 @@ def smallest(module: str) -> str:
     return min(sizes, key=lambda name: (sizes[name], name))
 
 
+SMALLER = (
+    {"embed_dim": 64, "depth": 2, "num_heads": 2}, {"embed_dim": 64, "depth": 2}, {"depths": (1, 1, 1, 1), "embed_dim": 32},
+    {"depths": (1, 1, 1, 1), "dims": (16, 32, 64, 128)}, {"depths": (1, 1, 1, 1)}, {"layers": (1, 1, 1, 1)}, {"num_blocks": 2},
+)  # fmt: skip
+"""Arguments of create_model that make a model smaller, where it takes them."""
+
+
+@functools.cache
+def _arguments(name: str) -> dict:
+    """Those of SMALLER with which the model has the fewest parameters."""
+    sizes = []
+    for options in ({}, *SMALLER):
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name, num_classes=10, **options)
+        except Exception:  # whatever a constructor makes of an argument that it does not take
+            continue
+        sizes.append((sum(p.numel() for p in model.parameters()), options))
+    return min(sizes, key=lambda pair: pair[0])[1] if sizes else {}
+
+
 def _rank(name: str) -> int:
     return next((i for i, word in enumerate(_SMALL) if re.search(re.escape(word) + r"(_|$|\d)?", name)), len(_SMALL))
 
@@ -47,6 +68,7 @@ def build(module: str) -> Sample:
     options = dict(TIMM.get(module, {}))
     name = options.pop("class", None) or options.pop("model", None) or smallest(module)
     sizes = [options.pop("size")] if "size" in options else SIZES
+    options = options or _arguments(name)
     for size in sizes:
         try:
             torch.manual_seed(0)

@@ -1,7 +1,7 @@
 """The method: quantizers, quantized layers, relaxations, policies, costs, allocation and controller. torch only.
 
-Read in this order: quantizers, fake_quantize, products, backends (one quantized product); layers, site (in a network);
-cost, relaxations, policies (which bits); controller (one training step); census, apply, finalize (before and after).
+Read in this order: quantizers, fake_quantize, products, backends (one quantized product); layers, owners, site (in a network);
+cost, relaxations, policies (which bits); controller (one training step); census, rows, apply, finalize (before and after).
 """
 
 from .allocation import Allocation

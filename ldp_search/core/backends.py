@@ -32,7 +32,9 @@ class Call(NamedTuple):
 def compute_dtype(x: Tensor) -> torch.dtype:
     """What the product itself runs in: autocast's type where it is on, else the input's."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if x.is_meta or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 @register("backend", "reference")
@@ -74,7 +76,9 @@ class _Product(torch.autograd.Function):
         ctx.options = product, grad_quantizer, dtype, None if bias is None else bias.dtype
         x_q = fq.rounded(x, Grid(*grids[:4])).to(dtype)
         w_q = fq.rounded(w, Grid(*grids[4:])).to(dtype)
-        return product.forward(x_q, w_q, None if bias is None else bias.to(dtype))
+        y = product.forward(x_q, w_q, None if bias is None else bias.to(dtype))
+        # A one-dimensional convolution gives a view, which a caller could not add to in place once it comes from here.
+        return torch.ops.aten._unsafe_view(y, y.shape) if not torch.compiler.is_compiling() and y._is_view() else y
 
     @staticmethod
     @torch.autograd.function.once_differentiable

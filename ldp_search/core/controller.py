@@ -15,33 +15,35 @@ from torch import Tensor, nn
 
 from . import cost as costs
 from .allocation import Allocation
-from .census import Tally
+from .coverage import SKIPPED, coverage
 from .finalize import finalize
-from .functions import OWNER
 from .groups import assign_groups
-from .layers import Entry
+from .owners import copy_with_model
 from .policies import Problem, Signals
 from .policies.budget import check_reachable
 from .ranks import average_over_ranks
 from .registry import build
+from .rows import Row, check_some, find_rows, holders, owned_numel, precisions
 from .site import Site
 from .space import FULL_PRECISION, SearchSpace
-from .specs import Bits, Coverage, LayerSpec, LeftOut
+from .specs import Bits, Coverage, LayerSpec
 from .summary import summarize
+from .survey import Survey
+from .swapping import install
 from .trajectory import Trajectory
 
-THE_MODEL = "(the model itself)"  # its name among its own modules is empty
 CLIP_LR = 1e-3  # of the learned clips: a share of the range per step, since they are held as logarithms
 
 
 class Controller:
-    """Handle of one model's search; `ldp_search.controller(model)` finds it."""
+    """Handle of one model's search; `ldp_search.controller(model)` finds it.
 
-    def __init__(self, model: nn.Module, space: SearchSpace, layers: dict[str, Entry], precision: dict[str, tuple]):
-        """Args:
-        layers: {name: what becomes quantized}. precision: {name: (low, high)}, ranges of weight, input and gradient bits.
-        """
-        self.model, self.space, self.enabled = model, space, True
+    rows: {name: what has bits of its own}, layers and products outside of layers; survey: the census that they follow from,
+    None until there was one. enabled: whether the model quantizes. gathering: inputs are measured in evaluation mode too.
+    """
+
+    def __init__(self, model: nn.Module, space: SearchSpace, survey: Survey | None = None):
+        self.model, self.space, self.enabled, self.gathering = model, space, True, False
         self.weight_quantizer, self.input_quantizer = (
             build("quantizer", q) for q in (space.weight_quantizer, space.input_quantizer)
         )
@@ -50,32 +52,60 @@ class Controller:
             build("backend", space.backend),
         )
         self.relaxation, self.policy = build("relaxation", space.relaxation), build("policy", space.policy)
-        self._names = list(layers)
-        low, high = (torch.tensor([precision[name][k] for name in layers], dtype=torch.float32).view(-1, 3) for k in (0, 1))
-        group, groups = assign_groups(self._names, low, high, space.granularity, space.tie)
-        self.problem = Problem(
-            self._names, low, high, torch.ones(len(layers), dtype=torch.float64), group, groups,
-            space.target_cost, space.cost_weight, space.seed,
-        )  # fmt: skip
-        self.sites = [
-            Site(self, n, entry.axis, float(high[i, 2]) < FULL_PRECISION) for i, (n, entry) in enumerate(layers.items())
-        ]
-        self._kinds = [entry.kind for entry in layers.values()]
-        self._weights = _owned_numel(layers.values())
         self.generator = torch.Generator().manual_seed(space.seed)
-        self.trajectory = Trajectory(self._names)
-        self._progress, self.counted, self.counted_on, self.frozen = 0.0, False, "", False
-        self._tallies: dict[str, Tally] = {}
-        self.hooks: list = []  # of the census that waits for the first forward
-        self._allocate([entry.channels for entry in layers.values()])
+        self._progress, self.frozen, self.hooks = 0.0, False, {}
+        self.survey = survey
+        self._build(find_rows(model, space, survey))
+        self._check_policy()
+        self._check_costs()
         self._bind()
+
+    def _build(self, rows: dict[str, Row]) -> None:
+        """Everything that has a place for each row."""
+        check_some(self.model, rows, self.space)
+        precision = precisions(rows, self.space, final=self.counted)
+        self.rows, self._names = rows, list(rows)
+        low, high = (torch.tensor([precision[name][k] for name in rows], dtype=torch.float32).view(-1, 3) for k in (0, 1))
+        group, groups = assign_groups(self._names, low, high, self.space.granularity, self.space.tie, holders(rows))
+        self.problem = Problem(
+            self._names,
+            low,
+            high,
+            self._macs_of(rows),
+            group,
+            groups,
+            self.space.target_cost,
+            self.space.cost_weight,
+            self.space.seed,
+        )
+        self.sites = [Site(self, n, row.axis, float(high[i, 2]) < FULL_PRECISION) for i, (n, row) in enumerate(rows.items())]
+        self._weights = owned_numel(rows.values())
+        self.trajectory = Trajectory(self._names)
+        self._allocate([row.channels for row in rows.values()])
+
+    def _macs_of(self, rows: dict[str, Row]) -> Tensor:
+        """(rows,) per sample; all alike until they are counted."""
+        return torch.tensor([row.macs if self.counted else 1 for row in rows.values()], dtype=torch.float64)
+
+    @property
+    def counted(self) -> bool:
+        return self.survey is not None
+
+    @property
+    def on(self) -> bool:
+        return self.enabled
+
+    def searched_sites(self) -> dict[str, Site | None]:
+        """{row: its site}, None where it stays in full precision."""
+        full = (self.problem.high[:, 0] >= FULL_PRECISION).tolist()
+        return {site.name: None if kept else site for site, kept in zip(self.sites, full, strict=True)}
 
     # -- the tensors ------------------------------------------------------------------------------------------------
 
     def _allocate(self, channels: list[int]) -> None:
         n, device = len(self.sites), self.problem.low.device
         self._bits, self._grads = torch.zeros(n, 3, device=device), torch.zeros(n, 3, device=device)
-        self._ranges = torch.zeros(n, 4, device=device)
+        self._ranges = torch.zeros(sum(row.call_sites for row in self.rows.values()), 4, device=device)
         self._channels = channels if self.weight_quantizer.learned_clip else [0] * n
         inputs = n if self.input_quantizer.learned_clip else 0
         self._clips = torch.zeros(inputs + sum(self._channels), device=device)  # logarithms: of the inputs, then the weights
@@ -88,10 +118,10 @@ class Controller:
         """Give every site its rows: leaves that share the stacked tensors' storage, with gradients that do so too."""
         learn = self.policy.needs_gradients and not self.frozen
         inputs = len(self.sites) if self.input_quantizer.learned_clip else 0
-        start = inputs
+        start, ranges = inputs, self._ranges.split([row.call_sites for row in self.rows.values()])
         for row, site in enumerate(self.sites):
             site.bits = _leaf(self._bits[row], self._grads[row] if learn else None)
-            site.ranges = self._ranges[row]
+            site.ranges = ranges[row]
             clip = slice(row, row + 1)
             site.x_clip = _leaf(self._clips[clip], None if self.frozen else self._clip_grads[clip]) if inputs else None
             stop = start + self._channels[row]
@@ -112,19 +142,23 @@ class Controller:
         self.policy.to(device)
         self._hand_out()
 
-    def _bind(self) -> None:
-        """Let the policy begin: at `apply`, and again when the MACs become known."""
-        if self.policy.needs_gradients and not self.problem.searched.any():
+    def _check_policy(self) -> None:
+        if not self.policy.needs_gradients:
+            return
+        if not self.problem.searched.any():
             raise ValueError(
                 f"The policy {self.policy.name!r} learns bits, but every range is a single number "
                 f"(bits={self.space.bits}, grad_bits={self.space.grad_bits}). "
                 "Give a range such as bits=(3, 8), or policy='static'."
             )
-        if self.policy.needs_gradients and self.problem.searched[:, 2].any():
+        if self.problem.searched[:, 2].any():
             raise ValueError(
                 f"The loss has no gradient with respect to the gradient bits, so {self.policy.name!r} cannot learn them; "
                 f"received grad_bits={self.space.grad_bits}. Give one number, e.g. grad_bits=8."
             )
+
+    def _bind(self) -> None:
+        """Let the policy begin: at `apply`, and again when the MACs become known."""
         start = self.policy.bind(self.problem)
         self._bits.copy_(self._realize(start, 0.0, torch.round(start)))
 
@@ -194,48 +228,32 @@ class Controller:
     @property
     def layers(self) -> dict[str, LayerSpec]:
         """{layer name: LayerSpec}; MACs are 0 until they are counted (at `apply` with inputs, else at the first forward)."""
-        out = {}
-        for name, kind, numel in zip(self._names, self._kinds, self._weights, strict=True):
-            tally = self._tallies.get(name, Tally())
-            macs = tally.reachable if kind == OWNER else sum(tally.macs.values())
-            out[name] = LayerSpec(name, kind, macs, numel, tally.input_numel, tally.calls)
-        return out
+        return {
+            name: LayerSpec(name, row.kind, row.macs, numel, row.input_numel, row.calls)
+            for (name, row), numel in zip(self.rows.items(), self._weights, strict=True)
+        }
 
     def cost(self) -> costs.Cost:
         """Cost at the bits in force now, and averaged so far. Waits for the device."""
         p, bits = self.problem, torch.round(self._bits).double()
         macs = p.macs if self.counted else torch.zeros_like(p.macs)
-        inference = costs.inference_bitops(p.macs, bits).sum()
+        inference, highest = (costs.inference_bitops(p.macs, b).sum() for b in (bits, p.high.double()))
         numel = torch.tensor(self._weights, dtype=torch.float64, device=bits.device)
+        left_out = sum(item.macs for item in self.coverage.left_out if item.reason != SKIPPED)
         return costs.Cost(
             training_bitops=float(costs.training_bitops(macs, bits).sum()),
-            inference_bitops=float(costs.inference_bitops(macs, bits).sum()),
+            inference_bitops=float(inference) if self.counted else 0.0,
             relative=float(p.relative_cost(bits)),
-            relative_inference=float(inference / costs.inference_bitops(p.macs, p.high.double()).sum()),
+            relative_inference=float(inference / highest),
             weight_mib=float(costs.weight_mib(numel, bits).sum()),
             mean_relative=float(self._spent) / self._progress if self._progress else float(p.relative_cost(bits)),
+            left_out_bitops=float(3 * FULL_PRECISION**2 * left_out),
         )
 
     @property
     def coverage(self) -> Coverage:
         """Share of the model's MACs that goes through quantized products, and what does not."""
-        total = sum(sum(t.macs.values()) for t in self._tallies.values())
-        quantized = {s.name for i, s in enumerate(self.sites) if float(self.problem.high[i, 0]) < FULL_PRECISION}
-        left, layers = [], self.layers
-        for name, tally in self._tallies.items():
-            if name in quantized:
-                macs = sum(tally.macs.values()) - layers[name].macs
-                left += [LeftOut(name or THE_MODEL, macs, "operations that functions=True does not reach")] if macs else []
-            else:
-                left += [LeftOut(name or THE_MODEL, macs, self._reason(name, op)) for op, macs in tally.macs.items() if macs]
-        missing = sum(item.macs for item in left)
-        return Coverage(1 - missing / total if total else 0.0, sorted(left, key=lambda item: -item.macs))
-
-    def _reason(self, name: str, op: str) -> str:
-        if name in self._names:
-            return "kept in full precision (skip)"
-        reach = "; functions=True quantizes it" if self._tallies[name].reachable else ""
-        return f"{op} outside a layer that can be quantized{reach}"
+        return coverage(self.survey, self.rows, self.searched_sites())
 
     def summary(self) -> str:
         """A text table of the layers and their bits, the cost and the coverage."""
@@ -243,33 +261,49 @@ class Controller:
 
     # -- counting ---------------------------------------------------------------------------------------------------
 
-    def count(self, tallies: dict[str, Tally], batch: int, inputs: str = "") -> None:
-        """Take over a census: the MACs per sample of every module. The policy then begins on the real costs.
-
-        Args:
-            batch: samples that were counted together. inputs: their shapes, in words.
+    def settle(self, survey: Survey) -> None:
+        """Take over a census that comes after `apply`: the costs, and the rows of the products outside of layers.
 
         Raises:
-            ValueError: the coverage is below the space's `min_coverage`, or the target cost out of reach.
+            ValueError: the coverage is below the space's `min_coverage`, the target cost out of reach, or a pattern matches
+                nothing.
         """
-        for tally in tallies.values():
-            tally.macs = type(tally.macs)({op: macs // batch for op, macs in tally.macs.items()})
-            tally.reachable, tally.input_numel = tally.reachable // batch, tally.input_numel // batch
-        self._tallies, self.counted, self.counted_on = tallies, True, inputs
-        macs = torch.tensor([spec.macs for spec in self.layers.values()], dtype=torch.float64)
-        self.problem.macs = macs.to(self.problem.low.device)
-        self.policy.problem = self.problem
-        coverage = self.coverage
-        if coverage.share < self.space.min_coverage:
-            listed = "\n".join(f"  {item.name}: {item.macs:,} MACs, {item.reason}" for item in coverage.left_out[:20])
+        if "census" in self.hooks:  # a state that brings its census was loaded before the first forward
+            self.hooks.pop("census").remove()
+        self.survey, before = survey, self.bits()
+        rows = find_rows(self.model, self.space, survey)
+        if self._progress > 0:  # what a training has learned stays; what it has not met so far stays out
+            rows = {name: row for name, row in rows.items() if name in self.rows}
+        device = self._bits.device
+        if list(rows) == self._names:
+            self.rows, self.problem.macs = rows, self._macs_of(rows).to(device)
+            self.policy.problem = self.problem
+            self._ranges = torch.zeros(sum(row.call_sites for row in rows.values()), 4, device=device)
+            self._hand_out()
+            precisions(rows, self.space, final=True)
+        else:
+            self._build(rows)
+            self.to(device)
+        self._check_costs()
+        if self._progress == 0:
+            self._bind()
+        if self.frozen:
+            for row, name in enumerate(self._names):
+                self._bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32)
+        install(self)
+
+    def _check_costs(self) -> None:
+        if not self.counted:
+            return
+        found = self.coverage
+        if found.share < self.space.min_coverage:
+            listed = "\n".join(f"  {item.name}: {item.macs:,} MACs, {item.reason}" for item in found.left_out[:20])
             raise ValueError(
-                f"min_coverage={self.space.min_coverage} of the MACs must be quantized, but only {coverage.share:.3f} is. "
+                f"min_coverage={self.space.min_coverage} of the MACs must be quantized, but only {found.share:.3f} is. "
                 f"Left out:\n{listed}\nLower min_coverage, or take these layers out of `skip`."
             )
         if self.policy.meets_target:
             check_reachable(self.problem)
-        if self._progress == 0 and not self.frozen:
-            self._bind()
 
     # -- off, frozen, saved -----------------------------------------------------------------------------------------
 
@@ -284,7 +318,9 @@ class Controller:
 
     @property
     def ranges(self) -> Tensor:
-        """(layers, 4) moving averages, as sums: of each input's minimum, maximum and mean magnitude, and of 1 (their mass)."""
+        """(call sites, 4) moving averages, as sums: of each input's minimum, maximum and mean magnitude, and of 1 (their mass).
+        A row has one call site, more where its module runs more than once in a forward.
+        """
         return self._ranges
 
     def freeze(self) -> None:
@@ -303,6 +339,7 @@ class Controller:
         """All that a training needs to go on bitwise: tensors on the CPU and plain data."""
         return {
             "layers": self._names,
+            "survey": self.survey and self.survey.to_dict(),
             "tensors": {name: getattr(self, name).detach().cpu().clone() for name in self._SAVED},
             "clip_optimizer": copy.deepcopy(self._clip_optimizer.state_dict()),
             "policy": self.policy.state_dict(),
@@ -318,11 +355,19 @@ class Controller:
         Raises:
             ValueError: the state is of a model with other layers.
         """
+        if not self.counted and state["survey"] is not None:
+            self.settle(Survey.from_dict(state["survey"]))
         if state["layers"] != self._names:
             other = sorted(set(state["layers"]) ^ set(self._names))
             raise ValueError(f"The state must be of the same quantized layers; these differ: {other[:10] or 'their order'}.")
         if state["tensors"]["_clips"].shape != self._clips.shape:
             raise ValueError("The state must be of the same search space: one of the two has learned clips, the other has not.")
+        for name, value in state["tensors"].items():
+            if getattr(self, name).shape != value.shape:
+                raise ValueError(
+                    f"The state must be of the same layers, counted on inputs that use them alike; {name} is of shape "
+                    f"{tuple(value.shape)} there and {tuple(getattr(self, name).shape)} here."
+                )
         for name, value in state["tensors"].items():
             getattr(self, name).copy_(value)
         self._clip_optimizer.load_state_dict(copy.deepcopy(state["clip_optimizer"]))  # it would keep the very tensors
@@ -331,6 +376,9 @@ class Controller:
         self.generator.set_state(state["generator"])
         self._progress, self.frozen = state["progress"], state["frozen"]
         self._hand_out()
+
+    def __deepcopy__(self, memo: dict):
+        return copy_with_model(self, self, memo)
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -344,12 +392,3 @@ def _leaf(values: Tensor, grad: Tensor | None) -> Tensor:
         leaf.requires_grad_()
         leaf.grad = grad
     return leaf
-
-
-def _owned_numel(entries) -> list[int]:
-    """Elements of each entry's weights, 0 for those whose storage an earlier one owns (ties)."""
-    seen, out = set(), []
-    for entry in entries:
-        out.append(sum(weight.numel() for weight in entry.weights if id(weight) not in seen))
-        seen.update(id(weight) for weight in entry.weights)
-    return out

@@ -19,7 +19,9 @@ CONTAINERS = (2, 4, 8, 16, 32)  # the widths that hardware really computes in
 class Cost:
     """Cost of a model at some bits. BitOPs are per sample; `relative*` are to the space's highest bits.
 
-    mean_relative: the relative training cost averaged over the trajectory so far (by progress).
+    mean_relative: the relative training cost averaged over the trajectory so far (by progress). left_out_bitops: training
+    BitOPs, at 32 bits, of what is not quantized (attention's own products without attention=True); in none of the others,
+    since no choice of bits changes it.
     """
 
     training_bitops: float
@@ -28,6 +30,7 @@ class Cost:
     relative_inference: float
     weight_mib: float
     mean_relative: float
+    left_out_bitops: float = 0.0
 
 
 def training_bitops(macs: Tensor, bits: Tensor) -> Tensor:

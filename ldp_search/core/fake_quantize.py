@@ -27,12 +27,17 @@ def reference(x: Tensor, grid: Grid) -> Tensor:
     return (grid.scale * round_ste((x - offset) / grid.scale) + offset).to(dtype)
 
 
+def _clamped(x: Tensor, grid: Grid) -> Tensor:
+    """A fresh tensor within the grid's range. Minimum and maximum by a tensor are three times as fast as clamp."""
+    low = torch.minimum(x, grid.high)
+    return torch.maximum(low, grid.low) if torch.compiler.is_compiling() else torch.maximum(low, grid.low, out=low)
+
+
 def rounded(x: Tensor, grid: Grid) -> Tensor:
     """The values of `reference`, without gradient: one fresh tensor, worked on in place, in fp32 whatever the autocast."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if grid.low is not None:
-        q = torch.minimum(x, grid.high)
-        torch.maximum(q, grid.low, out=q)  # min and max by a tensor are three times as fast as clamp
+        q = _clamped(x, grid)
         q = q.div_(grid.scale) if grid.offset is None else q.sub_(grid.offset).div_(grid.scale)
     else:
         q = x / grid.scale if grid.offset is None else torch.sub(x, grid.offset).div_(grid.scale)
@@ -51,9 +56,7 @@ def backward(g: Tensor, x: Tensor, x_q: Tensor, grid: Grid, need_grid: bool) -> 
     """
     low = high = None
     if grid.low is not None:
-        outside = torch.minimum(x, grid.high)
-        torch.maximum(outside, grid.low, out=outside)
-        outside = torch.sub(x, outside, out=outside).sign_()  # 1 above, -1 below, 0 inside
+        outside = _clamped(x, grid).neg_().add_(x).sign_()  # 1 above, -1 below, 0 inside
         if need_grid:
             difference = _sum(outside, g, grid.high)
         outside.mul_(outside)
@@ -98,7 +101,10 @@ class _QuantizeGradient(torch.autograd.Function):
     def forward(ctx, y, bits, quantizer):
         ctx.save_for_backward(bits)
         ctx.quantizer = quantizer
-        return y.view_as(y)
+        if torch.compiler.is_compiling() or y._is_view():
+            return y.clone()
+        ctx.mark_dirty(y)  # whoever called the product may add to it in place, which a view made here would not allow
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -107,5 +113,5 @@ class _QuantizeGradient(torch.autograd.Function):
 
 
 def quantize_gradient(y: Tensor, bits: Tensor, quantizer) -> Tensor:
-    """The identity, whose gradient is quantized on the way back."""
+    """The identity, whose gradient is quantized on the way back; `y` itself, a fresh result, is what comes back."""
     return _QuantizeGradient.apply(y, bits, quantizer)

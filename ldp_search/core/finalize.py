@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .allocation import Allocation
-from .layers import QuantizedLayer
 from .ranks import average_over_ranks
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -41,9 +40,7 @@ def _reestimate(model, controller, loader, forward, batches) -> None:
         raise ValueError(f"finalize needs at least one batch of a loader; {type(loader).__name__} gave none. Pass a fresh one.")
     try:
         model.eval()
-        for module in model.modules():
-            if isinstance(module, QuantizedLayer):
-                module.training = True  # the site then takes the batch's ranges and averages them
+        controller.gathering = True  # the sites then take the batch's ranges and average them
         for norm in norms:
             norm.reset_running_stats()
             norm.train()
@@ -53,6 +50,7 @@ def _reestimate(model, controller, loader, forward, batches) -> None:
             forward(batch)
         average_over_ranks([s for norm in norms for s in (norm.running_mean, norm.running_var)] + [controller.ranges])
     finally:
+        controller.gathering = False
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, training in modes.items():

@@ -1,114 +1,201 @@
-"""The op-level way: products that no layer class holds, met inside the forward of the module that owns them.
-
-Attention's own products, raw parameters in `@`, a weight read from outside its layer: the owner's forward runs as it is,
-under a mode that sees every torch function called in it and quantizes the operands of those that are products.
-"""
+"""The functions of torch that multiply two tensors: where their operands stand, and over which axes they are summed."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from .layers import ATTRIBUTE, Entry, Swapped
-
-OWNER = "functions"
-"""Kind of a module whose own products are reached by function."""
-
-_MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
-_WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d)  # the second operand's first axis is the output channel
-PRODUCTS = dict.fromkeys((*_MATMULS, *_WEIGHTED), 0) | {torch.einsum: 1}
-"""Function -> position of its first operand; the second follows it."""
-
-_running: list[Products | None] = []  # owners whose forward is under way, the innermost last; None: a layer of its own
+from .products import ConvolutionProduct, LinearProduct, padded
 
 
-class Products(TorchFunctionMode):
-    """Quantizes the products that one owner calls itself; those of the modules inside it are theirs."""
+@dataclass(frozen=True)
+class Product:
+    """A function whose arguments `operands` (names, for calls by keyword; the first one at position `first`) are multiplied.
 
-    def __init__(self, site):
-        super().__init__()
-        self.site = site
+    by_role: its second operand is a weight whatever it was computed from, as a generated kernel is.
+    """
 
-    def __enter__(self):
-        _running.append(self)
-        return super().__enter__()
+    name: str
+    operands: tuple[str, str]
+    first: int = 0
+    by_role = False
 
-    def __exit__(self, *exception):
-        _running.pop()
-        return super().__exit__(*exception)
+    def pair(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor] | None:
+        """The two operands; None where they are not two floating-point tensors that are summed over."""
+        found = [self._one(args, kwargs, i) for i in (0, 1)]
+        if not all(isinstance(x, Tensor) and x.is_floating_point() for x in found):
+            return None
+        return tuple(found)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        first = PRODUCTS.get(func)
-        if first is None or _running[-1] is not self or not _is_product(args[first:]):
-            return func(*args, **(kwargs or {}))
-        _running.append(None)  # what quantizing itself computes is not to be quantized
-        try:
-            return self.site.call(func, first, args, kwargs or {}, axis=0 if func in _WEIGHTED else None)
-        finally:
-            _running.pop()
+    def _one(self, args, kwargs, which):
+        place = self.first + which
+        return args[place] if len(args) > place else kwargs.get(self.operands[which])
 
+    def replaced(self, args: tuple, kwargs: dict, pair) -> tuple[tuple, dict]:
+        """The arguments with other operands."""
+        args, kwargs = list(args), dict(kwargs)
+        for which, value in enumerate(pair):
+            if len(args) > self.first + which:
+                args[self.first + which] = value
+            else:
+                kwargs[self.operands[which]] = value
+        return tuple(args), kwargs
 
-def _is_product(operands: tuple) -> bool:
-    """Two floating-point operands, given by position."""
-    return len(operands) >= 2 and all(isinstance(x, Tensor) and x.is_floating_point() for x in operands[:2])
+    def kept(self, which: int, operand: Tensor, args: tuple) -> tuple[int, ...]:
+        """Axes of an operand that the sum leaves: its output channels, where it is a weight."""
+        raise TypeError(f"{type(self).__name__} must define kept(which, operand, args).")
 
+    def length(self, pair, args: tuple) -> int:
+        """How many products a sum has (one: an outer product)."""
+        return pair[0].shape[-1]
 
-@contextmanager
-def own_products():
-    """Within this context the running owners keep their hands off: a quantized layer inside them computes."""
-    _running.append(None)
-    try:
-        yield
-    finally:
-        _running.pop()
-
-
-def inside_an_owner() -> bool:
-    return bool(_running)
-
-
-class Recorder(TorchFunctionMode):
-    """During the census: tells, for each product function, what it added to a running total."""
-
-    def __init__(self, total, add):
-        super().__init__()
-        self.total, self.add = total, add
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        first = PRODUCTS.get(func)
-        if first is None or not _is_product(args[first:]):
-            return func(*args, **(kwargs or {}))
-        before = self.total()
-        out = func(*args, **(kwargs or {}))
-        self.add(self.total() - before)
-        return out
+    def layer(self, args: tuple, kwargs: dict) -> tuple | None:
+        """(x, weight, bias, product of `products.py`) where the call is that of a layer; None: it has no such form."""
+        return None
 
 
-class QuantizedOwner(Swapped):
-    """Mixin before the original class of a module that owns products."""
+class Matmul(Product):
+    """Sums over the last axis of the first operand and the last but one of the second."""
 
-    def forward(self, *args, **kwargs):
-        site = self.__dict__[ATTRIBUTE]
-        if not site.on:
-            return super().forward(*args, **kwargs)
-        with Products(site):
-            return super().forward(*args, **kwargs)
+    def kept(self, which, operand, args):
+        summed = operand.dim() - 1 if which == 0 or operand.dim() == 1 else operand.dim() - 2
+        return tuple(d for d in range(operand.dim()) if d != summed)
 
 
-class KeptOut(Swapped):
-    """Mixin of a module left in full precision: the owners that it lies in keep their hands off its products."""
+class Linear(Product):
+    by_role = True
 
-    def forward(self, *args, **kwargs):
-        if not inside_an_owner():
-            return super().forward(*args, **kwargs)
-        with own_products():
-            return super().forward(*args, **kwargs)
+    def kept(self, which, operand, args):
+        return tuple(range(operand.dim() - 1))
+
+    def layer(self, args, kwargs):
+        x, w = self.pair(args, kwargs)
+        bias = args[2] if len(args) > 2 else kwargs.get("bias")
+        return (x, w, bias, LinearProduct()) if w.dim() == 2 else None
 
 
-def describe_owner(module: nn.Module) -> Entry:
-    """The entry of an owner; its own parameters of two dimensions or more are taken as its operands."""
-    return Entry(OWNER, 0, 0, [p for p in module.parameters(recurse=False) if p.dim() > 1])
+@dataclass(frozen=True)
+class Convolution(Product):
+    dims: int = 2
+    transposed: bool = False
+    by_role = True
+
+    _OPTIONS = {False: ("bias", "stride", "padding", "dilation", "groups"),
+                True: ("bias", "stride", "padding", "output_padding", "groups", "dilation")}  # fmt: skip
+    _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
+
+    def kept(self, which, operand, args):
+        return (1 if self.transposed else 0,)
+
+    def length(self, pair, args):
+        return 2  # a convolution of one channel with a kernel of one element would be an odd way to scale
+
+    def layer(self, args, kwargs):
+        x, w = self.pair(args, kwargs)
+        if x.dim() != self.dims + 2:
+            return None
+        given = dict(zip(self._OPTIONS[self.transposed], args[2:], strict=False)) | kwargs
+        given = {name: given.get(name, default) for name, default in self._DEFAULTS.items()}
+        each = {name: _each(given[name], self.dims) for name in ("stride", "padding", "dilation", "output_padding")}
+        if not self.transposed:
+            x, each["padding"] = padded(x, each["padding"], w.shape[2:], each["dilation"])
+        return x, w, given["bias"], ConvolutionProduct(**each, groups=given["groups"], transposed=self.transposed)
+
+
+def _each(value, dims: int):
+    """One value a dimension; a padding by name stays."""
+    if isinstance(value, str):
+        return value
+    value = (value,) if isinstance(value, int) else tuple(value)
+    return value * dims if len(value) == 1 else value
+
+
+class Einsum(Product):
+    """Of an equation and two tensors, given one by one or as a list."""
+
+    def pair(self, args, kwargs):
+        tensors = self._tensors(args)
+        if kwargs or tensors is None or "->" in args[0] and self._letters(args)[0] is None:
+            return None
+        return tensors if all(isinstance(x, Tensor) and x.is_floating_point() for x in tensors) else None
+
+    @staticmethod
+    def _tensors(args):
+        tensors = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
+        return tuple(tensors) if len(tensors) == 2 and isinstance(args[0], str) else None
+
+    def replaced(self, args, kwargs, pair):
+        return (args[0], *pair), kwargs
+
+    @staticmethod
+    def _letters(args) -> tuple:
+        """The letters of both operands and those of the result (None: implicit, or with an ellipsis)."""
+        inputs, arrow, result = args[0].replace(" ", "").partition("->")
+        if not arrow:
+            every = inputs.replace(",", "")
+            result = "".join(sorted(c for c in set(every) if every.count(c) == 1))
+        return *inputs.split(","), result
+
+    def kept(self, which, operand, args):
+        *inputs, result = self._letters(args)
+        letters = _aligned(inputs[which], operand.dim())
+        return tuple(d for d, letter in enumerate(letters) if letter in result or letter == ".")
+
+    def length(self, pair, args):
+        *inputs, result = self._letters(args)
+        length, seen = 1, result + "."
+        for letters, operand in zip(inputs, pair, strict=True):
+            for letter, size in zip(_aligned(letters, operand.dim()), operand.shape, strict=True):
+                length *= 1 if letter in seen else size
+            seen += letters
+        return length
+
+
+def _aligned(letters: str, dims: int) -> str:
+    """One letter an axis; those under an ellipsis are dots."""
+    before, dots, after = letters.partition("...")
+    return before + "." * (dims - len(before) - len(after)) + after if dots else letters
+
+
+_MATMUL, _MM = Matmul("matmul", ("input", "other")), Matmul("mm", ("input", "mat2"))
+_BMM = Matmul("bmm", ("input", "mat2"))
+_ADDMM = Matmul("addmm", ("mat1", "mat2"), first=1)
+_BADDBMM = Matmul("baddbmm", ("batch1", "batch2"), first=1)
+_GROUPED = Matmul("grouped_mm", ("self", "mat2"))
+ATTENTION = Product("scaled_dot_product_attention", ("query", "key"))
+"""Two products in one function: counted as it is, opened (`unfused.py`) where it is quantized."""
+
+PRODUCTS = {
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _MATMUL),
+    **dict.fromkeys((torch.mm, Tensor.mm), _MM),
+    **dict.fromkeys((torch.bmm, Tensor.bmm), _BMM),
+    **dict.fromkeys((torch.addmm, Tensor.addmm), _ADDMM),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), _BADDBMM),
+    F.linear: Linear("linear", ("input", "weight")),
+    torch.einsum: Einsum("einsum", ("", "")),
+    F.scaled_dot_product_attention: ATTENTION,
+    **{
+        getattr(F, name): Convolution(name, ("input", "weight"), 0, dims, transposed)
+        for dims in (1, 2, 3)
+        for name, transposed in ((f"conv{dims}d", False), (f"conv_transpose{dims}d", True))
+    },
+    **({torch._grouped_mm: _GROUPED} if hasattr(torch, "_grouped_mm") else {}),
+}
+"""torch function -> what it multiplies."""
+
+_BY_NAME = {"transformers.grouped_mm_fallback": Matmul("grouped_mm", ("input", "weight"))}
+"""Operations that other packages add to torch.ops when they are imported."""
+
+
+def find(function, args: tuple, kwargs: dict) -> Product | None:
+    """What `function` multiplies in this call; None: it is no product of two tensors, or sums over nothing."""
+    product = PRODUCTS.get(function)
+    if product is None:
+        product = _BY_NAME.get(str(function)) if isinstance(function, torch._ops.OpOverloadPacket) else None
+    if product is None:
+        return None
+    pair = product.pair(args, kwargs)
+    return product if pair is not None and product.length(pair, args) > 1 else None

@@ -6,34 +6,44 @@ and falls back to the original forward, exactly, where quantization is off.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import NamedTuple
+from functools import cache, wraps
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .products import ConvolutionProduct, LinearProduct
+from .products import ConvolutionProduct, LinearProduct, padded
 
 ATTRIBUTE = "_ldp_site"  # in the layer's __dict__: neither parameter, buffer nor submodule
 
 
 class Swapped:
-    """Base of the mixins that stand before the original class."""
+    """Base of the mixins that stand before the original class. `run` takes the place of its forward."""
+
+    def run(self, forward, args: tuple, kwargs: dict):
+        raise TypeError(f"{type(self).__name__} must define run(forward, args, kwargs).")
 
     def __reduce_ex__(self, protocol):
         # Made classes have no importable name: pickle and copy remake them from the original class.
-        return _remake, (original_class(type(self)), type(self).__mro__[1]), self.__dict__
+        made = next(cls for cls in type(self).__mro__ if "_ldp_original" in cls.__dict__)
+        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__  # recurrent layers leave something out
+        return _remake, (made._ldp_original, made.__bases__[0]), state
 
 
 class QuantizedLayer(Swapped):
     """Mixin of a quantized layer. `_ldp_site` is the controller's record of it."""
 
-    def forward(self, input, *args, **kwargs):
-        site = self.__dict__[ATTRIBUTE]
-        if not site.on or input.numel() == 0:  # an empty batch (an expert without tokens) has no range
-            return super().forward(input, *args, **kwargs)
-        return _FORWARDS[kind_of(type(self))](self, site, input, *args, **kwargs)
+    def run(self, forward, args, kwargs):
+        site = self.__dict__.get(ATTRIBUTE)  # none in a layer that somebody made of this class, as adapters do
+        x = args[0] if args else kwargs["input"]
+        if site is None or not site.on or has_no_range(x):
+            return forward(self, *args, **kwargs)
+        return _FORWARDS[self._ldp_kind](self, site, *args, **kwargs)
+
+
+def has_no_range(x: Tensor) -> bool:
+    """An empty tensor (an expert without tokens), or one of the meta device."""
+    return x.numel() == 0 or x.is_meta
 
 
 class OrdinaryPath(Swapped):
@@ -41,13 +51,13 @@ class OrdinaryPath(Swapped):
     it is closed while they are quantized.
     """
 
-    def forward(self, *args, **kwargs):
+    def run(self, forward, args, kwargs):
         fused = torch.backends.mha.get_fastpath_enabled()
         if self.training or not fused or not self.__dict__[ATTRIBUTE].on:
-            return super().forward(*args, **kwargs)
+            return forward(self, *args, **kwargs)
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            return super().forward(*args, **kwargs)
+            return forward(self, *args, **kwargs)
         finally:
             torch.backends.mha.set_fastpath_enabled(True)
 
@@ -62,40 +72,39 @@ def _remake(cls: type, mixin: type):
 
 @cache
 def quantized_class(cls: type, mixin: type = QuantizedLayer) -> type:
-    """The quantized class of a supported one: QuantLinear of Linear, ..."""
-    return type(f"Quant{cls.__name__}", (mixin, cls), {"__module__": __name__, "__doc__": cls.__doc__})
+    """The quantized class of a supported one: QuantLinear of Linear, ... Other mixins keep the name of the class, which
+    transformers writes into a checkpoint, and all keep the signature of its forward, which its Trainer reads.
+    """
+
+    @wraps(cls.forward)
+    def forward(self, *args, **kwargs):
+        return mixin.run(self, cls.forward, args, kwargs)
+
+    names = {"forward": forward, "_ldp_original": cls, "__doc__": cls.__doc__, "__module__": cls.__module__}
+    if mixin is QuantizedLayer:
+        return type(f"Quant{cls.__name__}", (mixin, cls), names | {"_ldp_kind": kind_of(cls), "__module__": __name__})
+    return type(cls.__name__, (mixin, cls), names | {"__qualname__": cls.__qualname__})
 
 
-def original_class(quantized: type) -> type:
-    """The class that a quantized one was made from."""
-    return next(cls for cls in quantized.__mro__[1:] if not issubclass(cls, Swapped))
+@cache
+def original_class(made: type) -> type:
+    """The class that a module had before `swap`, also where somebody else (FSDP) has put a class of theirs before ours."""
+    if not issubclass(made, Swapped):
+        return made
+    if "_ldp_original" in made.__dict__:
+        return original_class(made._ldp_original)
+    names = {k: v for k, v in made.__dict__.items() if k not in ("__dict__", "__weakref__")}
+    return type(made.__name__.replace("Quant", ""), tuple(original_class(base) for base in made.__bases__), names)
 
 
 def kind_of(cls: type) -> str | None:
     """The kind of layer that a class is, by exact type (a subclass may compute anything); None: not supported here."""
-    cls = original_class(cls) if issubclass(cls, QuantizedLayer) else cls
+    cls = original_class(cls)
+    if cls not in _SUPPORTED and cls.__bases__[0].__name__ == "FSDPModule":
+        cls = cls.__bases__[-1]  # FSDP2 puts its class before that of a module, whose forward stays
     if cls.__module__ == "transformers.pytorch_utils" and cls.__name__ == "Conv1D":
         return "Conv1D"  # by name, so that transformers is not imported
     return cls.__name__ if cls in _SUPPORTED else None
-
-
-class Entry(NamedTuple):
-    """What the controller needs to know of a module that becomes quantized.
-
-    axis: of its weight, along which output channels run; channels: how many learned clips its weight has (0 without one
-    weight of its own). weights: the parameters that are stored in its bits.
-    """
-
-    kind: str
-    axis: int
-    channels: int
-    weights: list[Tensor]
-
-
-def describe(layer: nn.Module) -> Entry:
-    """The entry of a layer of a supported kind."""
-    axis = channel_axis(layer)
-    return Entry(kind_of(type(layer)), axis, layer.weight.shape[axis], [layer.weight])
 
 
 def channel_axis(layer: nn.Module) -> int:
@@ -105,31 +114,21 @@ def channel_axis(layer: nn.Module) -> int:
 
 
 def _linear(layer, site, x):
-    return site.product(layer, x, LinearProduct())
+    return site.layer(layer, x, LinearProduct())
 
 
 def _conv1d_of_transformers(layer, site, x):
-    return site.product(layer, x, LinearProduct(transposed=True))
+    return site.layer(layer, x, LinearProduct(transposed=True))
 
 
 def _convolution(layer, site, x):
     x, unbatched = _batched(layer, x)
-    padding = _even_padding(layer)
-    if layer.padding_mode != "zeros" or padding is None:
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-        padding = (0,) * len(layer.stride)
-    product = ConvolutionProduct(layer.stride, padding, layer.dilation, layer.groups)
-    y = site.product(layer, x, product)
+    if layer.padding_mode == "zeros":
+        x, padding = padded(x, layer.padding, layer.kernel_size, layer.dilation)
+    else:
+        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), (0,) * len(layer.stride)
+    y = site.layer(layer, x, ConvolutionProduct(layer.stride, padding, layer.dilation, layer.groups))
     return y.squeeze(0) if unbatched else y
-
-
-def _even_padding(layer) -> tuple | None:
-    """Zeros on each side, for the product to add after quantization, where they stay exact; None: 'same' with an odd total."""
-    if not isinstance(layer.padding, str):
-        return layer.padding
-    both = layer._reversed_padding_repeated_twice[::-1]  # right, left of each dimension in order
-    return tuple(both[::2]) if both[::2] == both[1::2] else None
 
 
 def _transposed_convolution(layer, site, x, output_size=None):
@@ -137,7 +136,7 @@ def _transposed_convolution(layer, site, x, output_size=None):
     output_padding = layer._output_padding(x, output_size, layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation)
     x, unbatched = _batched(layer, x)
     product = ConvolutionProduct(layer.stride, layer.padding, layer.dilation, layer.groups, True, tuple(output_padding))
-    y = site.product(layer, x, product)
+    y = site.layer(layer, x, product)
     return y.squeeze(0) if unbatched else y
 
 
@@ -173,13 +172,13 @@ QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d = map(
 QuantEmbedding = quantized_class(nn.Embedding)
 
 
-def swap(layer: nn.Module, site, mixin: type = QuantizedLayer) -> None:
-    """Put `mixin` before the class of `layer`, in place."""
-    layer.__class__ = quantized_class(type(layer), mixin)
-    layer.__dict__[ATTRIBUTE] = site
+def swap(module: nn.Module, record, mixin: type = QuantizedLayer) -> None:
+    """Put `mixin` before the class of `module`, in place; record: what its forward asks (a site, a plan)."""
+    module.__class__ = quantized_class(type(module), mixin)
+    module.__dict__[ATTRIBUTE] = record
 
 
-def unswap(layer: nn.Module) -> None:
-    """Undo `swap`, exactly."""
-    layer.__class__ = original_class(type(layer))
-    del layer.__dict__[ATTRIBUTE]
+def unswap(module: nn.Module) -> None:
+    """Undo every `swap` of a module, exactly."""
+    module.__class__ = original_class(type(module))
+    module.__dict__.pop(ATTRIBUTE, None)

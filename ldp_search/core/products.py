@@ -62,3 +62,18 @@ class ConvolutionProduct:
 
     def bias_grad(self, g: Tensor) -> Tensor:
         return g.sum([d for d in range(g.dim()) if d != 1])
+
+
+def padded(x: Tensor, padding: tuple | str, kernel: tuple, dilation: tuple) -> tuple[Tensor, tuple]:
+    """Zero padding as the product takes it, one width for both sides of a dimension. Where 'same' needs an odd total, `x` is
+    padded here, before quantization; otherwise the product adds the zeros after it, where they stay exact.
+    """
+    if padding == "valid":
+        return x, (0,) * len(kernel)
+    if padding != "same":
+        return x, padding
+    totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if all(total % 2 == 0 for total in totals):
+        return x, tuple(total // 2 for total in totals)
+    both = [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+    return F.pad(x, both), (0,) * len(kernel)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .registry import register
 
-SMALLEST_SCALE = 1e-8  # of a constant tensor, whose range is empty
+SMALLEST_SCALE = 1e-30  # of a constant tensor, whose range is empty (the paper's 1e-8 would be above some weights at the start)
 
 
 class Statistics(NamedTuple):
@@ -39,14 +39,15 @@ class Grid(NamedTuple):
 
 
 @torch.no_grad()
-def measure(x: Tensor, axis: int | None = None, spread: bool = False) -> Statistics:
-    """Statistics of `x`, of the whole tensor or of each slice along `axis` (kept as dimensions of size 1), in fp32."""
+def measure(x: Tensor, axes: int | tuple[int, ...] | None = None, spread: bool = False) -> Statistics:
+    """Statistics of `x`, of the whole tensor or of each slice along `axes` (the others kept, of size 1), in fp32."""
+    axes = () if axes is None else (axes % x.dim(),) if isinstance(axes, int) else axes
     dtype = torch.promote_types(x.dtype, torch.float32)
-    if axis is None:
+    if not axes:
         low, high = torch.aminmax(x)
         mean = x.abs().mean(dtype=dtype) if spread else high
     else:
-        dims = [d for d in range(x.dim()) if d != axis % x.dim()]
+        dims = [d for d in range(x.dim()) if d not in axes]
         low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
         mean = x.abs().mean(dims, keepdim=True, dtype=dtype) if spread else high
     return Statistics(low.to(dtype), high.to(dtype), mean.to(dtype))
@@ -74,7 +75,9 @@ class MinMax(Quantizer):
 
     def grid(self, stats, bits, live, clip=None):
         scale = ((stats.high - stats.low) / (torch.exp2(bits) - 1)).clamp_min(SMALLEST_SCALE)
-        return Grid(scale, stats.low) if live else Grid(scale, stats.low, stats.low, stats.high)
+        if live:
+            return Grid(scale, stats.low)
+        return Grid(scale, stats.low.clone(), stats.low, stats.high)  # two tensors: torch.compile takes none twice
 
 
 def largest_code(bits: Tensor, signed: Tensor) -> Tensor:

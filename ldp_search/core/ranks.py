@@ -16,3 +16,19 @@ def average_over_ranks(tensors: list[Tensor]) -> None:
     flat /= dist.get_world_size()
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(mean.view(tensor.shape))
+
+
+def agree(value):
+    """The first rank's value, on every rank: what each would find for itself may depend on its own batch."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def reshard(model) -> None:
+    """FSDP2 keeps the root's parameters gathered after a forward; whoever makes an optimizer next would be given these."""
+    for module in model.modules():
+        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
+            module.reshard()

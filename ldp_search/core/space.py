@@ -40,7 +40,7 @@ class SearchSpace:
     cost_weight: float | None = None  # price of the cost in the objective, instead of a budget
     skip: list[str] = field(default_factory=list)  # name patterns left in full precision (counted at 32 bits)
     fixed: dict[str, Any] = field(default_factory=dict)  # name pattern -> bits outside the search, e.g. {"*head": 8}
-    functions: bool = False  # quantize products outside of layers too: attention's own, raw parameters in matmul or einsum
+    attention: bool = False  # quantize products of two activations too: attention's query-key and weights-value products
     embeddings: bool = False  # quantize the rows that nn.Embedding looks up
     min_coverage: float = 0.0  # refuse a model of which a smaller share of the MACs would be quantized
     backend: Any = "simulate"  # how quantized products are computed: simulate, reference

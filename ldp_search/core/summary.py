@@ -21,7 +21,7 @@ def summarize(controller) -> str:
         f"training {cost.training_bitops / 1e9:,.3f} GBitOPs a sample = {cost.relative:.3f} of the highest bits; "
         f"inference {cost.inference_bitops / 1e9:,.3f} GBitOPs = {cost.relative_inference:.3f}; "
         f"weights {cost.weight_mib:,.3f} MiB",
-        f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {controller.counted_on}",
+        f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {controller.survey.inputs}",
     ]
     lines += [f"  left out: {item.name}: {item.macs:,} MACs ({item.reason})" for item in coverage.left_out]
     return "\n".join(lines)

@@ -19,8 +19,7 @@ import torch
 from torch import nn
 
 from ..api import controller
-from ..core.apply import _as_call
-from ..core.functions import OWNER
+from ..core.apply import as_call
 from ..core.registry import did_you_mean
 from ..core.space import FULL_PRECISION
 from .integer_codes import CONTAINER_BITS, float_weight, input_codes, weight_codes
@@ -98,7 +97,7 @@ def export(
 def _on_device(model: nn.Module, example_inputs) -> tuple[tuple, dict]:
     """(args, kwargs) of a forward, where the model is."""
     device = next(model.parameters()).device
-    return torch.utils._pytree.tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, _as_call(example_inputs))
+    return torch.utils._pytree.tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, as_call(example_inputs))
 
 
 def _has(package: str) -> bool:
@@ -112,11 +111,12 @@ def _check(ldp, path: Path) -> None:
         raise ImportError(f"Export to ONNX needs {' and '.join(missing)}: pip install 'ldp_search[onnx]'")
     if not ldp.frozen:
         raise ValueError("Export needs integer bits for good, but they can still move: call ldp.finalize(loader) first.")
-    bits, masses = ldp.bits(), ldp.ranges[:, 3].tolist()
+    bits = ldp.bits()
     unknown = [
-        name
-        for (name, spec), mass in zip(ldp.layers.items(), masses, strict=True)
-        if not mass and spec.calls and spec.kind not in ("Embedding", OWNER) and max(bits[name][:2]) <= CONTAINER_BITS
+        site.name
+        for site, row in zip(ldp.sites, ldp.rows.values(), strict=True)
+        if row.module is not None and row.kind != "Embedding" and row.calls and max(bits[site.name][:2]) <= CONTAINER_BITS
+        if not site.ranges[:, 3].all()
     ]
     if unknown or not ldp.counted:
         listed = ", ".join(unknown[:10]) or "any layer"
@@ -144,18 +144,19 @@ def _write(ldp, graph, nodes: dict[str, list]):
 
     writer, float_layers, rounded_again = Writer(graph.graph), {}, []
     bits = ldp.bits()
-    for site, (name, spec) in zip(ldp.sites, ldp.layers.items(), strict=True):
-        layer = ldp.model.get_submodule(name)
-        reason = _why_float(bits[name], spec, nodes[name])
+    for site, (name, row) in zip(ldp.sites, ldp.rows.items(), strict=True):
+        layer = row.module
+        reason = _why_float(bits[name], row, nodes[name])
         if reason is not None:
             float_layers[name] = reason
-            if bits[name].weight < FULL_PRECISION and spec.kind != OWNER:
+            if bits[name].weight < FULL_PRECISION and layer is not None:
                 for node in nodes[name]:
                     _replace_weight(writer, node, name, float_weight(site, layer).cpu().numpy())
             continue
-        x, w = input_codes(site), weight_codes(site, layer.weight)
+        w = weight_codes(site, layer.weight)
         bias = None if getattr(layer, "bias", None) is None else layer.bias.detach().double().cpu().numpy()
-        for node in nodes[name]:
+        for call, node in enumerate(nodes[name]):
+            x = input_codes(site, call % len(site.ranges))
             if node.op_type == "Conv":
                 writer.convolution(node, name, x, w, np.zeros(len(w.scale)) if bias is None else bias)
             elif node.op_type == "ConvTranspose":
@@ -168,13 +169,13 @@ def _write(ldp, graph, nodes: dict[str, list]):
     return writer, float_layers, rounded_again
 
 
-def _why_float(bits, spec, nodes: list) -> str | None:
+def _why_float(bits, row, nodes: list) -> str | None:
     """Why a layer has no integer form here; None: it has one."""
     if bits.weight >= FULL_PRECISION:
         return "kept in full precision (skip)"
-    if spec.kind == OWNER:
-        return "its products are functions of two computed tensors (attention), which stay unrounded"
-    if spec.kind == "Embedding":
+    if row.module is None:
+        return "its products are functions outside of a layer, whose operands stay unrounded in the file"
+    if row.kind == "Embedding":
         return "its rows are looked up, not multiplied; they are at their bits"
     if max(bits.weight, bits.input) > CONTAINER_BITS:
         return f"{bits.weight} weight bits and {bits.input} input bits do not fit in 8-bit containers"

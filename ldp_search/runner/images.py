@@ -49,6 +49,7 @@ class ImageClassification(Task):
     """Everything in memory as uint8: a batch costs a gather, a crop and a subtraction."""
 
     Data = ImageData
+    looks_at = ("data", "limit", "eval_limit", "seed")
 
     def __init__(self, data: ImageData, config: Any):
         self.data, self.seed = data, config.seed

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from ..core.fake_quantize import rounded
-from ..core.quantizers import Statistics
 
 CONTAINER_BITS = 8  # what int8 kernels compute with; grids of fewer bits use a part of the codes
 MAX_CODE = 127
@@ -80,9 +79,9 @@ class WeightCodes(NamedTuple):
         return self._replace(codes=np.rint(self.codes * self.along(self.scale / scale)).astype(np.int8), scale=scale)
 
 
-def input_codes(site) -> InputCodes:
-    """Codes of a layer's input, from its averaged range and its bits (at most 8)."""
-    grid = site._input_grid(Statistics(*(site.ranges[:3] / site.ranges[3]).unbind()), site.bits[1].detach(), False)
+def input_codes(site, call_site: int = 0) -> InputCodes:
+    """Codes of a layer's input in one of its calls, from the averaged range and the bits (at most 8)."""
+    grid = site.input_grid(call_site)
     scale = float(grid.scale)
     offset = 0.0 if grid.offset is None else float(grid.offset)
     zero = round(-offset / scale)  # the code of (about) zero, counted from the grid's offset
@@ -112,7 +111,7 @@ def _place(first: int, last: int) -> tuple[int, int]:
 def weight_codes(site, weight: torch.Tensor) -> WeightCodes:
     """Codes of a layer's weight at its bits (at most 8)."""
     w = weight.detach().float()
-    grid = site._weight_grid(w)(site.bits[0].detach())
+    grid = site.weight_grid(w)
     values = rounded(w, grid).double()
     others = [d for d in range(w.dim()) if d != site.axis]
     scale = grid.scale.double().expand([w.shape[site.axis] if d == site.axis else 1 for d in range(w.dim())])
@@ -132,4 +131,4 @@ def float_weight(site, layer) -> torch.Tensor:
     weight = layer.weight.detach()
     if weight.dim() == 2 and isinstance(layer, torch.nn.Embedding):
         return site.rows(weight)
-    return rounded(weight, site._weight_grid(weight)(site.bits[0].detach())).to(weight.dtype)
+    return rounded(weight, site.weight_grid(weight)).to(weight.dtype)

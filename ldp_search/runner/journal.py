@@ -16,12 +16,12 @@ from tqdm import tqdm
 class Journal:
     """Rows of metrics, kept as text too, so that a checkpoint holds exactly the rows up to its step."""
 
-    def __init__(self, path: Path, accelerator: Any, total_steps: int):
-        self.path, self.accelerator = path, accelerator
+    def __init__(self, path: Path, accelerator: Any, total_steps: int, quiet: bool = False):
+        self.path, self.accelerator, self.quiet = path, accelerator, quiet
         self.text, self.seconds_before, self.started = "", 0.0, time.monotonic()
         self.bar = tqdm(
             total=total_steps, unit="step", dynamic_ncols=True, smoothing=0.1,
-            disable=True if not accelerator.is_main_process else None,  # None: off where there is no terminal
+            disable=True if quiet or not accelerator.is_main_process else None,  # None: off where there is no terminal
         )  # fmt: skip
 
     @property
@@ -58,7 +58,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and not self.quiet:
             self.bar.write(text)
             sys.stdout.flush()  # into a file or a pipe too, while the run goes on
 

@@ -44,8 +44,7 @@ def own_error(ldp, args: tuple, kwargs: dict, expected) -> float:
         noise = torch.randn(output.shape, generator=generator).to(output)
         return output * (1 + SMALL_CHANGE * noise)
 
-    kinds = {name: spec.kind for name, spec in ldp.layers.items()}
-    hooks = [ldp.model.get_submodule(name).register_forward_hook(change) for name in kinds if kinds[name] != "functions"]
+    hooks = [row.module.register_forward_hook(change) for row in ldp.rows.values() if row.module is not None]
     try:
         changed = ldp.model(*args, **kwargs)
     finally:

@@ -1,8 +1,9 @@
-"""A model with its bits as a folder: `save_pretrained` and `load_pretrained`.
+"""A model with its bits as a folder, here or on the Hugging Face hub: `save_pretrained`, `push_to_hub`, `load_pretrained`.
 
     model.safetensors    the weights, under their plain names: timm and transformers load them as they load any others
     config.json          models of transformers: their own configuration, so that AutoModel....from_pretrained(folder) works
     ldp.json             everything of LDP (space, bits, ranges, clips, costs), and how the model is made again
+    README.md            a model card: costs, table of bits, and schedule.png, where there was a training
 
 It is for using and exporting a model. What an interrupted training needs is `controller(model).state_dict()`: the policy's
 memory and the trajectory are not in the folder. To train a loaded model on, `remove` and `apply` again.
@@ -10,8 +11,8 @@ memory and the trajectory are not in the folder. To train a loaded model on, `re
 
 from __future__ import annotations
 
-import hashlib
 import os
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -20,131 +21,103 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..api import controller
-from .rebuild import build, is_transformers, plain_class, recipe, shape_difference
+from .card import write_card
+from .hub import download, is_repo_id, upload
+from .rebuild import build, is_transformers, recipe
 from .record import RECORD, make_record, read_record, restore, to_text
+from .weights import WEIGHTS, check_weights, fingerprint, read_weights, take_weights, write_weights
 
-WEIGHTS = "model.safetensors"
 
-
-def save_pretrained(model: nn.Module, folder: str | os.PathLike, create: dict[str, Any] | None = None) -> Path:
+def save_pretrained(
+    model: nn.Module,
+    folder: str | os.PathLike,
+    create: dict[str, Any] | None = None,
+    state_dict: dict[str, Tensor] | None = None,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    **hub: Any,
+) -> Path:
     """Write `model`, to which `apply` was called, into `folder` (made if need be); returns the folder.
 
-    Every file is replaced whole, ldp.json last. In a distributed training, call it in one process.
+    Every file is replaced whole, ldp.json last; README.md as `card.py` says. In a distributed training, call it in one process.
 
     Args:
         create: for a timm model made with arguments that cannot be seen in it (`{"shortcut": "A"}`): all that
             timm.create_model was given beyond name and pretrained. Without a recipe that works, the folder is written all
             the same, with a warning, and `load_pretrained` then needs the model.
+        state_dict: whole tensors of a model whose own are sharded (FSDP): `accelerator.get_state_dict(model)`.
+        push_to_hub: also put it on the Hugging Face hub, as `repo_id` (by default the folder's name), with the options of
+            `push_to_hub`.
 
     Raises:
-        LookupError: `apply` was never called. ValueError: `folder` is a file, or the model's state is not made of tensors.
+        LookupError: `apply` was never called. ValueError: `folder` is a file, or the model's state is not made of whole
+        tensors. OSError: it is saved, but pushing failed.
     """
     ldp, folder = controller(model), Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"save_pretrained writes a folder, but {folder} is a file: give another name.")
+    if hub and not push_to_hub:
+        raise TypeError(f"save_pretrained takes {sorted(hub)} only with push_to_hub=True.")
     how = recipe(ldp.model, create)
     if how["source"] == "none" and (create is not None or hasattr(ldp.model, "pretrained_cfg")):
         warnings.warn(f"load_pretrained({str(folder)!r}) will need the model, since {how['reason']}.", stacklevel=2)
+    repo_id = repo_id or folder.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as stage:
-        _write_weights(ldp.model, Path(stage))
-        record = make_record(ldp, how, _fingerprint(Path(stage) / WEIGHTS))
+        write_weights(ldp.model, Path(stage), state_dict)
+        record = make_record(ldp, how, fingerprint(Path(stage) / WEIGHTS))
         (Path(stage) / RECORD).write_text(to_text(record), encoding="utf-8")
+        write_card(ldp, record, Path(stage), folder, repo_id if push_to_hub else folder.name)
         for file in sorted(os.listdir(stage), key=lambda name: name == RECORD):
             os.replace(os.path.join(stage, file), folder / file)
+    if push_to_hub:
+        upload(folder, repo_id, **hub)
     return folder
 
 
-def load_pretrained(folder: str | os.PathLike, model: nn.Module | None = None, example_inputs=None) -> nn.Module:
+def push_to_hub(model: nn.Module | str | os.PathLike, repo_id: str, create: dict[str, Any] | None = None, **hub: Any) -> str:
+    """Put a model, or a folder that `save_pretrained` wrote, on the Hugging Face hub; returns the address of the commit.
+
+    `load_pretrained(repo_id)` gives it back anywhere.
+
+    Args:
+        repo_id: "user/name". create: as for `save_pretrained`.
+        hub: token, private, commit_message, revision, create_pr, as huggingface_hub knows them.
+
+    Raises:
+        LookupError: `apply` was never called. OSError: not reached, not allowed or refused; says where the model is saved.
+    """
+    if isinstance(model, nn.Module):
+        controller(model)  # before anything is written
+        folder = Path(tempfile.mkdtemp(prefix="ldp_search-")) / repo_id.rpartition("/")[2]
+        save_pretrained(model, folder, create)
+        address = upload(folder, repo_id, **hub)  # where this fails, the folder is what is left of the work
+        shutil.rmtree(folder.parent)
+        return address
+    read_record(Path(model))
+    return upload(Path(model), repo_id, **hub)
+
+
+def load_pretrained(folder: str | os.PathLike, model: nn.Module | None = None, revision: str | None = None) -> nn.Module:
     """The model that `save_pretrained` wrote, in evaluation mode: same weights, same bits, bitwise the same outputs.
 
     Args:
+        folder: or the name of a repository of the Hugging Face hub, "user/name".
         model: takes the weights and bits, in place; needed where the folder does not say how to make it. A plain one.
-        example_inputs: as for `apply`; needed only by spaces with functions=True, where the model's own inputs do not serve.
+        revision: branch, tag or commit of the repository.
 
     Raises:
-        FileNotFoundError: no such folder or file. ValueError: a file is truncated, changed, or of another format version; the
-            model has other tensors or layers; or the folder does not say how to make its model and none is given.
+        FileNotFoundError: no such folder, repository or file. ValueError: a file is truncated, changed, or of another format
+            version; the model has other tensors or layers; or the folder does not say how to make its model and none is given.
     """
-    folder, given = Path(folder), model is not None
+    folder, given = (download(folder, revision=revision) if is_repo_id(folder) else Path(folder)), model is not None
     record = read_record(folder)
-    weights = _check_weights(folder, record["weights"])
+    weights = check_weights(folder, record["weights"])
     if model is None:
         model = build(record["model"], folder)
     if not is_transformers(model):
-        _take_weights(model, _read_weights(weights), folder)
+        take_weights(model, read_weights(weights), folder)
     elif given:  # a second model, which knows ties and how the names on disk become those in the model
-        _take_weights(model, build(record["model"], folder, like=model).state_dict(), folder)
-    restore(model, record, example_inputs)
+        take_weights(model, build(record["model"], folder, like=model).state_dict(), folder)
+    restore(model, record)
     return model.eval()
-
-
-# -- weights --------------------------------------------------------------------------------------------------------
-
-
-def _write_weights(model: nn.Module, stage: Path) -> None:
-    """Weights of any model; for one of transformers by its own way, which leaves out ties and adds its configuration."""
-    from safetensors.torch import save_file
-
-    if is_transformers(model):
-        model.save_pretrained(stage, max_shard_size="10000GB")
-        if type(model) is not plain_class(model):  # then the configuration names a class that no one else knows
-            model.config.architectures = [plain_class(model).__name__]
-            model.config.save_pretrained(stage)
-        return
-    state = model.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"A state dict of tensors is needed; {name!r} of {type(model).__name__} is a {type(value).__name__}."
-            )
-    seen: set[int] = set()
-    for name, value in state.items():  # tied tensors are written under each of their names: plain loaders look for all
-        shared = value.untyped_storage().data_ptr() in seen
-        seen.add(value.untyped_storage().data_ptr())
-        state[name] = value.detach().cpu().contiguous().clone() if shared else value.detach().cpu().contiguous()
-    save_file(dict(state), stage / WEIGHTS, metadata={"format": "pt"})
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}. Save the model again.") from error
-
-
-def _take_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Copy tensors into a model of the same names and shapes, in their own types."""
-    reason = shape_difference(dict(model.state_dict()), tensors)
-    if reason is not None:
-        raise ValueError(f"The model must have the tensors of {folder}, but {reason}. Make it with the same arguments.")
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if name in tensors and value.dtype != tensors[name].dtype:
-            value.data = value.data.to(tensors[name].dtype)
-    model.load_state_dict(tensors)
-
-
-def _check_weights(folder: Path, expected: dict[str, Any]) -> Path:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS}: copy the whole folder that save_pretrained wrote.")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise ValueError(
-            f"{path} must have {expected['bytes']} bytes; it has {size}. It was cut off or replaced: copy it again."
-        )
-    if _fingerprint(path) != expected:
-        raise ValueError(f"{path} is not the file that was saved with {RECORD}: it was changed or replaced. Copy it again.")
-    return path
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file: the weights and the record of two different savings must not be mixed."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

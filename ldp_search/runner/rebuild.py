@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.layers import Swapped, original_class
+from ..core.layers import Swapped
 
 REMEDY = "give the model yourself: load_pretrained(folder, model=...)"
 _TRAINING_ONLY = ("Drop", "Identity", "Stochastic")  # in a module's class: without effect in evaluation
@@ -55,8 +55,11 @@ def is_transformers(model: nn.Module) -> bool:
 
 
 def plain_class(module: nn.Module) -> type:
-    """The class of a module before `apply`."""
-    return original_class(type(module)) if isinstance(module, Swapped) else type(module)
+    """The class of a module before `apply` and before fully_shard, which puts one of its own before it."""
+    made = [
+        cls for cls in type(module).__mro__ if issubclass(cls, Swapped) or any(c.__name__ == "FSDPModule" for c in cls.__mro__)
+    ]
+    return next(cls for cls in type(module).__mro__ if cls not in made)
 
 
 # -- transformers ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 from .. import __version__
 from ..api import controller
 from ..core import Controller, SearchSpace, attach
-from ..core.census import Tally
 from ..core.finalize import allocation
+from ..core.survey import Survey
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECORD = "ldp.json"
 _TRANSIENT = ("_grads", "_clip_grads")  # tensors of a controller that mean nothing between two steps
 
@@ -40,7 +39,7 @@ def make_record(ldp: Controller, how: dict[str, Any], weights: dict[str, Any]) -
         "summary": result.summary,
         "frozen": state["frozen"],
         "progress": state["progress"],
-        "counts": {name: vars(tally) for name, tally in ldp._tallies.items()} if ldp.counted else None,
+        "survey": ldp.survey.to_dict() if ldp.counted else None,
         "state": {name: _plain(value) for name, value in state["tensors"].items() if name not in _TRANSIENT},
     }
 
@@ -86,31 +85,24 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{path} must be of format version {FORMAT_VERSION}; it is of {found!r}, made with ldp_search "
             f"{record.get('made_with', {}).get('ldp_search')}. Load it with that version, or save it again with this one."
         )
-    missing = {"model", "weights", "space", "layers", "frozen", "progress", "counts", "state"} - set(record)
+    missing = {"model", "weights", "space", "layers", "frozen", "progress", "survey", "state"} - set(record)
     if missing:
         raise ValueError(f"{path} is not a whole record of save_pretrained: it lacks {sorted(missing)}. Copy it again.")
     return record
 
 
-def restore(model: nn.Module, record: dict[str, Any], example_inputs=None) -> None:
+def restore(model: nn.Module, record: dict[str, Any]) -> None:
     """Apply the recorded space to `model`, then the recorded counts and state; ValueError where its layers are others."""
-    space = record["space"]
-    if example_inputs is None and space.get("functions"):
-        example_inputs = getattr(model, "dummy_inputs", None)  # of transformers: enough to find products, not to count them
+    space, survey = record["space"], record["survey"] and Survey.from_dict(record["survey"])
     try:
-        attach(model, SearchSpace.from_dict(space), example_inputs)
+        attach(model, SearchSpace.from_dict(space), survey=survey)
     except (ValueError, OSError):
         if not record["frozen"] or space["policy"] == "static":
             raise
         # The policy (a recorded schedule, a module of one's own) may be out of reach here; frozen bits do not need it.
         warnings.warn(f"The policy {space['policy']!r} cannot be made here; the bits are frozen and stay.", stacklevel=3)
-        attach(model, SearchSpace.from_dict(space | {"policy": "static"}), example_inputs)
+        attach(model, SearchSpace.from_dict(space | {"policy": "static"}), survey=survey)
     ldp = controller(model)
-    if record["counts"] is not None:
-        for hook in ldp.hooks:
-            hook.remove()
-        ldp.hooks.clear()
-        ldp.count({name: Tally(**t | {"macs": Counter(t["macs"])}) for name, t in record["counts"].items()}, 1)
     state = ldp.state_dict()
     if state["layers"] != list(record["layers"]):
         differing = sorted(set(state["layers"]) ^ set(record["layers"]))

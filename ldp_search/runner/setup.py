@@ -28,10 +28,13 @@ from .session import Session, restore_session, set_random_state
 from .tasks import Task, build_task, display_name
 
 
-def open_session(settings: Settings) -> Session:
+def open_session(settings: Settings, task: Task | None = None, quiet: bool = False) -> Session:
     """Everything that a run needs, at its beginning or where its newest checkpoint ends.
 
     The output folder is made last, when everything else has proved right.
+
+    Args:
+        task: the settings' task, where it was made before. quiet: nothing is printed.
 
     Raises:
         ConfigError: wrong settings, data or model, an output folder that cannot be used, or a checkpoint of another run.
@@ -39,7 +42,7 @@ def open_session(settings: Settings) -> Session:
     """
     AcceleratorState._reset_state()  # of an earlier run in this process: precision and compilation are kept there for good
     GradientState._reset_state()
-    config, cpu = settings.config, _on_cpu()
+    config, cpu = settings.config, on_cpu()
     world = PartialState(cpu=cpu)
     trackers = _trackers(config.trackers)
     output = Path(_agreed(world, lambda: str(output_folder(settings))))
@@ -53,16 +56,17 @@ def open_session(settings: Settings) -> Session:
         log_with=trackers or None,
         project_config=project,
     )
-    with accelerator.main_process_first():  # data may have to be downloaded, once
-        task = build_task(settings.task, config)
+    if task is None:
+        with accelerator.main_process_first():  # data may have to be downloaded, once
+            task = build_task(settings.task, config)
     check_sizes(task, config, accelerator.num_processes)
     set_seed(config.seed)
-    model = _searchable(settings, task)
+    model = searchable(settings, task)
     optimizer = create_optimizer(config, model.parameters())
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     per_epoch = task.train_size // config.batch_size
     total = config.steps or config.epochs * per_epoch
-    journal = Journal(output / "metrics.jsonl", accelerator, total)
+    journal = Journal(output / "metrics.jsonl", accelerator, total, quiet)
     ldp = ldp_search.controller(model)
     run = Session(settings, accelerator, task, wrapped, ldp, optimizer, journal, output, per_epoch, total)
     set_seed(config.seed, device_specific=True)  # from here on, every process draws its own numbers
@@ -76,7 +80,7 @@ def open_session(settings: Settings) -> Session:
     return run
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
     """Whether to compute on the CPU. Accelerate has to be told when there are several processes and no accelerator: under
     torchrun it would otherwise run each of them by itself.
     """
@@ -113,7 +117,7 @@ def _trackers(names: list[str]) -> list[str]:
     return wanted
 
 
-def _searchable(settings: Settings, task: Task) -> nn.Module:
+def searchable(settings: Settings, task: Task) -> nn.Module:
     """The task's model, with the search space applied. Raises ConfigError."""
     model, inputs = task.create_model(settings.config.model, settings.config.pretrained), task.example_inputs()
     try:

@@ -35,7 +35,8 @@ class Task:
     """Base of the kinds of tasks. Made from the data's description and the run's Config.
 
     train_size, eval_size: numbers of samples. metric: the key of `metrics` that says how good a model is, higher is better.
-    fingerprint: a hash of the data, so that a run is only continued on the same.
+    fingerprint: a hash of the data, so that a run is only continued on the same. looks_at: the settings of Config that an
+    object of the kind depends on, so that a search loads its data once; None: it may be any.
     """
 
     @dataclass
@@ -43,6 +44,7 @@ class Task:
         """Fields of `dataset:` in the task's file."""
 
     metric = "accuracy"
+    looks_at: tuple[str, ...] | None = None
     train_size: int
     eval_size: int
     fingerprint: str

@@ -20,6 +20,8 @@ Learn how many bits each layer of a network needs, at each moment of its trainin
   python -m ldp_search.run model=timm:resnet18 task=./mine.yaml
   python -m ldp_search.run resume=runs/FOLDER                  go on after an interruption
   accelerate launch -m ldp_search.run task=cifar10             on several devices
+  python -m ldp_search.run trials=30 storage=study.journal     a search: Optuna around it; the same command goes on with it
+  optuna-dashboard study.journal --artifact-dir study/artifacts         ... to watch it
   python -m ldp_search.report runs/A runs/B                    runs side by side
 
   --list tasks|spaces|models|policies|quantizers      --print-config [KEY=VALUE ...]      --version
@@ -59,14 +61,16 @@ def answer(words: Sequence[str]) -> str | None:
 
 def help_text() -> str:
     """Examples first, then every key with its default."""
-    from ..config import RUN_FIELDS, SPACE_FIELDS
+    from ..config import OPTION_FIELDS, RUN_FIELDS, SPACE_FIELDS
 
     def rows(fields: dict[str, Any]) -> list[str]:
         return [f"  {_assignment(f):<28} {f.metadata.get('help', '')}".rstrip() for f in fields.values()]
 
     space = [_assignment(f) for f in SPACE_FIELDS.values()]
     lines = [EXAMPLES, "Keys and their defaults (a task's recipe may say otherwise: --print-config shows what holds):"]
-    return "\n".join([*lines, *rows(RUN_FIELDS), "", "Keys of the search space, at the top level too:", *_wrapped(space)])
+    of_space = ["", "Keys of the search space, at the top level too:", *_wrapped(space)]
+    of_search = ["", "Keys of a search, which trials= begins:", *rows(OPTION_FIELDS)]
+    return "\n".join([*lines, *rows(RUN_FIELDS), *of_space, *of_search])
 
 
 def _assignment(f: dataclasses.Field) -> str:

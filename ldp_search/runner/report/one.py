@@ -137,7 +137,7 @@ def _repeat(run: Run) -> Iterator[str]:
         yield html.details("Versions", [html.table(("what", "version"), versions.items())])
 
 
-NOT_REPEATED = ("output", "resume")  # where a run wrote and whether it continued is not what it computed
+NOT_REPEATED = ("config", "output", "resume")  # where a run wrote and whether it continued is not what it computed
 LEADING = ("task", "model", "space", "recipe", "policy", "target_cost", "seed")
 
 

@@ -1,4 +1,4 @@
-"""Other people's training loops. transformers' Trainer:
+"""transformers' Trainer:
 
 ldp_search.apply(model, target_cost=0.5)
 trainer = Trainer(model=model, ..., callbacks=[ldp_search.integrations.LDPCallback()])
@@ -8,6 +8,7 @@ ldp_search.save_pretrained(model, "out")
 
 from __future__ import annotations
 
+import inspect
 import os
 import uuid
 import warnings
@@ -15,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 try:
     from transformers import TrainerCallback
-    from transformers.trainer_callback import ExportableState
+    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.trainer_callback import CallbackHandler, ExportableState
     from transformers.training_args import ParallelMode
 except ImportError as error:
     raise ImportError(f"ldp_search.integrations needs transformers>=4.47: pip install -U transformers ({error})") from error
 
-from .api import controller
-from .core.space import FULL_PRECISION
+from ..api import controller
+from ..core.space import FULL_PRECISION
+from .training_loss import LossListener
 
 STATE = "ldp_state.pt"  # in every checkpoint folder
 
@@ -37,9 +39,8 @@ class LDPCallback(TrainerCallback, ExportableState):
       for policies that read it (it is read off the model's own loss as backward reaches it, so accumulation, label counts
       and mixed precision are accounted for as the Trainer does).
     * With every training log: `ldp_weight_bits`, `ldp_input_bits` (means over the quantized layers), `ldp_cost` (training
-      cost now, relative to the highest bits) and `ldp_mean_cost` (so far). They go to `trainer.state.log_history`, to the
-      console, and to callbacks listed after this one; the trackers of `report_to` come before it. For their boards, pass
-      `report_to="none"` and the tracker's callback behind this one: `callbacks=[LDPCallback(), TensorBoardCallback()]`.
+      cost now, relative to the highest bits) and `ldp_mean_cost` (so far): in `trainer.state.log_history`, on the console,
+      and in every tracker of `report_to`.
     * `ldp_state.pt` in every checkpoint folder; `trainer.train(resume_from_checkpoint=...)` goes on bitwise as if it had not
       been interrupted, and `load_best_model_at_end` also brings back the bits of the best checkpoint.
 
@@ -49,9 +50,9 @@ class LDPCallback(TrainerCallback, ExportableState):
         resume_from: the checkpoint folder, where it is resumed from another place than the Trainer's output folder.
 
     Raises (when training begins):
-        LookupError: `ldp_search.apply(model)` was not called. ValueError: the Trainer would run nn.DataParallel, or the
-        policy reads the training loss and the model's own is not what is trained on. FileNotFoundError: the checkpoint
-        has no LDP state.
+        LookupError: `ldp_search.apply(model)` was not called. ValueError: the Trainer would run nn.DataParallel, the model
+        has been trained to the end already, or the policy reads the training loss and the model's own is not what is
+        trained on. FileNotFoundError: the checkpoint has no LDP state.
     """
 
     def __init__(self, finalize: bool = False, resume_from: str | os.PathLike | None = None):
@@ -61,7 +62,7 @@ class LDPCallback(TrainerCallback, ExportableState):
             )
         self.finalize, self.resume_from = finalize, None if resume_from is None else str(resume_from)
         self.run = uuid.uuid4().hex  # tells this run's states from those of another run in the same folder
-        self._hook, self._loss = None, None
+        self._losses = LossListener()
 
     def state(self) -> dict[str, dict[str, Any]]:
         """What the Trainer keeps of this callback in trainer_state.json."""
@@ -83,12 +84,19 @@ class LDPCallback(TrainerCallback, ExportableState):
             )
         if state.global_step:
             self._resume(ldp, args, state)
-        self._stop_listening()  # a training that ended with an error may have left its hook
+        elif ldp.trajectory.seen:
+            raise ValueError(
+                f"A training begins with fresh bits, but those of this model were trained for {ldp.trajectory.seen} steps "
+                "before: resume with trainer.train(resume_from_checkpoint=True), or call ldp_search.remove(model) and "
+                "ldp_search.apply(model, ...) for a new search."
+            )
+        _trackers_behind(self, args)
+        self._losses.stop()  # a training that ended with an error may have left its hook
         if ldp.policy.needs_loss:
-            self._hook = ldp.model.register_forward_hook(self._listen)
+            self._losses.start(ldp.model)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-        ldp, loss, self._loss = controller(model), self._loss, None
+        ldp, loss = controller(model), self._losses.take()
         scaler = getattr(optimizer, "scaler", None)
         if scaler is not None and scaler.is_enabled():  # fp16: gradients and loss are multiplied by a changing scale
             scale = scaler.get_scale()
@@ -131,11 +139,14 @@ class LDPCallback(TrainerCallback, ExportableState):
         os.replace(unfinished, folder / STATE)
 
     def on_train_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        self._stop_listening()
+        self._losses.stop()
         ldp = controller(model)
-        best = state.best_model_checkpoint
-        if args.load_best_model_at_end and best is not None and (Path(best) / STATE).is_file():
-            _take_bits(ldp, torch.load(Path(best) / STATE, map_location="cpu", weights_only=True)["ldp"])
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            best = Path(state.best_model_checkpoint) / STATE
+            if best.is_file():
+                _take_bits(ldp, torch.load(best, map_location="cpu", weights_only=True)["ldp"])
+            else:
+                warnings.warn(f"No {best}: the best weights are loaded, but the bits are those of the last step.", stacklevel=2)
         if self.finalize:
             ldp.finalize(train_dataloader)
 
@@ -160,31 +171,23 @@ class LDPCallback(TrainerCallback, ExportableState):
             "without LDPCallback cannot be resumed with it."
         )
 
-    # -- the training loss ------------------------------------------------------------------------------------------
 
-    def _listen(self, model, inputs, output) -> None:
-        """Forward hook: when backward reaches the model's loss, add it with the weight that it has in the step's loss."""
-        loss = _loss_of(output)
-        if model.training and loss is not None and loss.requires_grad:
-            loss.register_hook(lambda weight: self._add(loss.detach() * weight.detach()))
+def _trackers_behind(callback: LDPCallback, args) -> None:
+    """Move the trackers of report_to, which the Trainer puts before all callbacks that it is given, right behind `callback`.
 
-    def _add(self, part: Tensor) -> None:
-        self._loss = part if self._loss is None else self._loss + part
-
-    def _stop_listening(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = self._loss = None
-
-
-def _loss_of(output: Any) -> Tensor | None:
-    """The scalar loss of a model's output, where there is one: its field `loss`, the first of a tuple, or itself."""
-    loss = output
-    if hasattr(output, "keys"):
-        loss = output.get("loss")
-    elif isinstance(output, tuple | list):
-        loss = next(iter(output), None)
-    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
+    They would be done with a row of the log before LDP's numbers are in it. The Trainer offers no order and does not hand
+    out its list of callbacks, so it is looked up where the events come from; not found, all else works as before.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
+        frame = frame.f_back
+    if frame is None:
+        return
+    callbacks, kinds = frame.f_locals["self"].callbacks, tuple(get_reporting_integration_callbacks(args.report_to))
+    place = callbacks.index(callback)
+    trackers = [other for other in callbacks[:place] if isinstance(other, kinds)]
+    others = [other for other in callbacks[:place] if other not in trackers]
+    callbacks[: place + 1] = [*others, callback, *trackers]  # whoever has heard this event stands before the next to hear it
 
 
 def _checkpoint(args, state) -> Path:
