@@ -11,14 +11,15 @@ import torch
 from timm.models._registry import _module_to_models
 from torch import nn
 
-from .exceptions import TIMM
+from .timm_small import TIMM
 from .zoo import Sample, wake
 
 SIZES = (64, 96, 128, 160, 224, 256, 299, 331)
 CANDIDATES = 8  # of a module, by name, whose parameters are counted
 _SMALL = (
-    "test_", "_atto", "_femto", "_pico", "_nano", "xxxs", "xxs", "xxt", "_tiny", "_t0", "_micro", "_mini", "_035", "_050", "_xs", "_xt",
-    "_x", "_small", "lite", "_b0", "_a0", "_s0", "_m0", "_t1", "_18", "18", "_10", "_s", "_m1", "_b1", "_l1", "11", "_002", "26",
+    "test_", "_atto", "_femto", "_pico", "_nano", "xxxs", "xxs", "xxt", "_tiny", "_t0", "_micro", "_mini", "_035", "_050",
+    "_xs", "_xt", "_x", "_small", "lite", "_b0", "_a0", "_s0", "_m0", "_t1", "_18", "18", "_10", "_s", "_m1", "_b1", "_l1",
+    "11", "_002", "26",
 )  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def _at(module: str, name: str, size: int, options: dict) -> Sample:
 
 
 def _create(module: str, name: str, size: int, options: dict) -> nn.Module:
-    """By create_model, or, where its entry points fix what has to be small, by the class; for the size where that is asked for."""
+    """By create_model, or by the class where entry points fix what has to be small; for the size where it asks for one."""
     if name in _module_to_models[module]:
         create = functools.partial(timm.create_model, name)
     else:
