@@ -7,7 +7,7 @@ import importlib
 import transformers
 
 from .classes import class_name
-from .exceptions import LEAVE, PART
+from .exceptions import CANNOT, LEAVE, PART
 from .inputs import Inputs
 from .shrink import small_config
 from .special import SPECIAL
@@ -28,6 +28,8 @@ def build(model_type: str) -> Sample:
     """One small model of a type, with its inputs."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    if model_type in CANNOT:
+        raise NotImplementedError(CANNOT[model_type])
     config = small_config(CONFIG_MAPPING[model_type], model_type)
     for name in PART.get(model_type, "").split():
         config = getattr(config, name)

@@ -16,14 +16,22 @@ from .shrink import FIRST_SPECIAL
 
 BATCH, TOKENS, FRAMES, SAMPLES = 2, 12, 32, 4000
 ALWAYS = (
-    "input_ids", "attention_mask", "pixel_values", "input_features", "input_values", "decoder_input_ids", "bbox", "image_grid_thw",
-    "mm_token_type_ids", "input_features_mask", "feature_attention_mask", "pixel_attention_mask", "spatial_shapes", "input_points",
-    "aspect_ratio_ids", "aspect_ratio_mask", "future_values", "future_time_features", "image_position_ids",
-    "target_sizes", "prompt_depth", "timesteps", "states", "actions", "rewards", "returns_to_go", "flattened_patches",
+    "input_ids", "attention_mask", "pixel_values", "input_features", "input_values", "decoder_input_ids", "bbox",
+    "image_grid_thw", "mm_token_type_ids", "input_features_mask", "feature_attention_mask",
+)  # fmt: skip
+_BINS = (
+    "num_mel_bins", "feature_size", "input_feat_size", "n_mels", "input_dim", "input_feat_per_channel",
+    "feature_projection_input_dim", "audio_embed_dim",
 )  # fmt: skip
 _PARTS = {
-    "vision": ("vision_config", "image_config", "image_model_config", "vlm_config", "thinker_config", "backbone_config", "encoder", "model_config"),
-    "audio": ("audio_config", "asr_config", "audio_encoder_config", "encoder_config", "speech_config", "thinker_config", "audio_encoder", "encoder", "dac_config"),
+    "vision": (
+        "vision_config", "image_config", "image_model_config", "vlm_config", "thinker_config", "backbone_config", "encoder",
+        "model_config",
+    ),
+    "audio": (
+        "audio_config", "asr_config", "audio_encoder_config", "encoder_config", "speech_config", "thinker_config",
+        "audio_encoder", "encoder", "dac_config",
+    ),
     "text": ("text_config", "decoder_config", "decoder", "vlm_config", "thinker_config", "text_encoder", "language_config"),
 }  # fmt: skip
 
@@ -63,7 +71,9 @@ class Inputs:
             value = maker()
             if value is not None:
                 self.made[name] = value
-        return {name: value for name, value in self.made.items() if value is not None and (name in self.names or name in self.extra)}
+        return {
+            name: value for name, value in self.made.items() if value is not None and (name in self.names or name in self.extra)
+        }
 
     # -- looking things up ------------------------------------------------------------------------------------------
 
@@ -94,7 +104,6 @@ class Inputs:
     # -- text -------------------------------------------------------------------------------------------------------
 
     def input_ids(self) -> Tensor:
-        high = min(self.look("text", "vocab_size", default=FIRST_SPECIAL), FIRST_SPECIAL)
         counts = {kind: self.places(kind) if self.token(kind) is not None else 0 for kind in ("image", "audio")}
         return self.text_with(**counts)
 
@@ -110,7 +119,10 @@ class Inputs:
     def token(self, kind: str) -> int | None:
         """The number of the token that stands for one place of an image or a sound."""
         names = (f"{kind}_token_id", f"{kind}_token_index", f"{kind}_patch_id")
-        configs = (self.config, *(c for part in ("vlm_config", "thinker_config") if (c := getattr(self.config, part, None)) is not None))
+        configs = (
+            self.config,
+            *(c for part in ("vlm_config", "thinker_config") if (c := getattr(self.config, part, None)) is not None),
+        )
         return next((v for config in configs for name in names if (v := getattr(config, name, None)) is not None), None)
 
     def places(self, kind: str) -> int:
@@ -147,7 +159,9 @@ class Inputs:
     # -- pictures ---------------------------------------------------------------------------------------------------
 
     def size(self) -> tuple[int, int]:
-        size = self.look("vision", "image_size", "img_size", "input_size", "image_resolution", "pretrain_image_size", default=64)
+        size = self.look(
+            "vision", "image_size", "img_size", "input_size", "image_resolution", "pretrain_image_size", default=64
+        )
         if isinstance(size, dict):
             size = (size["height"], size["width"])
         size = tuple(size) if isinstance(size, list | tuple) else (size, size)
@@ -157,10 +171,10 @@ class Inputs:
         return self.look("vision", "num_channels", "in_channels", "in_chans", "channels", default=3)
 
     def pixel_values(self) -> Tensor:
-        grids = {"image_grid_thw", "grid_thw"} & set(self.names)
-        if grids:
+        if {"image_grid_thw", "grid_thw"} & set(self.names):
             return self.patches()
-        frames = self.look("vision", "num_frames", "frames_per_clip") if "Video" in type(self.model).__name__ or hasattr(self.config, "num_frames") else None
+        video = "Video" in type(self.model).__name__ or hasattr(self.config, "num_frames")
+        frames = self.look("vision", "num_frames", "frames_per_clip") if video else None
         return self.uniform(BATCH, *([frames] if frames else []), self.channels(), *self.size())
 
     def pixel_values_videos(self) -> Tensor:
@@ -185,24 +199,16 @@ class Inputs:
     def hidden_states(self) -> Tensor:
         return self.patches()
 
-    def pixel_attention_mask(self) -> None:
-        return None
-
-    def image_sizes(self) -> Tensor:
-        return torch.tensor([self.size()] * BATCH)
-
     # -- sound ------------------------------------------------------------------------------------------------------
 
     def input_features(self) -> Tensor:
-        bins = self.look("audio", "num_mel_bins", "feature_size", "input_feat_size", "n_mels", "input_dim", "input_feat_per_channel", "feature_projection_input_dim", "audio_embed_dim", default=80)
-        length = self.look("audio", "max_source_positions")
-        if length is not None:
-            return self.uniform(BATCH, bins, 2 * length)
-        return self.uniform(BATCH, FRAMES, bins)
+        bins, length = self.look("audio", *_BINS, default=80), self.look("audio", "max_source_positions")
+        return self.uniform(BATCH, FRAMES, bins) if length is None else self.uniform(BATCH, bins, 2 * length)  # as Whisper's
 
     def input_features_mask(self) -> Tensor:
         features = self.made["input_features"]
-        return torch.ones(BATCH, max(features.shape[1:]) if self.look("audio", "max_source_positions") else features.shape[1]).bool()
+        length = max(features.shape[1:]) if self.look("audio", "max_source_positions") else features.shape[1]
+        return torch.ones(BATCH, length, dtype=torch.bool)
 
     feature_attention_mask = input_features_mask
 

@@ -143,8 +143,8 @@ class Silent:
 
 @contextmanager
 def watched(ldp):
-    """{row: its operands (0 with the weight bits, 1 with the input bits) that a grid does not hold exactly, in products at which a
-    gradient arrived}, of what happens within.
+    """{row: its operands (0 with the weight bits, 1 with the input bits) that a grid does not hold exactly, in products at
+    which a gradient arrived}, of what happens within.
     """
     seen = {name: set() for name in ldp.layers}
     product, call, rows = Site.product, Site.call, Site.rows

@@ -1,4 +1,4 @@
-"""Running a model of the zoo: seeded, with its buffers as they were; its outputs as a flat list; a loss that reaches them all."""
+"""Running a model of the zoo: seeded, its buffers kept; its outputs as a flat list; a loss that reaches them all."""
 
 from __future__ import annotations
 

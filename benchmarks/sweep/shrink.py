@@ -19,7 +19,7 @@ FIRST_SPECIAL = 100
 
 _SPECIAL = re.compile(r"(token_id|token_index|_tok_id|_bos_id|_eos_id|_pad_id)$")
 _RULES = [  # first match wins; a value at most as large as the new one stays
-    (r"kernel|stride|dilation|coefficient|cost|temperature|theta|epsilon|sampling|sample_rate|factor|ratio|_rate$|_labels$", None),
+    (r"kernel|stride|dilation|coefficient|cost|temperature|theta|epsilon|sampl(ing|e_rate)|factor|ratio|_rate$|_labels$", None),
     (r"vocab_size|vocabulary|group_vocab$", VOCABULARY),
     (r"codebook_size|num_embeddings|num_codevectors_per_group|quantization_dim|codebook_vocab", 64),
     (r"(key_value_heads|kv_heads|num_key_value_groups|linear_num_key_heads)$", KV_HEADS),
@@ -27,10 +27,11 @@ _RULES = [  # first match wins; a value at most as large as the new one stays
     (r"num_experts_per_tok|moe_topk|moe_k$|top_k_experts|topk_experts", 2),
     (r"n_group$|topk_group$|n_shared|shared_experts$", 1),
     (r"experts$|expert_num$", 4),
-    (r"first_k_dense_replace|num_dense_layers", 1),
+    (r"first_k_dense_replace|num_dense_layers|insert_layer_id", 1),
     (r"(head_dim|d_kv|dim_head|kv_channels|_head_size|linear_\w+_head_dim)$", HEAD_DIM),
     (r"qk_nope_head_dim|qk_rope_head_dim|rotary_dim", 8),
     (r"lora_rank|_rank$", 16),
+    (r"num_codebooks|num_quantizers|max_text_length|mamba_chunk_size|num_filters", 8),
     (r"mm_tokens_per_image", 4),
     (r"upsample_groups|bottleneck_features", WIDTH),
     (r"^n_groups$|n_groups$", 2),
@@ -45,9 +46,9 @@ _RULES = [  # first match wins; a value at most as large as the new one stays
     (r"patch_size$", PATCH),
     (r"index_topk|sliding_window|attention_window|local_attention$", 8),
     (r"num_queries|num_proposals|two_stage_num_proposals|num_denoising|query_tokens|_num_latents|num_latents|n_latents", 8),
-    (r"intermediate\w*_size|ffn|d_ff|dim_ff|mlp_dim|feed_?forward_dim|feed_forward_hidden|d_inner|linear_units|inner_dim", INNER),
+    (r"intermediate\w*_size|ffn|d_ff|dim_ff|mlp_dim|feed_?forward_(dim|hidden)|d_inner|linear_units|inner_dim", INNER),
     (r"hidden|d_model|n_embd|embd?_dim|embedding_size|embedding_dim|embedding_size|projector|project|_width$", WIDTH),
-    (r"_dim$|^dim$|_dims$|channels?$|_units$|num_filters|_size_per_layer_input|_inplanes|base_channels|feature_size", WIDTH),
+    (r"_dim$|^dim$|_dims$|channels?$|_units$|_size_per_layer_input|_inplanes|base_channels|feature_size", WIDTH),
     (r"codebook_dim|dim_bbox", WIDTH),
 ]  # fmt: skip
 _MISSING = {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1}
@@ -126,7 +127,7 @@ def small_value(name: str, value, ids: dict):
         return _small_int(name, value, ids)
     if isinstance(value, list | tuple) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         kind = type(value)
-        if re.search(r"attn_indexes|block_indexes|global_att", name):
+        if re.search(r"attn_indexes|block_indexes|global_att|visual_indexes", name):
             return kind([1])  # the second of two layers
         new = kind(min(v, 2) for v in value) if _DEPTHS.search(name) else kind(_small_int(name, v, {}) for v in value)
         return value if new == value or _is_widths(name, value) else new

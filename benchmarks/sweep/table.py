@@ -1,4 +1,4 @@
-"""The results of a sweep as Markdown: how many models are built, pass and are covered; why the others do not; the first names."""
+"""The results of a sweep as Markdown: how many models are built, pass, are covered; why the others do not; the first names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import statistics
 
 FIRST = {
     "timm": "resnet mobilenetv3 efficientnet convnext vision_transformer deit swin_transformer mlp_mixer regnet densenet",
-    "hf": "bert distilbert roberta albert deberta-v2 electra xlnet modernbert gpt2 gpt_neox opt bloom llama mistral mixtral qwen2 "
-    "qwen3 qwen2_moe qwen3_moe gemma gemma2 gemma3 phi phi3 falcon mamba mamba2 rwkv t5 bart pegasus whisper wav2vec2 vit swin "
+    "hf": "bert distilbert roberta albert deberta-v2 electra xlnet modernbert gpt2 gpt_neox opt bloom llama mistral mixtral "
+    "qwen2 qwen3 qwen2_moe "
+    "qwen3_moe gemma gemma2 gemma3 phi phi3 falcon mamba mamba2 rwkv t5 bart pegasus whisper wav2vec2 vit swin "
     "segformer upernet mask2former detr clip siglip blip",
 }
 """The names that people try first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 
 import timm
@@ -10,14 +11,15 @@ import torch
 from timm.models._registry import _module_to_models
 from torch import nn
 
-from .exceptions import TIMM
+from .timm_small import TIMM
 from .zoo import Sample, wake
 
 SIZES = (64, 96, 128, 160, 224, 256, 299, 331)
 CANDIDATES = 8  # of a module, by name, whose parameters are counted
 _SMALL = (
-    "test_", "_atto", "_femto", "_pico", "_nano", "xxxs", "xxs", "xxt", "_tiny", "_t0", "_micro", "_mini", "_035", "_050", "_xs", "_xt",
-    "_x", "_small", "lite", "_b0", "_a0", "_s0", "_m0", "_t1", "_18", "18", "_10", "_s", "_m1", "_b1", "_l1", "11", "_002", "26",
+    "test_", "_atto", "_femto", "_pico", "_nano", "xxxs", "xxs", "xxt", "_tiny", "_t0", "_micro", "_mini", "_035", "_050",
+    "_xs", "_xt", "_x", "_small", "lite", "_b0", "_a0", "_s0", "_m0", "_t1", "_18", "18", "_10", "_s", "_m1", "_b1", "_l1",
+    "11", "_002", "26",
 )  # fmt: skip
 
 
@@ -29,8 +31,6 @@ def modules() -> list[str]:
 @functools.cache
 def smallest(module: str) -> str:
     """The model of a module with the fewest parameters, among those whose names sound the smallest."""
-    if "model" in TIMM.get(module, {}):
-        return TIMM[module]["model"]
     ordered = sorted(_module_to_models[module], key=lambda name: (_rank(name), len(name), name))
     sizes = {}
     for name in ordered[:CANDIDATES]:
@@ -66,8 +66,8 @@ def _rank(name: str) -> int:
 
 def build(module: str) -> Sample:
     """The smallest model of a module at the smallest picture that it takes."""
-    name, options = smallest(module), dict(TIMM.get(module, {}))
-    options.pop("model", None)
+    options = dict(TIMM.get(module, {}))
+    name = options.pop("class", None) or options.pop("model", None) or smallest(module)
     sizes = [options.pop("size")] if "size" in options else SIZES
     options = options or _arguments(name)
     for size in sizes:
@@ -80,17 +80,35 @@ def build(module: str) -> Sample:
 
 
 def _at(module: str, name: str, size: int, options: dict) -> Sample:
-    try:
-        model = timm.create_model(name, num_classes=10, img_size=size, **options)
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-        model = timm.create_model(name, num_classes=10, **options)
+    model = _create(module, name, size, options)
     wake(model)
     x = torch.randn(2, getattr(model, "in_chans", 3), size, size, generator=torch.Generator().manual_seed(0)) * 0.5
     for training in (False, True):
         _try(model.train(training), x)
     return Sample(f"timm:{module}", model.eval(), (x,), name)
+
+
+def _create(module: str, name: str, size: int, options: dict) -> nn.Module:
+    """By create_model, or by the class where entry points fix what has to be small; for the size where it asks for one."""
+    if name in _module_to_models[module]:
+        create = functools.partial(timm.create_model, name)
+    else:
+        namespace = vars(importlib.import_module(f"timm.models.{module}"))
+        create = namespace[name]
+        options = {key: _named(value, namespace) for key, value in options.items()}
+    try:
+        return create(num_classes=10, img_size=size, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return create(num_classes=10, **options)
+
+
+def _named(value, namespace: dict):
+    """Names of classes by the classes."""
+    if isinstance(value, list):
+        return [_named(v, namespace) for v in value]
+    return namespace[value[1:]] if isinstance(value, str) and value.startswith("@") else value
 
 
 def _try(model: nn.Module, x) -> None:
