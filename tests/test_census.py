@@ -146,3 +146,8 @@ def test_the_models_own_inputs(make, inputs):
         model(**inputs)
         assert f"counted on inputs {next(iter(inputs))} {tuple(next(iter(inputs.values())).shape)}" in ldp.summary()
     assert ldp.counted and ldp.coverage.share > 0.7 and not model._forward_pre_hooks
+
+
+def test_batch_size_by_the_main_input():
+    inputs = {"patches": torch.zeros(6, 2), "ids": torch.zeros(3, 2)}
+    assert [batch_size((), inputs, main) for main in (None, "ids", ["ids", "patches"], "absent", [])] == [6, 3, 3, 6, 6]

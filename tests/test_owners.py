@@ -169,3 +169,9 @@ def test_samples_are_counted_on_the_main_input(kwargs):
 
     ldp = ldp_search.controller(ldp_search.apply(Both(), "static", bits=4, example_inputs=kwargs))
     assert {name: spec.macs for name, spec in ldp.layers.items()} == {"see": 3 * 16, "read": 16}
+
+
+def test_an_empty_layer_inside_an_owner_is_no_product_of_it(recwarn):
+    model = Nested(nn.Linear(4, 4))
+    ldp_search.apply(model, "static", bits=2, example_inputs=torch.randn(3, 4))
+    assert model(torch.empty(0, 4)).shape == (0, 4) and not recwarn.list

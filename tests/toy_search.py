@@ -31,9 +31,10 @@ def toy(steps: int = 4, nap: float = 0.01):
             done.append((done[-1] if done else 0.0) + trial["x"] / (step + 1))
             partial = file.with_suffix(f".{os.getpid()}")
             partial.write_text(json.dumps(done))
-            partial.replace(file)
+            # Before the checkpoint counts: a kill in between repeats the step.
             with open(trial.folder / "steps.txt", "a") as log:
                 log.write(f"{step} {os.getpid()}\n")
+            partial.replace(file)
         return done[-1] + trial.values.get("y", 0), None, {"training_cost": 0.5 + trial["x"] / 2}
 
     return train

@@ -34,6 +34,7 @@ def census(model: nn.Module, args: tuple, kwargs: dict) -> Survey:
             hooks.append(module.register_forward_pre_hook(watch.enter(name), with_kwargs=True))
             hooks.append(module.register_forward_hook(watch.leave, always_call=True))
         with watch.counter, torch.no_grad(), torch.random.fork_rng(enabled=True), watch:
+            torch.manual_seed(0)  # where a model draws the length of what it makes, it is the same every time
             model(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -155,7 +156,8 @@ def batch_size(args: tuple, kwargs: dict, main: str | None = None) -> int:
 
     main: the keyword that transformers calls the model's main input; others may have the patches of all pictures in a row.
     """
-    if isinstance(kwargs.get(main), Tensor):
+    main = main[0] if isinstance(main, list | tuple) and main else main
+    if isinstance(main, str) and isinstance(kwargs.get(main), Tensor):
         return kwargs[main].shape[0]
     for value in [*args, *kwargs.values()]:
         if isinstance(value, Tensor) and value.dim() > 0:

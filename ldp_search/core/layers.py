@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .products import ConvolutionProduct, LinearProduct, padded
+from .running import own_products
 
 ATTRIBUTE = "_ldp_site"  # in the layer's __dict__: neither parameter, buffer nor submodule
 
@@ -37,7 +38,8 @@ class QuantizedLayer(Swapped):
         site = self.__dict__.get(ATTRIBUTE)  # none in a layer that somebody made of this class, as adapters do
         x = args[0] if args else kwargs["input"]
         if site is None or not site.on or has_no_range(x):
-            return forward(self, *args, **kwargs)
+            with own_products():
+                return forward(self, *args, **kwargs)
         return _FORWARDS[self._ldp_kind](self, site, *args, **kwargs)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -20,14 +19,13 @@ from torch.overrides import TorchFunctionMode
 from . import unfused
 from .functions import ATTENTION, Product, find
 from .layers import ATTRIBUTE, Swapped
+from .running import own_products, running
 
 _VIEW_NAMES = (
     "transpose", "t", "permute", "swapaxes", "movedim", "chunk", "split", "unbind", "squeeze", "unsqueeze", "view", "reshape",
     "flatten", "contiguous", "expand", "narrow", "select", "__getitem__",
 )  # fmt: skip
 _VIEWS = frozenset(getattr(space, name) for space in (Tensor, torch) for name in _VIEW_NAMES if hasattr(space, name))
-
-_running: list[Products | None] = []  # owners whose forward is under way, the innermost last; None: a layer of its own
 
 
 @dataclass
@@ -84,16 +82,16 @@ class Products(TorchFunctionMode):
         self.plan, self.training, self.known = plan, training, plan.known()
 
     def __enter__(self):
-        _running.append(self)
+        running.append(self)
         return super().__enter__()
 
     def __exit__(self, *exception):
-        _running.pop()
+        running.pop()
         return super().__exit__(*exception)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if _running[-1] is not self:
+        if running[-1] is not self:
             return func(*args, **kwargs)
         whole = unfused.UNFUSED.get(func)
         if func is scaled_dot_product_attention and self.plan.activations is not None:
@@ -153,19 +151,6 @@ def _warn_of_the_unknown(plan: Plan, product: Product) -> None:
         "stays in full precision. Count on inputs that reach it: apply(model, example_inputs=...).",
         stacklevel=4,
     )
-
-
-@contextmanager
-def own_products():
-    """Within this context the running owners keep their hands off: a quantized layer inside them computes."""
-    if not _running:
-        yield
-        return
-    _running.append(None)
-    try:
-        yield
-    finally:
-        _running.pop()
 
 
 class QuantizedOwner(Swapped):

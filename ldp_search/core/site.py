@@ -9,8 +9,9 @@ from .backends import Call, finish
 from .fake_quantize import fake_quantize, quantize_gradient
 from .functions import Product
 from .layers import has_no_range
-from .owners import copy_with_model, own_products
+from .owners import copy_with_model
 from .quantizers import Grid, Statistics, measure
+from .running import own_products
 
 MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's code)
 
