@@ -10,7 +10,7 @@ from benchmarks.sweep import check, table, zoo
 from benchmarks.sweep.__main__ import done, run
 
 
-@pytest.mark.parametrize("name", ["timm:deit", "hf:gpt2", "hf:mixtral"])
+@pytest.mark.parametrize("name", ["timm:deit", "hf:bert", "hf:gpt2", "hf:mixtral"])
 def test_models_of_the_zoo_pass(name):
     result = check.one(name)
     assert not any(result["checks"].values()) and set(result["checks"]) == set(check.CHECKS)

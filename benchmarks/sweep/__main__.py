@@ -1,6 +1,7 @@
 """Builds one small instance of every timm module and of every transformers model type, and runs the invariants on each.
 
 python -m benchmarks.sweep run RESULTS.jsonl [PATTERN ...] [--workers N] [--seconds S]     goes on where it stopped
+python -m benchmarks.sweep run RESULTS.jsonl --again                                       what did not pass once more
 python -m benchmarks.sweep table RESULTS.jsonl                                             the tables, in Markdown
 
 A model that takes longer than S seconds, or ends its process, is noted and the next one is taken.
@@ -34,6 +35,10 @@ def done(path: Path) -> dict[str, dict]:
     return {row["name"]: row for row in map(json.loads, lines)}
 
 
+def passes(row: dict) -> bool:
+    return "error" not in row and not any(row["checks"].values())
+
+
 class Worker:
     """A process that checks one model after another, and is replaced where one hangs or ends it."""
 
@@ -60,9 +65,10 @@ class Worker:
             self.process = None
 
 
-def run(path: Path, patterns: list[str], workers: int, seconds: float) -> None:
-    """Check what is not in the file yet, and add a line for each."""
+def run(path: Path, patterns: list[str], workers: int, seconds: float, again: bool = False) -> None:
+    """Check what is not in the file yet (`again`: or does not pass there), and add a line for each."""
     known, waiting, lock = done(path), queue.SimpleQueue(), threading.Lock()
+    known = {name: row for name, row in known.items() if passes(row) or not again}
     left = [n for n in names() if n not in known and (not patterns or any(fnmatchcase(n, p) for p in patterns))]
     for name in left:
         waiting.put(name)
@@ -103,12 +109,13 @@ def main() -> None:
     parser.add_argument("results", nargs="?", type=Path, default=Path("sweep.jsonl"))
     parser.add_argument("patterns", nargs="*", help="names such as 'hf:bert*' or 'timm:*'; default: all")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seconds", type=float, default=300, help="of one model, then it is given up")
+    parser.add_argument("--again", action="store_true", help="also what is in the file and does not pass")
     options = parser.parse_args()
     if options.action == "worker":
         worker()
     elif options.action == "run":
-        run(options.results, options.patterns, options.workers, options.seconds)
+        run(options.results, options.patterns, options.workers, options.seconds, options.again)
     else:
         from .table import tables
 

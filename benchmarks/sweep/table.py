@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 
 FIRST = {
     "timm": "resnet mobilenetv3 efficientnet convnext vision_transformer deit swin_transformer mlp_mixer regnet densenet",
     "hf": "bert distilbert roberta albert deberta-v2 electra xlnet modernbert gpt2 gpt_neox opt bloom llama mistral mixtral "
-    "qwen2 qwen3 qwen2_moe "
-    "qwen3_moe gemma gemma2 gemma3 phi phi3 falcon mamba mamba2 rwkv t5 bart pegasus whisper wav2vec2 vit swin "
-    "segformer upernet mask2former detr clip siglip blip",
+    "qwen2 qwen3 qwen2_moe qwen3_moe gemma gemma2 gemma3 phi phi3 falcon mamba mamba2 rwkv t5 bart pegasus whisper wav2vec2 "
+    "vit swin segformer upernet mask2former detr clip siglip blip",
 }
 """The names that people try first."""
 
 
 def tables(results: dict[str, dict]) -> str:
-    return "\n\n".join([_numbers(results), _problems(results), _first(results)])
+    return "\n\n".join([_numbers(results), _kinds(results), _problems(results), _first(results)])
 
 
 def _built(row: dict) -> bool:
@@ -45,6 +45,14 @@ def _numbers(results: dict) -> str:
             shares.append(f"{_percent(min(values))}, {_percent(statistics.median(values))} %" if values else "-")
         lines.append(f"| {title} | {len(rows)} | {len(built)} | {sum(map(_passes, rows))} | {' | '.join(shares)} |")
     return "\n".join(lines)
+
+
+def _kinds(results: dict) -> str:
+    """One sentence: how many models fail each check, and the time of all."""
+    fails = Counter(check for row in results.values() if _built(row) for check, reason in row["checks"].items() if reason)
+    each = ", ".join(f"{check} {count}" for check, count in fails.most_common()) or "none"
+    minutes = sum(row.get("seconds", 0) for row in results.values()) / 60
+    return f"Checks that fail, with the number of models: {each}. All together took {minutes:.0f} minutes of one process."
 
 
 def _problems(results: dict) -> str:
