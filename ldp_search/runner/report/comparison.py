@@ -116,8 +116,8 @@ def schedules_figure(runs: list[Run], scale: BitScale) -> bytes:
                 field = grid[row, 2 * column + k] if len(kinds) == 2 else grid[row, 2 * column : 2 * column + 2]
                 axis = figure.add_subplot(field)
                 edges = draw_heatmap(axis, run.schedule, kind, scale, run.finished, most=int(inner * DPI / 2))
-                suffix = f": {kind}s" if len(kinds) == 2 else ""
-                axis.set_title(elide(run.name, 30) + suffix, fontsize=9)
+                title = elide(run.name, 28) + (": weights" if len(kinds) == 2 else "") if k == 0 else f"{kind}s"
+                axis.set_title(title, fontsize=8)
                 # Names once a row of pictures: beside a picture of the same layers they would only take its room.
                 label_rows(axis, [run.schedule.layers[i] for i in edges[:-1]], inner, longest=22)
                 if k or beside:
