@@ -115,7 +115,11 @@ def _pixels_of_tokens(m: Inputs) -> dict:
 def _talker(m: Inputs) -> dict:
     """What a talker gets from its thinker."""
     width = getattr(m.config, "embedding_size", None) or m.config.text_config.hidden_size
-    return {"inputs_embeds": m.uniform(BATCH, TOKENS, width), "attention_mask": m.integers(1, 2, BATCH, TOKENS)}
+    return {
+        "inputs_embeds": m.uniform(BATCH, TOKENS, width),
+        "attention_mask": m.integers(1, 2, BATCH, TOKENS),
+        "position_ids": torch.arange(TOKENS).expand(3, BATCH, TOKENS),  # left to itself it goes on from the last forward's
+    }
 
 
 def _image_and_sound(m: Inputs) -> dict:
@@ -223,6 +227,7 @@ SPECIAL = {
     "kyutai_speech_to_text": lambda m: {"input_ids": m.integers(30, 60, BATCH, TOKENS, 1 + m.config.num_codebooks)},
     "lfm2_vl": _flat_patches,
     "lightglue": _pairs,
+    "lighton_ocr": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
     "llava_next": _picture_in_tiles,
     "llava_next_video": _picture_in_tiles,
     "llava_onevision": _picture_in_tiles,
@@ -242,6 +247,7 @@ SPECIAL = {
     "minicpmv4_6": lambda m: _patches_in_a_row(m) | {"downsample_mode": "16x"},
     "minicpmv4_7": lambda m: _patches_in_a_row(m) | {"downsample_mode": "16x"},
     "minicpmv4_7_vision": _patches_in_a_row,
+    "mistral3": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
     "mistral_large4": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
     "mllama": lambda m: {
         "pixel_values": m.uniform(BATCH, 1, 4, 3, 64, 64),
