@@ -102,7 +102,10 @@ def _fail(status: int, message: str) -> int:
 def _tell(text: str, stream: Any) -> None:
     """Print on the first process alone."""
     if int(os.environ.get("RANK", "0")) == 0:
-        print(text, file=stream, flush=True)
+        try:
+            print(text, file=stream, flush=True)
+        except BrokenPipeError:  # its reader (head) has seen enough; what is still buffered goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _share_cores() -> None:

@@ -175,3 +175,104 @@ def test_an_empty_layer_inside_an_owner_is_no_product_of_it(recwarn):
     model = Nested(nn.Linear(4, 4))
     ldp_search.apply(model, "static", bits=2, example_inputs=torch.randn(3, 4))
     assert model(torch.empty(0, 4)).shape == (0, 4) and not recwarn.list
+
+
+class Computed(nn.Module):
+    """Two weights of one shape, each changed before its use."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        for weight in (self.first, self.second):
+            x = nn.functional.linear(x, weight / weight.norm(dim=1, keepdim=True)).relu()
+        return x
+
+
+@pytest.mark.parametrize("skip", ["first", "second"])
+def test_computed_weights_of_one_shape_are_told_apart(skip):
+    model, x = Computed(), torch.randn(3, 4)
+    ldp = ldp_search.controller(ldp_search.apply(model, {}, bits=(2, 6), skip=[skip], example_inputs=x))
+    model(x).sum().backward()
+    grad = dict(zip(ldp.layers, ldp.parameters()["bits"].grad, strict=True))
+    searched = {"first": "second", "second": "first"}[skip]
+    assert grad[searched][:2].all() and not grad[skip].any()
+
+
+class Cached(nn.Module):
+    """Writes into a buffer what depends on the input, and counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.keys = nn.Linear(4, 4)
+        self.register_buffer("cache", torch.zeros(8, 4))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        self.cache[: len(x)] = self.keys(x).detach()
+        return x @ self.cache.t()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_buffers_are_left_alone_and_what_is_written_is_no_weight(given):
+    model, x = Cached(), torch.randn(3, 4)
+    ldp_search.apply(model, "static", bits=8, example_inputs=x if given else None)
+    assert model.calls == 0 and not model.cache.any()
+    model(x)
+    ldp = ldp_search.controller(model)
+    assert model.calls == 1 and list(ldp.layers) == ["keys"]
+    assert [item.reason.partition(";")[0] for item in ldp.coverage.left_out] == ["matmul of two activations"]
+
+
+def test_the_first_forward_is_one_like_all_others():
+    """It counts, on copies of what it is given, and quantizes the model's own products as the later ones do."""
+
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x, seen):
+            seen.append(len(seen))
+            return self.layer(x) @ self.weight * len(seen)
+
+    model, x, seen = Root(), torch.randn(3, 4), []
+    ldp_search.apply(model, "static", bits=3)
+    first = model(x, seen)
+    assert seen == [0] and torch.equal(first, model(x, [])) and not torch.equal(first, ldp_search.remove(model)(x, []))
+
+
+def test_an_error_of_the_first_forward_is_said_every_time():
+    model, x = Computed(), torch.randn(3, 4)
+    model.layer = nn.Linear(4, 4)
+    ldp_search.apply(model, skip=["*typo"])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the pattern .*typo.* matches no layer"):
+            model(x)
+
+
+def test_threads_do_not_meet():
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = nn.Sequential(Nested(nn.Linear(4, 4)), Computed()).eval()
+    inputs = [torch.randn(3, 4) for _ in range(40)]
+    ldp_search.apply(model, "static", bits=4, example_inputs=inputs[0])
+    with torch.no_grad():
+        expected = [model(x) for x in inputs]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(torch.no_grad()(model), inputs))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_counting_in_inference_mode_leaves_a_model_that_trains():
+    model, x = nn.Sequential(nn.Linear(4, 4), Computed()), torch.randn(3, 4)
+    ldp_search.apply(model, bits=(3, 6))
+    with torch.inference_mode():
+        model.eval()(x)
+    model.train()(x).sum().backward()
+    ldp = ldp_search.controller(model)
+    ldp.step(0.5)
+    assert list(ldp.layers) == ["0", "1.first", "1.second"]

@@ -362,7 +362,7 @@ def test_attention_is_in_the_coverage(attention):
     model.set_attn_implementation(attention)
     coverage = controller(ldp_search.apply(model, example_inputs={"input_ids": TOKENS})).coverage
     counted = sum(item.macs for item in coverage.left_out if "attention.self" in item.name)
-    assert counted == 2 * 2 * 10 * 10 * 32 and coverage.share < 0.95  # QK and PV of two layers; option functions=False
+    assert counted == 2 * 2 * 10 * 10 * 32 and coverage.share < 0.95  # QK and PV of two layers
 
 
 # -- two processes --------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from .census import census, own_inputs
 from .controller import Controller
 from .layers import ATTRIBUTE as RECORD
-from .layers import Swapped, unswap
+from .layers import Swapped, swap, unswap
+from .owners import Plan, QuantizedOwner
 from .ranks import agree, reshard
 from .space import SearchSpace
 from .survey import Survey
@@ -21,20 +22,35 @@ def attach(model: nn.Module, space: SearchSpace, example_inputs=None, survey: Su
 
     survey: an earlier census of the same model, in place of a new one.
     """
-    if find(model) is not None:
-        raise ValueError("This model is a search space already: call ldp_search.remove(model) first.")
+    _check_fresh(model)
     call = None if example_inputs is None else as_call(example_inputs)
     if survey is None:
         survey = census(model, *call) if call else _census_of_own_inputs(model)
     before = outputs(model, *call) if call else None
     controller = Controller(model, space, survey)
+    _take_up(model, controller)
     if survey is None:  # then at the first real inputs
         controller.hooks["census"] = model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True)
-    _take_up(model, controller)
+        if not isinstance(model, Swapped):  # its forward is looked up before the hook runs, so the class has to be there
+            swap(model, Plan("", controller), QuantizedOwner)
     if call:
         _verify(model, controller, call, before)
     reshard(model)
     return model
+
+
+def _check_fresh(model: nn.Module) -> None:
+    """`model` is a module, complete, and no part of it is searched."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"apply() takes a torch.nn.Module; received {type(model).__name__} {str(model)[:60]!r}.")
+    found = find(model)
+    if found is not None:
+        part = next((name for name, m in model.named_modules() if m is found.model), "")
+        which = "This model is" if not part else f"{part!r} in this model is"
+        raise ValueError(f"{which} a search space already: call ldp_search.remove({'model' if not part else 'on it'}) first.")
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"apply() needs parameters with shapes; {lazy[:5]} have none yet. Run the model once before apply().")
 
 
 def _take_up(model: nn.Module, controller: Controller) -> None:
@@ -93,6 +109,11 @@ def as_call(example_inputs) -> tuple[tuple, dict]:
         return (example_inputs,), {}
     if hasattr(example_inputs, "keys"):
         return (), dict(example_inputs)
+    if not isinstance(example_inputs, list | tuple):
+        raise TypeError(
+            "example_inputs must be a tensor, a tuple of arguments or a mapping of keyword arguments; received "
+            f"{type(example_inputs).__name__}."
+        )
     return tuple(example_inputs), {}
 
 
@@ -108,7 +129,12 @@ def _census_of_own_inputs(model: nn.Module) -> Survey | None:
 def _count_at_first_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
     """Forward pre-hook. It asks the model for its controller, and so serves copies and pickles of the model too."""
     controller = model.__dict__[ATTRIBUTE]
-    controller.hooks.pop("census").remove()
-    with controller.disabled():
-        survey = agree(census(model, args, kwargs).to_dict())
-    controller.settle(Survey.from_dict(survey))
+    if controller.counting:
+        return
+    controller.counting = True
+    try:
+        with controller.disabled(), torch.inference_mode(False):
+            survey = agree(census(model, args, kwargs).to_dict())
+            controller.settle(Survey.from_dict(survey))
+    finally:
+        controller.counting = False

@@ -19,6 +19,7 @@ from . import unfused
 from .functions import find
 from .sources import Sources
 from .survey import Found, Survey, Tally
+from .trial import buffers_kept, copied
 
 
 def census(model: nn.Module, args: tuple, kwargs: dict) -> Survey:
@@ -33,7 +34,8 @@ def census(model: nn.Module, args: tuple, kwargs: dict) -> Survey:
         for name, module in model.named_modules():
             hooks.append(module.register_forward_pre_hook(watch.enter(name), with_kwargs=True))
             hooks.append(module.register_forward_hook(watch.leave, always_call=True))
-        with watch.counter, torch.no_grad(), torch.random.fork_rng(enabled=True), watch:
+        args, kwargs = copied(args), copied(kwargs)
+        with watch.counter, torch.no_grad(), torch.random.fork_rng(enabled=True), buffers_kept(model), watch:
             torch.manual_seed(0)  # where a model draws the length of what it makes, it is the same every time
             model(*args, **kwargs)
     finally:
@@ -56,6 +58,7 @@ class _Watch(TorchFunctionMode):
         self.tallies: dict[str, Tally] = {}
         self.stack: list[tuple[str, Counter, Counter]] = []  # module, counts at its start, counts of its children
         self.sources = Sources(model)
+        self.places: Counter = Counter()
 
     def total(self) -> Counter:
         counts = self.counter.flop_counts.get("Global", {})
@@ -89,7 +92,7 @@ class _Watch(TorchFunctionMode):
         out = func(*args, **kwargs)
         if product is not None and self.stack:
             self._note(product, product.pair(args, kwargs), self.total() - before)
-        self.sources.follow(args, kwargs, out, product is not None)
+        self.sources.follow(func, args, kwargs, out, product is not None)
         return out
 
     def _note(self, product, pair, macs: Counter) -> None:
@@ -100,6 +103,10 @@ class _Watch(TorchFunctionMode):
             tally.found.append(known := found)
         known.macs += sum(macs.values())
         known.calls += 1
+        if found.shape is not None:
+            alike = self.stack[-1][0], found.function, found.operand, found.shape
+            known.places.append(self.places[alike])
+            self.places[alike] += 1
         known.input_numel += pair[1 - (found.operand if found.operand is not None else 1)].numel()
         tally.rest.subtract(macs)
 

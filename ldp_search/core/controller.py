@@ -7,13 +7,15 @@ tensors whatever the number of layers, with no transfer to the host and nothing 
 
 from __future__ import annotations
 
-import copy
+import dataclasses
+import warnings
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from . import cost as costs
+from . import state
 from .allocation import Allocation
 from .coverage import SKIPPED, coverage
 from .finalize import finalize
@@ -53,7 +55,7 @@ class Controller:
         )
         self.relaxation, self.policy = build("relaxation", space.relaxation), build("policy", space.policy)
         self.generator = torch.Generator().manual_seed(space.seed)
-        self._progress, self.frozen, self.hooks = 0.0, False, {}
+        self._progress, self.frozen, self.hooks, self.counting = 0.0, False, {}, False
         self.survey = survey
         self._build(find_rows(model, space, survey))
         self._check_policy()
@@ -195,6 +197,12 @@ class Controller:
             raise ValueError(
                 f"The policy {self.policy.name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
             )
+        if not self.counted and self._progress == 0:
+            warnings.warn(
+                "The first step comes before any operation was counted: costs take all layers alike, and products outside of "
+                "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
+                stacklevel=3,
+            )
         loss = None if loss is None else torch.as_tensor(loss, device=self._bits.device).detach().clone()
         average_over_ranks([self._grads, self._ranges, self._clip_grads] + ([] if loss is None else [loss]))
         self._spent += self.problem.relative_cost(self._bits) * (progress - self._progress)
@@ -268,19 +276,30 @@ class Controller:
             ValueError: the coverage is below the space's `min_coverage`, the target cost out of reach, or a pattern matches
                 nothing.
         """
-        if "census" in self.hooks:  # a state that brings its census was loaded before the first forward
+        before = dict(self.__dict__)
+        try:
+            self._settle(survey)
+        except Exception:  # nothing is half taken over: the next forward says the same again
+            self.__dict__.update(before)
+            self._hand_out()
+            self.policy.bind(self.problem)
+            raise
+        if "census" in self.hooks:
             self.hooks.pop("census").remove()
+        install(self)
+
+    def _settle(self, survey: Survey) -> None:
         self.survey, before = survey, self.bits()
         rows = find_rows(self.model, self.space, survey)
         if self._progress > 0:  # what a training has learned stays; what it has not met so far stays out
             rows = {name: row for name, row in rows.items() if name in self.rows}
         device = self._bits.device
         if list(rows) == self._names:
-            self.rows, self.problem.macs = rows, self._macs_of(rows).to(device)
+            precisions(rows, self.space, final=True)
+            self.rows, self.problem = rows, dataclasses.replace(self.problem, macs=self._macs_of(rows).to(device))
             self.policy.problem = self.problem
             self._ranges = torch.zeros(sum(row.call_sites for row in rows.values()), 4, device=device)
             self._hand_out()
-            precisions(rows, self.space, final=True)
         else:
             self._build(rows)
             self.to(device)
@@ -290,7 +309,6 @@ class Controller:
         if self.frozen:
             for row, name in enumerate(self._names):
                 self._bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32)
-        install(self)
 
     def _check_costs(self) -> None:
         if not self.counted:
@@ -333,49 +351,17 @@ class Controller:
         """Freeze the bits at integers and re-estimate batch-norm statistics and input ranges at them (see `finalize.py`)."""
         return finalize(self.model, self, loader, forward, batches)
 
-    _SAVED = ("_bits", "_grads", "_ranges", "_clips", "_clip_grads", "_spent")
-
     def state_dict(self) -> dict:
         """All that a training needs to go on bitwise: tensors on the CPU and plain data."""
-        return {
-            "layers": self._names,
-            "survey": self.survey and self.survey.to_dict(),
-            "tensors": {name: getattr(self, name).detach().cpu().clone() for name in self._SAVED},
-            "clip_optimizer": copy.deepcopy(self._clip_optimizer.state_dict()),
-            "policy": self.policy.state_dict(),
-            "trajectory": self.trajectory.state_dict(),
-            "generator": self.generator.get_state(),
-            "progress": self._progress,
-            "frozen": self.frozen,
-        }
+        return state.of(self)
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, saved: dict) -> None:
         """Take over what `state_dict` gave.
 
         Raises:
             ValueError: the state is of a model with other layers.
         """
-        if not self.counted and state["survey"] is not None:
-            self.settle(Survey.from_dict(state["survey"]))
-        if state["layers"] != self._names:
-            other = sorted(set(state["layers"]) ^ set(self._names))
-            raise ValueError(f"The state must be of the same quantized layers; these differ: {other[:10] or 'their order'}.")
-        if state["tensors"]["_clips"].shape != self._clips.shape:
-            raise ValueError("The state must be of the same search space: one of the two has learned clips, the other has not.")
-        for name, value in state["tensors"].items():
-            if getattr(self, name).shape != value.shape:
-                raise ValueError(
-                    f"The state must be of the same layers, counted on inputs that use them alike; {name} is of shape "
-                    f"{tuple(value.shape)} there and {tuple(getattr(self, name).shape)} here."
-                )
-        for name, value in state["tensors"].items():
-            getattr(self, name).copy_(value)
-        self._clip_optimizer.load_state_dict(copy.deepcopy(state["clip_optimizer"]))  # it would keep the very tensors
-        self.policy.load_state_dict(state["policy"])
-        self.trajectory.load_state_dict(state["trajectory"])
-        self.generator.set_state(state["generator"])
-        self._progress, self.frozen = state["progress"], state["frozen"]
-        self._hand_out()
+        state.load(self, saved)
 
     def __deepcopy__(self, memo: dict):
         return copy_with_model(self, self, memo)

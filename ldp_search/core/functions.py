@@ -24,11 +24,9 @@ class Product:
     by_role = False
 
     def pair(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor] | None:
-        """The two operands; None where they are not two floating-point tensors that are summed over."""
+        """The two operands; None where they are not two dense floating-point tensors."""
         found = [self._one(args, kwargs, i) for i in (0, 1)]
-        if not all(isinstance(x, Tensor) and x.is_floating_point() for x in found):
-            return None
-        return tuple(found)
+        return tuple(found) if all(map(_is_dense, found)) else None
 
     def _one(self, args, kwargs, which):
         place = self.first + which
@@ -55,6 +53,10 @@ class Product:
     def layer(self, args: tuple, kwargs: dict) -> tuple | None:
         """(x, weight, bias, product of `products.py`) where the call is that of a layer; None: it has no such form."""
         return None
+
+
+def _is_dense(x) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and x.layout == torch.strided
 
 
 class Matmul(Product):
@@ -118,9 +120,7 @@ class Einsum(Product):
 
     def pair(self, args, kwargs):
         tensors = self._tensors(args)
-        if kwargs or tensors is None or "->" in args[0] and self._letters(args)[0] is None:
-            return None
-        return tensors if all(isinstance(x, Tensor) and x.is_floating_point() for x in tensors) else None
+        return tensors if not kwargs and tensors is not None and all(map(_is_dense, tensors)) else None
 
     @staticmethod
     def _tensors(args):
@@ -132,7 +132,7 @@ class Einsum(Product):
 
     @staticmethod
     def _letters(args) -> tuple:
-        """The letters of both operands and those of the result (None: implicit, or with an ellipsis)."""
+        """The letters of both operands and those of the result, where that is left out the ones that occur once."""
         inputs, arrow, result = args[0].replace(" ", "").partition("->")
         if not arrow:
             every = inputs.replace(",", "")

@@ -34,20 +34,24 @@ class Plan:
 
     tensors: (module, attribute, site) of the parameters and buffers that are operands, themselves or in views; looked up anew
     in each forward, since whoever shards or moves a model may replace them. computed: {(function, which operand, trailing
-    shape): site} of weights that are computed first, from parameters alone. generated: {function: site} of weights that depend
-    on the input. activations: the site of the products of two activations.
+    shape): {place among such calls: site}} of weights that are computed first, from parameters alone. generated: {function:
+    site} of weights that depend on the input. activations: the site of the products of two activations.
     """
 
     name: str
     controller: object
     tensors: list[tuple[nn.Module, str, object]] = field(default_factory=list)
-    computed: dict[tuple, object] = field(default_factory=dict)
+    computed: dict[tuple, dict[int, object]] = field(default_factory=dict)
     generated: dict[str, object] = field(default_factory=dict)
     activations: object = None
 
     @property
     def on(self) -> bool:
         return self.controller.enabled
+
+    @property
+    def empty(self) -> bool:
+        return not (self.tensors or self.computed or self.generated) and self.activations is None
 
     def __deepcopy__(self, memo: dict):
         return copy_with_model(self, self.controller, memo)
@@ -80,18 +84,19 @@ class Products(TorchFunctionMode):
     def __init__(self, plan: Plan, training: bool):
         super().__init__()
         self.plan, self.training, self.known = plan, training, plan.known()
+        self.met: dict[tuple, int] = {}  # kind of call with a computed weight -> the newest one's place
 
     def __enter__(self):
-        running.append(self)
+        running.owners.append(self)
         return super().__enter__()
 
     def __exit__(self, *exception):
-        running.pop()
+        running.owners.pop()
         return super().__exit__(*exception)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if running[-1] is not self:
+        if running.owners[-1] is not self:
             return func(*args, **kwargs)
         whole = unfused.UNFUSED.get(func)
         if func is scaled_dot_product_attention and self.plan.activations is not None:
@@ -122,12 +127,18 @@ class Products(TorchFunctionMode):
         for which in (1, 0):
             key = (product.name, which, trailing(product, pair[which]))
             if key in self.plan.computed:
-                return self.plan.computed[key], which
+                return self._computed(key), which
         if not product.by_role:
             return self.plan.activations, None
         if product.name not in self.plan.generated:
             _warn_of_the_unknown(self.plan, product)
         return self.plan.generated.get(product.name), 1
+
+    def _computed(self, key: tuple):
+        """The site of the next call of this kind; more calls than were counted are taken for the last one's."""
+        places, place = self.plan.computed[key], self.met.get(key, -1) + 1
+        self.met[key] = place
+        return places.get(place, places[max(places)])
 
     def _site_of(self, tensor: Tensor) -> tuple:
         """(site,) of a weight or of a view of one; () of any other tensor."""
@@ -158,7 +169,7 @@ class QuantizedOwner(Swapped):
 
     def run(self, forward, args, kwargs):
         plan = self.__dict__[ATTRIBUTE]
-        if not plan.on:
+        if not plan.on or plan.empty:
             return forward(self, *args, **kwargs)
         with Products(plan, self.training):
             return forward(self, *args, **kwargs)

@@ -112,7 +112,8 @@ def plans(controller, sites: dict) -> dict[str, Plan]:
             plan.generated[found.function] = site
         elif found.weight != CONSTANTS:
             if found.shape is not None:
-                plan.computed[found.function, found.operand, found.shape] = site
+                places = plan.computed.setdefault((found.function, found.operand, found.shape), {})
+                places |= dict.fromkeys(found.places, site)
             else:
                 path, _, attribute = found.weight.rpartition(".")
                 plan.tensors.append((modules[path], attribute, site))
@@ -154,7 +155,7 @@ def precisions(rows: dict[str, Row], space: SearchSpace, final: bool) -> dict[st
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in rows):
                 raise ValueError(f"{option}: the pattern {pattern!r} matches no layer.{did_you_mean(pattern, rows)}")
-    if all(bounds[0][0] == FULL_PRECISION for bounds in found.values()):
+    if final and all(bounds[0][0] == FULL_PRECISION for bounds in found.values()):
         raise ValueError(f"skip={space.skip} keeps every layer in full precision, so nothing is left to quantize.")
     return found
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 
-running: list = []
-"""The modes of the owners whose forward is under way, the innermost last; None: a layer of its own."""
+
+class _Running(threading.local):
+    """owners: the modes of the owners whose forward is under way in this thread, the innermost last; None: a layer's own."""
+
+    def __init__(self):
+        self.owners: list = []
+
+
+running = _Running()
 
 
 @contextmanager
 def own_products():
     """Within this context the running owners keep their hands off: a layer inside them computes."""
-    if not running:
+    if not running.owners:
         yield
         return
-    running.append(None)
+    running.owners.append(None)
     try:
         yield
     finally:
-        running.pop()
+        running.owners.pop()

@@ -26,6 +26,7 @@ class Sources:
     def __init__(self, model: nn.Module):
         tensors = dict([*model.named_buffers(), *model.named_parameters()])
         self.names = {id(t): name for name, t in tensors.items()}
+        self.held: list[Tensor] = []
         self.sizes = {name: t.numel() for name, t in tensors.items()}
         self.stacks = {name for name, t in tensors.items() if t.dim() > 2}
         self.computed: dict[int, tuple[weakref.ref, str, bool]] = {}  # id -> the tensor, what it comes from, by a product
@@ -35,6 +36,7 @@ class Sources:
         for name, tensor in module.named_parameters(prefix=prefix):
             if id(tensor) not in self.names and name in self.sizes:
                 self.names[id(tensor)] = name
+                self.held.append(tensor)  # so that no other tensor gets its identity
 
     def source(self, tensor: Tensor) -> Source | None:
         """What a tensor comes from; None: it depends on more than parameters and buffers."""
@@ -44,8 +46,11 @@ class Sources:
         held, name, multiplied = self.computed.get(id(tensor), (lambda: None, "", False))
         return Source(name, False, multiplied) if held() is tensor else None
 
-    def follow(self, args: tuple, kwargs: dict, out, product: bool) -> None:
+    def follow(self, function, args: tuple, kwargs: dict, out, product: bool) -> None:
         """Note what a function made of constants alone; forget what it changed."""
+        name = getattr(function, "__name__", "")
+        if args and isinstance(args[0], Tensor) and (name == "__setitem__" or name.endswith("_") and not name.endswith("__")):
+            return self._written(args[0], [*args[1:], *kwargs.values()])
         sources = [self.source(x) for x in tensors_of([*args, *kwargs.values()])]
         constant = bool(sources) and None not in sources
         for tensor in tensors_of([out]):
@@ -54,6 +59,13 @@ class Sources:
                 multiplied = product or any(source.multiplied for source in sources)
                 self.computed[id(tensor)] = weakref.ref(tensor), largest, multiplied
             elif not constant:
+                self.computed.pop(id(tensor), None)
+
+    def _written(self, target: Tensor, values: list) -> None:
+        """What takes a value that depends on the input, such as a cache in a buffer, is a constant no more."""
+        if any(self.source(value) is None for value in tensors_of(values)):
+            for tensor in (target, target._base):
+                self.names.pop(id(tensor), None)
                 self.computed.pop(id(tensor), None)
 
     def classify(self, product, pair) -> Found:

@@ -47,6 +47,7 @@ class SearchSpace:
     seed: int = 0  # of everything random that the policy and the relaxation draw
 
     def __post_init__(self):
+        self._check_types()
         self.skip = [self.skip] if isinstance(self.skip, str) else list(self.skip)
         self.bits = bit_range(self.bits, "bits")
         self.weight_bits = self.bits if self.weight_bits is None else bit_range(self.weight_bits, "weight_bits")
@@ -74,6 +75,23 @@ class SearchSpace:
         for kind in COMPONENTS:
             name = kind.rpartition("_")[2] if kind != "grad_quantizer" else kind
             build(name, getattr(self, kind))  # an unknown name or option fails here, before any work
+
+    def _check_types(self) -> None:
+        """Plain fields hold what their names promise; a word where a number belongs is a mistake in a file."""
+        number = (int, float)
+        wanted = {
+            **dict.fromkeys(("tie", "attention", "embeddings"), (bool, "true or false")),
+            **dict.fromkeys(("target_cost", "cost_weight", "min_coverage"), (number, "a number")),
+            "seed": (int, "a whole number"),
+            "fixed": (dict, "a mapping of name patterns to bits"),
+            "granularity": (str, "a word"),
+        }
+        for name, (types, words) in wanted.items():
+            value = getattr(self, name)
+            if value is None and name in ("target_cost", "cost_weight"):
+                continue
+            if not isinstance(value, types) or (types is not bool and isinstance(value, bool)):
+                raise ValueError(f"{name} must be {words}; received {value!r}.")
 
     @classmethod
     def from_dict(cls, values: dict) -> SearchSpace:

@@ -15,6 +15,7 @@ class Found:
 
     weight: full name of the parameter or buffer that one operand is or comes from, or one of the three words above.
     operand: which one it is (0 or 1). shape: its trailing shape where it was computed from parameters first, else None.
+    places: the calls, counted among all of that function and shape in that module, that have this computed weight.
     stacked: each call takes a part of it, and which ones depends on the data (experts).
     """
 
@@ -23,6 +24,7 @@ class Found:
     operand: int | None = None
     shape: tuple | None = None
     stacked: bool = False
+    places: list[int] = field(default_factory=list)
     macs: int = 0
     calls: int = 0
     input_numel: int = 0

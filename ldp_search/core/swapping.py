@@ -20,6 +20,8 @@ def install(controller) -> None:
         row, plan = controller.rows.get(name), owners.get(name)
         if row is not None and row.module is module:
             _install_layer(module, sites[name], bool(owners))
+        elif plan is not None and isinstance(module, QuantizedOwner):
+            module.__dict__[RECORD] = plan
         elif plan is not None:
             swap(module, plan, QuantizedOwner)
         if isinstance(module, FUSED) and not isinstance(module, OrdinaryPath):
