@@ -1,12 +1,12 @@
 """Where the generic rules of `shrink.py` and `inputs.py` do not fit a model type."""
 
+from __future__ import annotations
+
 _SERIES = {"prediction_length": 4, "context_length": 8, "num_time_features": 1, "label_length": 4, "moving_average": 5}
 _IMAGE_TOKEN = {"image_token_index": 110}
-
 _HG_ENCODER = {"encoder_in_channels": [64, 96, 128]}
 _ROPE3 = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 _COMPASS = {"full_attention": _ROPE3, "sliding_attention": _ROPE3}
-
 _ROPE3_HALF = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
 _SAM_SIZES = {
     "vision_config.backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "prompt_encoder_config.image_size": 64,
@@ -40,23 +40,22 @@ FIELDS: dict[str, dict] = {
     "apertus1p5_vision_tokenizer": _VQ,
     "bit": {"num_groups": 8},
     "chmv2": {"post_process_channels": [16, 32, 64, 128]},
+    "clap_audio_model": {"window_size": 2},
     "dac": {"encoder_hidden_size": 8, "downsampling_ratios": [2, 4, 4], "n_codebooks": 3},
+    "deepseek_ocr2_sam_vision_model": {"downsample_channels": [32, 64]},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
     "diffusion_gemma_text": {"global_head_dim": 16},
     "dinov3_convnext": {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 2, 1]},
+    "donut-swin": {"window_size": 2},
     "dots3_note_text": _DOTS,
     "embedding_gemma2_text": {"global_head_dim": 16},
-    "focalnet": {"embed_dim": 16},
-    "clap_audio_model": {"window_size": 2},
-    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
-    "donut-swin": {"window_size": 2},
     "ernie4_5_vl_moe_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}},
+    "focalnet": {"embed_dim": 16},
     "gemma3n_text": {"num_kv_shared_layers": 0},
-    "deepseek_ocr2_sam_vision_model": {"downsample_channels": [32, 64]},
+    "gemma4_audio": {"subsampling_conv_channels": [128, 32]},  # the first is the number of mel bins too
     "gemma4_text": {"global_head_dim": 16},
     "gemma4_unified_text": {"global_head_dim": 16},
     "glmasr_encoder": {"intermediate_size": 256},
-    "paddleocr_vl_text": {"rope_parameters": _ROPE3},
-    "gemma4_audio": {"subsampling_conv_channels": [128, 32]},  # the first is the number of mel bins too
     "hgnet_v2": {
         "stem_channels": [3, 16, 24],
         "stage_in_channels": [24, 32, 64, 96],
@@ -75,13 +74,14 @@ FIELDS: dict[str, dict] = {
     "mllama_text_model": {"cross_attention_layers": [1]},
     "mllama_vision_model": {"intermediate_layers_indices": [0], "vision_output_dim": 128},
     "molmo2": {"image_patch_id": 110},
-    "molmo2_vision": {"num_position_embeddings": 16},
     "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "molmo2_vision": {"num_position_embeddings": 16},
     "muse_spark_audio": {"num_hidden_layers": 4},
     "nemotron_h": {"chunk_size": 8},
-    "pp_lcnet_v4": {"stem_channels": [3, 48, 96]},
+    "paddleocr_vl_text": {"rope_parameters": _ROPE3},
     "perceiver": {"d_latents": 64, "num_self_attends_per_block": 2},
     "pix2struct_vision_model": {"patch_embed_hidden_size": 768},
+    "pp_lcnet_v4": {"stem_channels": [3, 48, 96]},
     "qwen4_exp_text": {
         "indexer_n_heads": 4,
         "indexer_kv_heads": 1,
@@ -100,8 +100,11 @@ FIELDS: dict[str, dict] = {
     "sam2_vision_model": {"backbone_channel_list": [128, 64, 32, 16], "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
     "sapiens2_head": {"upsample_out_channels": [32, 32], "conv_out_channels": [32]},
     "superpoint": {"keypoint_decoder_dim": 65},  # 8 x 8 places and "none"
-    "tipsv2_dpt": {"neck_hidden_sizes": [16, 32, 64, 128]},
+    "swin": {"window_size": 2},
+    "swin2sr": {"image_size": 16},
+    "swinv2": {"window_size": 2},
     "textnet": {"stem_out_channels": 16},
+    "tipsv2_dpt": {"neck_hidden_sizes": [16, 32, 64, 128]},
     "univnet": {"model_hidden_channels": 8},
     "unlimited_ocr_sam_vision_model": {"downsample_channels": [32, 64]},
     "vibevoice_acoustic_tokenizer": _VIBE,
@@ -109,15 +112,12 @@ FIELDS: dict[str, dict] = {
     "vibevoice_acoustic_tokenizer_encoder": _VIBE,
     "voxtral_encoder": {"intermediate_size": 256},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
-    "swin": {"window_size": 2},
-    "swin2sr": {"image_size": 16},
-    "swinv2": {"window_size": 2},
 }
 """{configuration type: {field: value}}: as CONFIG, wherever the type stands."""
 
 CONFIG: dict[str, dict] = {
-    "apertus1p5": {"image_token_offset": 40, "audio_token_offset": 104, "text_config.vocab_size": 256},
     "align": {"vision_config.width_coefficient": 0.25, "projection_dim": 80},
+    "apertus1p5": {"image_token_offset": 40, "audio_token_offset": 104, "text_config.vocab_size": 256},
     "aria": {"projector_patch_to_query_dict": {16: 4}},
     "autoformer": _SERIES,
     "blip-2": _IMAGE_TOKEN,
@@ -125,18 +125,18 @@ CONFIG: dict[str, dict] = {
         **{f"vq_config.{name}": value for name, value in _VQ.items()},
         "vocabulary_map": {"<image>": 110} | {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 30 + i for i in range(64)},
     },
-    "clvp": {"text_config.num_attention_heads": 2, "speech_config.num_attention_heads": 2},
     "clap": {
         "audio_config.spec_size": 64,
         "audio_config.num_mel_bins": 32,
         "audio_config.patch_embeds_hidden_size": 16,
         "audio_config.hidden_size": 128,
     },
-    "dbrx": {"attn_config.rope_theta": 1e4, "attn_config.clip_qkv": 8.0, "ffn_config.ffn_hidden_size": 96},
+    "clvp": {"text_config.num_attention_heads": 2, "speech_config.num_attention_heads": 2},
     "cohere_compass": {"text_config.rope_parameters": _COMPASS},
     "cohere_compass_text": {"rope_parameters": _COMPASS},
     "cvt": {"depth": (1, 2, 3)},
     "d_fine": _HG_ENCODER,
+    "dbrx": {"attn_config.rope_theta": 1e4, "attn_config.clip_qkv": 8.0, "ffn_config.ffn_hidden_size": 96},
     "deimv2": _HG_ENCODER,
     "depth_pro": {
         "patch_size": 64,
@@ -146,8 +146,8 @@ CONFIG: dict[str, dict] = {
     },
     "diffusion_gemma": {"text_config.num_experts": 4, "text_config.top_k_experts": 2, "text_config.moe_intermediate_size": 32},
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
-    "edgetam_vision_model": {"backbone_config.architecture": "repvit_m1"},
     "edgetam": _SAM_SIZES,
+    "edgetam_vision_model": {"backbone_config.architecture": "repvit_m1"},
     "efficientloftr": {
         "out_features": [16, 16, 32, 64],
         "hidden_size": 64,
@@ -155,6 +155,7 @@ CONFIG: dict[str, dict] = {
         "stage_num_blocks": [1, 1, 1, 1],
         "num_attention_layers": 1,
     },
+    "efficientnet": {"width_coefficient": 0.25, "hidden_dim": 320},
     "emu3": {
         "vq_config.base_channels": 32,
         "vq_config.channel_multiplier": [1, 2, 2, 2],
@@ -182,18 +183,22 @@ CONFIG: dict[str, dict] = {
     "glm5_next_text": {"index_kpool": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2", **_PINPOINTS},
+    "idefics": {"freeze_text_layers": False, "freeze_vision_layers": False},
+    "informer": _SERIES,
+    "instructblip": _IMAGE_TOKEN,
+    "instructblipvideo": {"video_token_index": 110},
     "kosmos-2": {"latent_query_num": 8},
+    "kosmos-2.5": {"latent_query_num": 8},
     "llava_next": _PINPOINTS,
     "llava_next_video": _PINPOINTS,
     "llava_onevision": _PINPOINTS,
     "lw_detr": {"projector_scale_factors": [2.0, 0.5]},
-    "muse_glimmer": {"out_hidden_size": 256},
-    "muse_spark": {"out_hidden_size": 256},
-    "kosmos-2.5": {"latent_query_num": 8},
     "minicpm_ocr": _MINICPM,
     "minicpmv4_6": _MINICPM,
     "minicpmv4_7": _MINICPM,
     "moonshine_streaming": {"num_key_value_heads": 4},
+    "muse_glimmer": {"out_hidden_size": 256},
+    "muse_spark": {"out_hidden_size": 256},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h_omni": {
         "image_token_id": 110,
@@ -202,6 +207,7 @@ CONFIG: dict[str, dict] = {
         "audio_config.projection_hidden_size": 64,
         "audio_config.projection_bias": False,
     },
+    "neucodec": _XCODEC,
     "omdet-turbo": {
         "apply_layernorm_after_vision_backbone": False,
         "class_embed_dim": 128,
@@ -228,7 +234,6 @@ CONFIG: dict[str, dict] = {
     "rt_detr": _HG_ENCODER,
     "rt_detr_v2": _HG_ENCODER,
     "sam3_tracker": _SAM_SIZES,
-    "neucodec": _XCODEC,
     "seggpt": {
         "image_size": (128, 64),
         "num_hidden_layers": 4,
@@ -237,6 +242,7 @@ CONFIG: dict[str, dict] = {
     },
     "step3p7": {"text_config.sliding_window": 8},
     "t5gemma2_encoder": {"text_config.dropout_rate": 0.0},
+    "time_series_transformer": _SERIES,
     "timm_backbone": {"backbone": "test_resnet", "use_pretrained_backbone": False},
     "timm_wrapper": {"architecture": "test_resnet"},
     "tvp": {"visual_prompt_size": 8},
@@ -249,12 +255,6 @@ CONFIG: dict[str, dict] = {
     "xcodec": {"acoustic_model_config.downsampling_ratios": [8, 5, 4, 2]},
     "xcodec2": _XCODEC,
     "xmod": {"default_language": "en_XX"},
-    "efficientnet": {"width_coefficient": 0.25, "hidden_dim": 320},
-    "informer": _SERIES,
-    "idefics": {"freeze_text_layers": False, "freeze_vision_layers": False},
-    "instructblip": _IMAGE_TOKEN,
-    "instructblipvideo": {"video_token_index": 110},
-    "time_series_transformer": _SERIES,
 }
 """{model type: {dotted path in its configuration: value}}; a path that ends in a dot names another class for a part."""
 
@@ -276,11 +276,11 @@ CLASS: dict[str, str] = {
     "bark": "BarkSemanticModel",
     "beit": "BeitForImageClassification",
     "data2vec-vision": "Data2VecVisionForImageClassification",
-    "qwen2_5_omni": "Qwen2_5OmniTalkerForConditionalGeneration",
-    "qwen3_omni_moe": "Qwen3OmniMoeTalkerForConditionalGeneration",
     "llama4": "Llama4ForCausalLM",  # of the whole one, forward asks its language model for images' outputs that it has not
     "musicgen": "MusicgenForConditionalGeneration",
     "musicgen_melody": "MusicgenMelodyForConditionalGeneration",
+    "qwen2_5_omni": "Qwen2_5OmniTalkerForConditionalGeneration",
+    "qwen3_omni_moe": "Qwen3OmniMoeTalkerForConditionalGeneration",
 }
 """{model type: class} in place of the one that `classes.py` chooses."""
 
@@ -297,9 +297,9 @@ LEAVE: dict[str, tuple] = {
     "csm": ("input_values",),
     "dots3_note": ("input_features",),
     "glm_image": ("pixel_values", "image_grid_thw", "mm_token_type_ids"),
+    "pop2piano": ("input_ids", "attention_mask"),
     "qwen2_5_omni": ("input_ids",),
     "qwen3_omni_moe": ("input_ids",),
-    "pop2piano": ("input_ids", "attention_mask"),
     "speech-encoder-decoder": ("input_features",),
 }
 """{model type: names of inputs} to leave out."""

@@ -198,12 +198,12 @@ def silent_rows(ldp, grad: Tensor, seen: dict[str, set]) -> Silent:
     return out
 
 
-def rounding_noise(model: nn.Module, inputs, expected: list[Tensor], bits: int = 16) -> float:
+def rounding_noise(model: nn.Module, inputs, expected: list[Tensor], bits: int, draw: int) -> float:
     """How far the outputs move when weights and layer inputs get uniform noise as large as rounding to so many bits.
 
-    The yardstick for models that are not continuous: top-k routing, codebooks, argmax.
+    The yardstick for models that are not continuous: top-k routing, codebooks, argmax. draw: of the noise, its seed.
     """
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(draw)
 
     def noisy(x: Tensor) -> Tensor:
         if not x.is_floating_point() or not x.numel():

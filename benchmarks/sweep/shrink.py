@@ -79,8 +79,7 @@ def small_config(cls: type, model_type: str = "", init: dict | None = None, path
         below = _prefixed(sub_class, path + name) | over
         changed[name] = small_config(sub_class, sub_class.model_type, inner, f"{path}{name}.", ids, below)
     own = {k[len(path) :]: v for k, v in over.items() if k.startswith(path) and "." not in k[len(path) :]}
-    changed |= own
-    return cls(**{k: v for k, v in changed.items() if not (isinstance(v, str) and v == "DROP")})
+    return cls(**changed | own)
 
 
 def _prefixed(cls: type, path: str) -> dict:

@@ -115,7 +115,11 @@ def _pixels_of_tokens(m: Inputs) -> dict:
 def _talker(m: Inputs) -> dict:
     """What a talker gets from its thinker."""
     width = getattr(m.config, "embedding_size", None) or m.config.text_config.hidden_size
-    return {"inputs_embeds": m.uniform(BATCH, TOKENS, width), "attention_mask": m.integers(1, 2, BATCH, TOKENS)}
+    return {
+        "inputs_embeds": m.uniform(BATCH, TOKENS, width),
+        "attention_mask": m.integers(1, 2, BATCH, TOKENS),
+        "position_ids": torch.arange(TOKENS).expand(3, BATCH, TOKENS),  # left to itself it goes on from the last forward's
+    }
 
 
 def _image_and_sound(m: Inputs) -> dict:
@@ -150,6 +154,11 @@ SPECIAL = {
     "deepseek_vl_hybrid": lambda m: {"high_res_pixel_values": m.uniform(BATCH, 3, 64, 64)},
     "depth_pro": lambda m: {"pixel_values": m.uniform(1, 3, 256, 256)},
     "dia": lambda m: {"decoder_input_ids": m.integers(30, 60, BATCH, TOKENS, m.config.decoder_config.num_channels)},
+    "diffusion_gemma": lambda m: {
+        "pixel_values": m.uniform(BATCH, 36, 768),
+        "image_position_ids": _placed_patches(m)["pixel_position_ids"],
+        "input_ids": m.text_with(image=4),
+    },
     "efficientloftr": _pairs,
     "embedding_gemma2": lambda m: _placed_patches(m) | {"input_features": m.uniform(BATCH, FRAMES, 128)},
     "emu3": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
@@ -223,6 +232,7 @@ SPECIAL = {
     "kyutai_speech_to_text": lambda m: {"input_ids": m.integers(30, 60, BATCH, TOKENS, 1 + m.config.num_codebooks)},
     "lfm2_vl": _flat_patches,
     "lightglue": _pairs,
+    "lighton_ocr": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
     "llava_next": _picture_in_tiles,
     "llava_next_video": _picture_in_tiles,
     "llava_onevision": _picture_in_tiles,
@@ -242,6 +252,7 @@ SPECIAL = {
     "minicpmv4_6": lambda m: _patches_in_a_row(m) | {"downsample_mode": "16x"},
     "minicpmv4_7": lambda m: _patches_in_a_row(m) | {"downsample_mode": "16x"},
     "minicpmv4_7_vision": _patches_in_a_row,
+    "mistral3": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
     "mistral_large4": lambda m: {"image_sizes": torch.tensor([[64, 64]] * BATCH)},
     "mllama": lambda m: {
         "pixel_values": m.uniform(BATCH, 1, 4, 3, 64, 64),
@@ -330,7 +341,11 @@ SPECIAL = {
     "vibevoice_asr": lambda m: {"input_values": m.uniform(BATCH, 1, 640), "padding_mask": m.integers(1, 2, BATCH, 640).bool()},
     "video_llama_3": lambda m: {"image_merge_sizes": torch.tensor([2, 2]), "input_ids": m.text_with(image=4)},
     "video_llama_3_vision": lambda m: {"merge_sizes": torch.tensor([2, 2])},
-    "video_llava": lambda m: {"pixel_values_images": m.uniform(BATCH, 3, *m.size()), "input_ids": m.text_with(image=16)},
+    "video_llava": lambda m: {
+        "pixel_values_images": m.uniform(BATCH, 3, *m.size()),
+        "pixel_values_videos": m.uniform(BATCH, 8, 3, *m.size()),
+        "input_ids": m.text_with(image=16, video=8 * 17),
+    },
     "videomt": lambda m: {"pixel_values_videos": m.uniform(1, 2, 3, *m.size())},
     "voxtral_realtime": lambda m: {"input_features": m.uniform(BATCH, 128, 8 * TOKENS)},
     "voxtral_realtime_encoder": lambda m: {"input_features": m.uniform(BATCH, 128, 64)},
