@@ -1,5 +1,6 @@
 """A search around a training of milliseconds, whose worker processes can be killed: forked, so that they start at once."""
 
+import importlib.util
 import json
 import os
 import random
@@ -118,10 +119,8 @@ class Postgres:
         """Why it cannot run here, None if it can."""
         if self.bin is None:
             return "no PostgreSQL server is installed: apt-get install postgresql"
-        try:
-            import psycopg2  # noqa: F401
-        except ImportError:
-            return "its driver is not installed: pip install psycopg2-binary"
+        if not any(importlib.util.find_spec(name) for name in ("psycopg", "psycopg2")):
+            return "its driver is not installed: pip install 'psycopg[binary]'"
         return None
 
     def __enter__(self):
