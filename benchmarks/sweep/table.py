@@ -72,7 +72,7 @@ def _problems(results: dict) -> str:
         if _passes(row):
             continue
         why = row.get("error") or "; ".join(f"{check}: {reason}" for check, reason in row["checks"].items() if reason)
-        kind = "" if _built(row) else "not built: "
+        kind, why = "" if _built(row) else "not built: ", why.removeprefix("NotImplementedError: ")
         lines.append(f"| {name} | {kind}{' '.join(why.split())[:160].replace('|', '/')} |")
     return "\n".join(lines) if len(lines) > 2 else "Every model passes."
 
