@@ -1,58 +1,16 @@
-"""Backends: how a quantized product  y = Q(x) * Q(w),  dL/dy -> Q_g(dL/dy)  is computed. The one seam for faster arithmetic.
-
-A backend is called with everything that a product needs and returns y, differentiable in x, w, bias and the two grids.
-"""
+"""The default backend: floating-point products of fake-quantized operands, in few passes over memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import fake_quantize as fq
-from .quantizers import Grid
-from .registry import register
-
-
-class Call(NamedTuple):
-    """One quantized product: operands, their grids, and how the gradient of its output is quantized (None: not at all)."""
-
-    x: Tensor
-    w: Tensor
-    bias: Tensor | None
-    x_grid: Grid
-    w_grid: Grid
-    product: object
-    grad_bits: Tensor | None
-    grad_quantizer: object
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """What the product itself runs in: autocast's type where it is on, else the input's."""
-    device = x.device.type
-    if x.is_meta or not torch.is_autocast_enabled(device):
-        return x.dtype
-    return torch.get_autocast_dtype(device)
-
-
-@register("backend", "reference")
-@dataclass
-class Reference:
-    """The formulas, left to autograd: one line each. What the tests compare the others with."""
-
-    def __call__(self, call: Call) -> Tensor:
-        return finish(call, fq.reference(call.x, call.x_grid), fq.reference(call.w, call.w_grid))
-
-
-def finish(call: Call, x_q: Tensor, w_q: Tensor) -> Tensor:
-    """The product of operands that are quantized already, left to autograd."""
-    dtype = compute_dtype(call.x)  # by hand: not every product is on the list of each device's autocast
-    y = call.product.forward(x_q.to(dtype), w_q.to(dtype), None)
-    if call.grad_bits is not None:
-        y = fq.quantize_gradient(y, call.grad_bits, call.grad_quantizer)
-    return y if call.bias is None else y + call.bias.to(y.dtype).view(-1, *[1] * call.product.spatial_dims)
+from .. import fake_quantize as fq
+from ..quantizers import Grid
+from ..registry import register
+from .call import Call, compute_dtype
 
 
 @register("backend", "simulate")
