@@ -13,8 +13,8 @@ from PIL import Image as Pillow
 from ldp_search.config import resolve
 from ldp_search.run import main
 from ldp_search.runner.batches import TrainKeys, eval_loader, train_loader
-from ldp_search.runner.images import ImageClassification, ImageData
-from ldp_search.runner.pictures import augment, random_bits
+from ldp_search.runner.data.pictures import augment, random_bits
+from ldp_search.runner.tasks.images import ImageClassification, ImageData
 
 
 @pytest.fixture(autouse=True)

@@ -18,32 +18,55 @@ TOKENIZERS = ("*token*.json", "vocab*", "merges.txt", "*.model", "*processor_con
 REACH_SECONDS = 4.0
 
 
-def settle_hub() -> bool:
-    """Whether the hub can be reached; where it cannot, its clients are told so and then look into their cache only."""
-    if _reachable():
-        return True
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported ...
-    import datasets
-    import huggingface_hub.constants
+def settle_hub(kind: str | None = None, repo: str = "") -> str | None:
+    """Ask the hub, briefly, for a repository (kind: "models" or "datasets"); None: it is there.
 
-    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True  # ... which they may be already
-    return False
+    Where the hub cannot be reached, its clients are told so and then look into their cache only.
+
+    Returns:
+        What is the trouble, as the beginning of a sentence.
+    """
+    trouble = _trouble(f"/api/{kind}/{repo}" if kind else "")
+    if trouble is not None and not trouble.startswith(MISSING):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported ...
+        import datasets
+        import huggingface_hub.constants
+
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True  # ... which they may be already
+    return trouble
 
 
-def _reachable() -> bool:
+MISSING = "the hub does not have it"
+
+
+def _trouble(path: str = "") -> str | None:
     switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
     if any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches):
-        return False
+        return "the hub may not be asked (HF_HUB_OFFLINE is set)"
     import urllib.error
     import urllib.request
 
+    request = urllib.request.Request(_endpoint() + path, method="GET" if path else "HEAD", headers=_authorization())
     try:
-        urllib.request.urlopen(urllib.request.Request(_endpoint(), method="HEAD"), timeout=REACH_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True  # it answered
+        urllib.request.urlopen(request, timeout=REACH_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        if path and error.code in (401, 403, 404):  # the hub answers 401 for what does not exist, unless one is logged in
+            return f"{MISSING} (HTTP {error.code} for {request.full_url}), or it is private and needs `hf auth login`"
+        return f"the hub at {_endpoint()} answers with HTTP {error.code}" if error.code >= 500 else None
     except (OSError, ValueError):
-        return False
-    return True
+        return f"the hub at {_endpoint()} cannot be reached"
+    return None
+
+
+def _authorization() -> dict[str, str]:
+    import huggingface_hub
+
+    token = huggingface_hub.get_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _reachable() -> bool:
+    return _trouble() is None
 
 
 def upload(
