@@ -103,17 +103,8 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 )  # fmt: skip
 CHOICES = {"lr_schedule": ("multistep", "cosine", "linear", "constant"), "precision": ("fp32", "bf16"),
            "recipe": ("full", "quick"), "bad_rows": ("refuse", "skip")}  # fmt: skip
-COMPONENTS = (
-    "dataset",
-    "model",
-    "optimizer",
-    "policy",
-    "relaxation",
-    "weight_quantizer",
-    "input_quantizer",
-    "grad_quantizer",
-    "backend",
-)
+COMPONENTS = ("dataset", "model", "optimizer", "policy", "relaxation", "weight_quantizer", "input_quantizer",
+              "grad_quantizer", "backend")  # fmt: skip
 LISTS = ("trackers", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
 RUN_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 SPACE_FIELDS = {f.name: f for f in dataclasses.fields(SearchSpace) if f.name not in RUN_FIELDS}  # both have a seed: one seed

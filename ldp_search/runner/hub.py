@@ -28,6 +28,7 @@ def settle_hub(kind: str | None = None, repo: str = "") -> str | None:
     """
     trouble = _trouble(f"/api/{kind}/{repo}" if kind else "")
     if trouble is not None and not trouble.startswith(MISSING):
+        _found_out["trouble"] = trouble
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported ...
         import datasets
         import huggingface_hub.constants
@@ -37,12 +38,13 @@ def settle_hub(kind: str | None = None, repo: str = "") -> str | None:
 
 
 MISSING = "the hub does not have it"
+_found_out: dict[str, str] = {}  # what the trouble was when this process told the clients that there is no hub
 
 
 def _trouble(path: str = "") -> str | None:
     switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
     if any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches):
-        return "the hub may not be asked (HF_HUB_OFFLINE is set)"
+        return _found_out.get("trouble", "the hub may not be asked (HF_HUB_OFFLINE is set)")
     import urllib.error
     import urllib.request
 
