@@ -20,11 +20,17 @@ from .aliases import ALIASES, Alias
 
 OFFLINE = (
     "Three ways out:\n"
-    "  hf:FOLDER           a local copy of the model's files (model=hf:/path/to/folder)\n"
+    "  {copy}\n"
     "  the cache           with a network: python -c \"import huggingface_hub as h; h.snapshot_download('{repo}')\";\n"
     "                      then copy that machine's ~/.cache/huggingface here\n"
     "  pretrained=false    the same network from scratch, which needs no download{scratch}"
 )
+
+
+COPIES = {
+    "hf": "hf:FOLDER           a local copy of the model's files: model=hf:/path/to/folder",
+    "timm": "a file              its weights: pretrained=false model.checkpoint_path=/path/to/model.safetensors",
+}
 
 
 def create_model(
@@ -65,7 +71,8 @@ def create_model(
     except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
         if trouble is not None:
             scratch = "" if source == "timm" or alias.config else ", where the configuration is at hand"
-            way_out = OFFLINE.format(repo=rest, scratch=scratch)
+            repo = rest if source == "hf" else _timm_repository(rest)
+            way_out = OFFLINE.format(repo=repo, scratch=scratch, copy=COPIES[source])
             raise ConfigError(f"The model {name!r} cannot be had: {trouble}, and it is not in the cache.\n{way_out}") from error
         raise ConfigError(f"The model {name!r} with {options or 'no options'} cannot be made: {error}") from error
 
@@ -83,9 +90,22 @@ def _trouble(source: str, rest: str, alias: Alias, pretrained: bool) -> str | No
     """What the hub says, where it is needed; None where it is not, or all is well."""
     if source == "hf" and not Path(rest).expanduser().is_dir() and (pretrained or not alias.config):
         return settle_hub("models", rest)
-    if source == "timm" and rest.startswith("hf-hub:"):
-        return settle_hub("models", rest.removeprefix("hf-hub:"))
-    return settle_hub() if source == "timm" and pretrained else None
+    if source == "timm" and (pretrained or rest.startswith("hf-hub:")):
+        repository = _timm_repository(rest)
+        return settle_hub("models", repository) if repository else None
+    return None
+
+
+def _timm_repository(name: str) -> str:
+    """Where timm finds the weights of a model on the hub; empty where it has none there."""
+    if name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:")
+    import timm
+
+    from .. import cifar_models  # noqa: F401
+
+    found = timm.models.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    return getattr(found, "hf_hub_id", None) or ""
 
 
 def timm_options(spec: Any) -> dict[str, Any] | None:
