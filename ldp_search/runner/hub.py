@@ -57,7 +57,8 @@ def _trouble(path: str = "", of_a_file: bool = False) -> str | None:
         if error.code >= 500:
             return f"the hub at {_endpoint()} answers with HTTP {error.code}"
         if method == "GET" and error.code in (401, 403, 404):  # 401 for what does not exist, unless one is logged in
-            return f"the hub does not have it (HTTP {error.code} for {request.full_url}), or it is private and needs `hf auth login`"
+            private = "or it is private and needs `hf auth login`"
+            return f"the hub does not have it (HTTP {error.code} for {request.full_url}), {private}"
         return None  # it answered, and a repository need not have this file
     except TimeoutError:
         return f"the hub at {_endpoint()} does not answer within {REACH_SECONDS:g} s"
