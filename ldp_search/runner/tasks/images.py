@@ -21,6 +21,7 @@ from .. import models
 from ..data import DataError, Faults, class_labels, class_names, files_of, first_rows, load_splits, pick_column, pick_split
 from ..data.embedded import digits
 from ..data.pictures import MODES
+from ..data.seeded import sample_bits, seeded
 from ..data.stores import Encoded, InMemory, check_pictures, load_pictures
 from .base import Task
 
@@ -91,7 +92,7 @@ class ImageClassification(Task):
         self.stores, self.labels = zip(*halves, strict=True)
         self.train_size, self.eval_size = (len(labels) for labels in self.labels)
         self.fingerprint = _fingerprint(self.stores, self.labels)
-        self._mix = _mixing(data, len(self.names))
+        self._mix = _Mixing(data, len(self.names), self.seed) if data.mixup or data.cutmix else None
 
     # -- the data -----------------------------------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class ImageClassification(Task):
         which = 1 if epoch is None else 0
         pictures = self.stores[which].batch(indices, epoch, self.data, self.seed)
         labels = self.labels[which][indices]
-        return self._mix(pictures, labels, self.seed, epoch, indices) if self._mix and epoch is not None else (pictures, labels)
+        return self._mix(pictures, labels, epoch, indices) if self._mix and epoch is not None else (pictures, labels)
 
     # -- the model ----------------------------------------------------------------------------------------------------
 
@@ -179,24 +180,21 @@ class ImageClassification(Task):
         return {"loss": loss / count, "accuracy": correct / count} | top5
 
 
-def _mixing(data: ImageData, classes: int):
-    """(pictures, labels, seed, epoch, indices) -> both mixed, by timm's mixup and CutMix; None where neither is asked for."""
-    if not (data.mixup or data.cutmix):
-        return None
-    from timm.data import Mixup
+class _Mixing:
+    """timm's mixup and CutMix of a batch, drawn by (seed, epoch, first sample) alone."""
 
-    from ..data.seeded import sample_bits, seeded
+    def __init__(self, data: ImageData, classes: int, seed: int):
+        from timm.data import Mixup
 
-    mixup = Mixup(data.mixup, data.cutmix, label_smoothing=data.label_smoothing, num_classes=classes)
+        self.classes, self.seed = classes, seed
+        self.mixup = Mixup(data.mixup, data.cutmix, label_smoothing=data.label_smoothing, num_classes=classes)
 
-    def mix(pictures: Tensor, labels: Tensor, seed: int, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, pictures: Tensor, labels: Tensor, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
         if len(labels) % 2:  # timm mixes a batch with its reverse
-            return pictures, F.one_hot(labels, classes).to(pictures.dtype)
+            return pictures, F.one_hot(labels, self.classes).to(pictures.dtype)
         with seeded() as seed_all:
-            seed_all(sample_bits(seed + 1, epoch, indices[:1])[0])
-            return mixup(pictures, labels)
-
-    return mix
+            seed_all(sample_bits(self.seed + 1, epoch, indices[:1])[0])
+            return self.mixup(pictures, labels)
 
 
 def _fingerprint(stores, labels) -> str:
