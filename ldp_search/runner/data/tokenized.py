@@ -80,6 +80,7 @@ def tokenize(split: Any, encode: Callable[[dict], dict], options: list[Any]) -> 
             bar.update(len(out["input_ids"]))
             return out
 
+        datasets.disable_progress_bars()  # ours comes when it takes long
         columns = list(encode(split[:1]))
         features = datasets.Features({name: datasets.Sequence(datasets.Value("int32")) for name in columns})
         made = split.map(

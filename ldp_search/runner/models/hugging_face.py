@@ -31,11 +31,11 @@ def create(
 
     config = configuration(name, scratch, pretrained, fields, options)
     cls = getattr(transformers, auto)
+    transformers.logging.set_verbosity_error()  # of fresh weights, which are fresh by intention, and of losses that are not its own
     if not pretrained:
         return cls.from_config(config).float()
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     dtype = {"dtype" if version >= (4, 56) else "torch_dtype": torch.float32}
-    transformers.logging.set_verbosity_error()  # of the new head, whose weights are fresh by intention
     return cls.from_pretrained(place_of(name), config=config, ignore_mismatched_sizes=True, **dtype)
 
 
