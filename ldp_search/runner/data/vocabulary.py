@@ -98,33 +98,59 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str) -> Any:
     Raises:
         ConfigError: `size` is smaller than the alphabet and the special tokens.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     special = {"wordpiece": _BERT, "roberta": _ROBERTA, "gpt": _GPT}[family]
-    tokens, texts = list(dict.fromkeys(special.values())), list(_first(texts))
+    tokens = list(dict.fromkeys(special.values()))
     if size < 256 + len(tokens):
         raise ConfigError(f"vocab_size must leave room for 256 bytes and {len(tokens)} special tokens; received {size}.")
-    common = {"vocab_size": size, "special_tokens": tokens, "show_progress": False}
-    if family == "wordpiece":
-        made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-        made.decoder = decoders.WordPiece()
-        texts, trainer = _common_characters(texts), trainers.WordPieceTrainer(limit_alphabet=2 * ALPHABET, **common)
-    else:
-        made = Tokenizer(models.BPE())
-        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)
-    made.train_from_iterator(tqdm(texts, desc="training a tokenizer", delay=3, leave=False, disable=None), trainer)
-    ids = {token: made.token_to_id(token) for token in tokens}
-    if family == "wordpiece":
-        made.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[(t, ids[t]) for t in ("[CLS]", "[SEP]")]
-        )
-    elif family == "roberta":
-        made.post_processor = processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=False)
+    texts = tqdm(list(_first(texts)), desc="training a tokenizer", delay=3, leave=False, disable=None)
+    made = _wordpiece(texts, size, tokens) if family == "wordpiece" else _byte_pairs(texts, size, tokens, family == "roberta")
     names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (family == "wordpiece")
     return PreTrainedTokenizerFast(tokenizer_object=made, model_input_names=names, clean_up_tokenization_spaces=False, **special)
+
+
+def _byte_pairs(texts: Iterable[str], size: int, special: list[str], ends: bool) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(texts, trainer)
+    if ends:
+        first, last = (("<s>", made.token_to_id("<s>")), ("</s>", made.token_to_id("</s>")))
+        made.post_processor = processors.RobertaProcessing(last, first, add_prefix_space=False)
+    return made
+
+
+def _wordpiece(texts: Iterable[str], size: int, special: list[str]) -> Any:
+    """The trainer of `tokenizers` numbers the pieces inside words in an order that differs from run to run, and from there on
+    ties too. So these pieces are given to it, as special tokens, and the vocabulary is then taken over without this rank.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    normalizer, splitter, counts = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer(), Counter()
+    texts = list(texts)
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    letters = sorted(c for c in counts if not c.isspace())
+    letters = sorted(sorted(letters, key=lambda c: -counts[c])[: min(ALPHABET, size // 4)])
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=special + [f"##{c}" for c in letters], initial_alphabet=letters,
+        limit_alphabet=len(letters), show_progress=False,
+    )  # fmt: skip
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = normalizer, splitter
+    trained.train_from_iterator(texts, trainer)
+    made = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer, made.decoder = normalizer, splitter, decoders.WordPiece()
+    made.add_special_tokens(special)
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )  # fmt: skip
+    return made
 
 
 def _first(texts: Iterable[str]) -> Iterator[str]:
@@ -134,18 +160,6 @@ def _first(texts: Iterable[str]) -> Iterator[str]:
         left -= len(text)
         if left <= 0:
             return
-
-
-def _common_characters(texts: list[str]) -> list[str]:
-    """The texts without all but the most frequent characters: `tokenizers` itself cuts ties differently from run to run."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text)
-    if len(counts) <= ALPHABET:
-        return texts
-    rare = sorted(counts, key=lambda c: (-counts[c], c))[ALPHABET:]
-    table = {ord(character): None for character in rare}
-    return [text.translate(table) for text in texts]
 
 
 def identity(tokenizer: Any) -> str:

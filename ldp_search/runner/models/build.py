@@ -46,7 +46,7 @@ def create_model(
     options = as_component(spec)
     name = str(options.pop("name", ""))
     alias = ALIASES.get(name, Alias(name))
-    source, _, rest = _known_source(spec)
+    source, _, rest = known_source(spec)
     if (source == "timm" and timm is None) or (source == "hf" and hf is None):
         raise ConfigError(
             f"This kind of task takes no models of {source}; received {name!r}. {'hf:ID' if hf else 'timm:NAME'}."
@@ -67,7 +67,7 @@ def configuration_of(spec: Any, pretrained: bool) -> Any | None:
     Raises:
         ConfigError: as `create_model`; models of timm have none.
     """
-    name, (source, _, rest) = str(as_component(spec).get("name", "")), _known_source(spec)
+    name, (source, _, rest) = str(as_component(spec).get("name", "")), known_source(spec)
     if source == "timm":
         raise ConfigError(f"This kind of task takes no models of timm; received {name!r}. hf:ID.")
     if source != "hf":
@@ -104,7 +104,7 @@ def source_of(spec: Any) -> tuple[str, str, str]:
     return (alias.stands_for if alias else name).partition(":")
 
 
-def _known_source(spec: Any) -> tuple[str, str, str]:
+def known_source(spec: Any) -> tuple[str, str, str]:
     """As `source_of`. Raises ConfigError for a name that stands for nothing."""
     source, colon, rest = source_of(spec)
     if not colon:

@@ -48,14 +48,13 @@ def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: 
         raise ConfigError("This model is not published with weights: train it from scratch with pretrained=false.")
     if not pretrained and not is_folder(name) and (scratch or name in CONFIG_MAPPING):
         kind = dict(scratch) or {"model_type": name}
-        config = AutoConfig.for_model(kind.pop("model_type"), **_nested(kind, options))
+        model_type, given = kind.pop("model_type"), _nested(kind, options)
         flat = {k: v for k, v in options.items() if not isinstance(v, dict)}
-    else:
-        config, flat = AutoConfig.from_pretrained(place_of(name)), options
-    for field, value in (fields | flat).items():
-        if field not in fields and not hasattr(config, field):
-            near = did_you_mean(field, [k for k in config.to_dict() if not k.startswith("_")])
-            raise ConfigError(f"A {config.model_type} configuration has no field {field!r}.{near}")
+        _check_fields(AutoConfig.for_model(model_type, **given), flat)
+        return AutoConfig.for_model(model_type, **(given | flat | fields))  # at once: some fields follow from others
+    config = AutoConfig.from_pretrained(place_of(name))
+    _check_fields(config, options)
+    for field, value in (fields | options).items():
         inner = getattr(config, field, None)
         if isinstance(value, dict) and hasattr(inner, "to_dict"):
             for key, one in value.items():
@@ -63,6 +62,13 @@ def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: 
         else:
             setattr(config, field, value)
     return type(config).from_dict(config.to_dict())  # its own checks, on what it has become
+
+
+def _check_fields(config: Any, options: dict[str, Any]) -> None:
+    for field in options:
+        if not hasattr(config, field):
+            near = did_you_mean(field, [k for k in config.to_dict() if not k.startswith("_")])
+            raise ConfigError(f"A {config.model_type} configuration has no field {field!r}.{near}")
 
 
 def is_folder(name: str) -> bool:

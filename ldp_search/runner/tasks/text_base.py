@@ -51,6 +51,7 @@ class TextTask(Task):
         self.data, self.seed, self.bad_rows, self.notes = data, config.seed, config.bad_rows, ()
         self.pretrained = config.pretrained
         quiet_tokenizers()
+        models.known_source(config.model)  # before the data is looked for
         self.splits = self._load(config)
         self.configuration = models.configuration_of(config.model, config.pretrained)
         self._takes: set[str] = set()
