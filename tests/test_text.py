@@ -76,9 +76,14 @@ def test_official_metrics_of_glue(name, tmp_path):
     expected = {metric: function(truth, said) for metric, function in OFFICIAL.get(name, {}).items()}
     if name == "mnli":
         assert task.sizes == [24, 19]
-        expected = {"accuracy": accuracy_score(truth[:24], said[:24]), "accuracy_mismatched": accuracy_score(truth[24:], said[24:])}
+        expected = {
+            "accuracy": accuracy_score(truth[:24], said[:24]),
+            "accuracy_mismatched": accuracy_score(truth[24:], said[24:]),
+        }
     expected = expected or {"accuracy": accuracy_score(truth, said)}
-    loss = ((logits[:, 0] - task.labels[1]) ** 2).mean() if classes == 1 else nn.functional.cross_entropy(logits, task.labels[1])
+    loss = (
+        ((logits[:, 0] - task.labels[1]) ** 2).mean() if classes == 1 else nn.functional.cross_entropy(logits, task.labels[1])
+    )
     assert {k: v for k, v in found.items() if k != "loss"} == pytest.approx(expected, abs=1e-6)
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-5) and task.metric == next(iter(expected))
 
@@ -108,8 +113,8 @@ def test_batches_are_the_tokenizers_own(tmp_path):
 
 def test_long_texts_are_cut_and_counted(tmp_path):
     texts = [("word " * n).strip() for n in (3, 6, 7, 30)]  # 14, 15 tokens and more with the ends
-    task, _ = make("task=text_folder", f"data={rows(tmp_path, texts, [0, 1, 0, 1])}", "dataset.max_length=8", "model=bert", *SMALL,
-                   "batch_size=2")  # fmt: skip
+    where = f"data={rows(tmp_path, texts, [0, 1, 0, 1])}"
+    task, _ = make("task=text_folder", where, "dataset.max_length=8", "model=bert", *SMALL)
     ids = task.batch(torch.arange(4), 0)["input_ids"]
     whole = [task.tokenizer(text)["input_ids"] for text in texts]
     assert ids.shape == (4, 8) and ids[3].tolist() == task.tokenizer(texts[3], truncation=True, max_length=8)["input_ids"]
@@ -179,9 +184,13 @@ def test_the_tokenizer_that_is_given_and_that_of_a_folder(tmp_path):
 
 def test_gpt2_without_a_token_to_pad_with(tmp_path):
     bare = train_tokenizer([sentence(i) for i in range(50)], 300, "gpt")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=bare.backend_tokenizer, eos_token="<|endoftext|>").save_pretrained(tmp_path / "t")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=bare.backend_tokenizer, eos_token="<|endoftext|>").save_pretrained(
+        tmp_path / "t"
+    )
     task, _ = glue(tmp_path, "mrpc", f"tokenizer={tmp_path / 't'}", "model=gpt2")
-    model = task.create_model({"name": "gpt2"} | {word.split("=")[0][6:]: int(word.split("=")[1]) for word in GPT2}, False).eval()
+    model = task.create_model(
+        {"name": "gpt2"} | {word.split("=")[0][6:]: int(word.split("=")[1]) for word in GPT2}, False
+    ).eval()
     assert task.tokenizer.pad_token == "<|endoftext|>" and model.config.pad_token_id == task.tokenizer.eos_token_id
     together, alone = task.batch(torch.arange(5), None), task.batch(torch.tensor([0]), None)
     assert together["input_ids"].shape[1] > alone["attention_mask"].sum()
@@ -226,7 +235,10 @@ def test_a_run_leaves_a_model_and_its_tokenizer(tmp_path):
     folder = write_glue(tmp_path / "glue", "mrpc")
     words = ["task=glue", "name=mrpc", f"data={folder}", "model=bert", *SMALL, *BERT, f"output={tmp_path / 'run'}"]
     assert main(words) == 0
-    model, tokenizer = ldp_search.load_pretrained(tmp_path / "run"), transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
+    model, tokenizer = (
+        ldp_search.load_pretrained(tmp_path / "run"),
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "run"),
+    )
     held = Dataset.from_parquet(str(folder / "mrpc" / "validation-00000-of-00001.parquet"))
     with torch.no_grad():
         inputs = tokenizer(held["sentence1"][:], held["sentence2"][:], padding=True, pad_to_multiple_of=8, return_tensors="pt")
@@ -299,8 +311,8 @@ def test_rows_that_cannot_be_used(tmp_path, capsys):
     broken = rows(tmp_path, [*texts[:3], " ", None, *texts[5:]], [*labels[:8], -1, None, *labels[10:]])
     message = refused(capsys, tmp_path, "task=text_folder", f"data={broken}", "dataset.classes=2")
     assert "4 rows of split 'train' cannot be used" in message and "bad_rows=skip" in message
-    for line in ("row 3: the text in column 'text' must not be empty; it is ' '", "row 4: the text in column 'text'", "row 8: the label",
-                 "must be an integer from 0 to 1; it is -1", "row 9: the label", "it is None"):  # fmt: skip
+    for line in ("row 3: the text in column 'text' must not be empty; it is ' '", "row 4: the text in column 'text'",
+                 "row 8: the label", "must be an integer from 0 to 1; it is -1", "row 9: the label", "it is None"):  # fmt: skip
         assert line in message
     task, _ = make("task=text_folder", f"data={broken}", "dataset.classes=2", "bad_rows=skip", "model=bert", *SMALL)
     assert task.labels[0].tolist() == [labels[i] for i in (0, 1, 2, 5, 6, 7, 10, 11)] and "left out: 4 rows" in task.notes[1]
@@ -321,7 +333,9 @@ def test_messages(tmp_path, capsys):
     assert "model.max_position_embeddings=128" in message
     assert "label must be in a column called 'verdict'" in refused(capsys, tmp_path, *words, "dataset.label=verdict")
     assert "The column 'label' must hold text" in refused(capsys, tmp_path, *words, "dataset.text=label")
-    assert "`metrics` of classes are accuracy, f1, matthews; received 'bleu'" in refused(capsys, tmp_path, *words, "dataset.metrics=bleu")
+    assert "`metrics` of classes are accuracy, f1, matthews; received 'bleu'" in refused(
+        capsys, tmp_path, *words, "dataset.metrics=bleu"
+    )
     assert "vocab_size must leave room" in refused(capsys, tmp_path, *words, "dataset.vocab_size=100")
     assert "has no data set called 'mrcp'. Did you mean 'mrpc'?" in refused(capsys, tmp_path, *words, "name=mrcp")
     assert "received './nowhere'" in refused(capsys, tmp_path, *words, "tokenizer=./nowhere")
@@ -341,8 +355,12 @@ def test_a_hub_out_of_reach(tmp_path, capsys, monkeypatch):
     start = time.monotonic()
     assert main(["task=glue", "model=bert", f"output={tmp_path / 'run'}"]) == 2
     err = capsys.readouterr().err
-    assert time.monotonic() - start < 15 and "'nyu-mll/glue' cannot be had: the hub at http://127.0.0.1:9 cannot be reached" in err
-    assert all(way in err for way in ("data=FOLDER", "load_dataset('nyu-mll/glue', 'sst2')", "task=stdlib_packages pretrained=false"))
+    assert (
+        time.monotonic() - start < 15 and "'nyu-mll/glue' cannot be had: the hub at http://127.0.0.1:9 cannot be reached" in err
+    )
+    assert all(
+        way in err for way in ("data=FOLDER", "load_dataset('nyu-mll/glue', 'sst2')", "task=stdlib_packages pretrained=false")
+    )
     assert main(["task=glue", f"data={write_glue(tmp_path / 'glue', 'sst2')}", f"output={tmp_path / 'run'}"]) == 2
     err = capsys.readouterr().err
     assert "The model 'bert' cannot be had" in err and "pretrained=false" in err and not (tmp_path / "run").exists()

@@ -43,7 +43,9 @@ def write_glue(folder: Path, name: str, rows: int = 24) -> Path:
         texts = {c: [sentence(i + k + shift) for i in range(n)] for k, c in enumerate(columns)}
         return texts | {"label": [-1] * n if hidden else labels, "idx": list(range(n))}
 
-    splits = {"train": made(rows, 0)} | {s: made(rows - 5 * k, k + 1) for k, s in enumerate(evaluated)} | {"test": made(4, 0, True)}
+    splits = (
+        {"train": made(rows, 0)} | {s: made(rows - 5 * k, k + 1) for k, s in enumerate(evaluated)} | {"test": made(4, 0, True)}
+    )
     write(folder / name, splits, features)
     return folder
 

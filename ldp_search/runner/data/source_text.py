@@ -46,7 +46,9 @@ def corpus() -> dict[str, Any]:
 
     texts = [_read(file) for file in _sources(_library(), "*.py")]
     held = [i % HELD_OUT == HELD_OUT - 1 for i in range(len(texts))]
-    chosen = {use: [t for t, h in zip(texts, held, strict=True) if h is out] for use, out in (("train", False), ("validation", True))}
+    chosen = {
+        use: [t for t, h in zip(texts, held, strict=True) if h is out] for use, out in (("train", False), ("validation", True))
+    }
     return {use: datasets.Dataset.from_dict({"text": found}) for use, found in chosen.items()}
 
 
@@ -57,9 +59,13 @@ def _library() -> Path:
 def _sources(folder: Path, pattern: str) -> list[Path]:
     """Files in a fixed order, without tests and what an installation generates. Raises DataError where there are none."""
     found = sorted(folder.glob(pattern), key=lambda file: file.relative_to(folder).as_posix())
-    kept = [f for f in found if not {"test", "tests"} & set(f.parts[len(folder.parts) :]) and not f.name.startswith("_sysconfig")]
+    kept = [
+        f for f in found if not {"test", "tests"} & set(f.parts[len(folder.parts) :]) and not f.name.startswith("_sysconfig")
+    ]
     if not kept:
-        raise DataError(f"The source of the standard library must lie in {folder}; this Python has none there. Give data=FOLDER.")
+        raise DataError(
+            f"The source of the standard library must lie in {folder}; this Python has none there. Give data=FOLDER."
+        )
     return kept
 
 

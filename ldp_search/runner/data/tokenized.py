@@ -52,7 +52,7 @@ class Ragged:
             first = self._first_value[chunk]
             out.append(self._values[chunk][start - first : stop - first])
             start, chunk = self._first_value[chunk + 1], chunk + 1
-        return np.concatenate(out) if len(out) != 1 else out[0]
+        return out[0] if len(out) == 1 else np.concatenate([np.zeros(0, np.int32), *out])
 
     def update(self, digest: Any) -> None:
         """Feed all of it to a hash."""

@@ -22,12 +22,23 @@ TRAINING_CHARACTERS = 20_000_000
 """A tokenizer is trained on so much text at most: more changes little and takes minutes."""
 ALPHABET = 1000
 """Distinct characters of a WordPiece vocabulary; rarer ones become [UNK]."""
-WORDPIECE = ("albert", "bert", "convbert", "deberta-v2", "distilbert", "electra", "layoutlm", "mobilebert", "mpnet", "squeezebert")
+WORDPIECE = (
+    "albert",
+    "bert",
+    "convbert",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "layoutlm",
+    "mobilebert",
+    "mpnet",
+    "squeezebert",
+)
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spm.model", "spiece.model")
 _BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _ROBERTA = {
-    "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>",
-    "mask_token": "<mask>",
+    "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "cls_token": "<s>",
+    "sep_token": "</s>", "mask_token": "<mask>",
 }  # fmt: skip
 _GPT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
 
@@ -47,9 +58,15 @@ def tokenizer_of(given: str | None, model: str, pretrained: bool) -> Any | None:
         if any((own / name).is_file() for name in FILES):
             return _load(str(own), "tokenizer=FOLDER, for the files of another one")
         if pretrained:
-            raise ConfigError(f"The weights in {own} need the tokenizer that they were trained with, and there is none: tokenizer=FOLDER.")
+            raise ConfigError(
+                f"The weights in {own} need the tokenizer that they were trained with, and there is none: tokenizer=FOLDER."
+            )
         return None
-    return _load(model, "tokenizer=FOLDER; or pretrained=false, which trains one on the task's own text") if pretrained and model else None
+    return (
+        _load(model, "tokenizer=FOLDER; or pretrained=false, which trains one on the task's own text")
+        if pretrained and model
+        else None
+    )
 
 
 def _load(name: str, way_out: str) -> Any:
@@ -60,7 +77,9 @@ def _load(name: str, way_out: str) -> Any:
         if folder.is_file() or name.startswith((".", "/", "~")):
             raise ConfigError(f"A tokenizer is an id of the hub, or a folder with its files; received {name!r}. Try {way_out}.")
         trouble = settle_hub("models", name)
-    bare = folder.is_dir() and not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "config.json"))
+    bare = folder.is_dir() and not any(
+        (folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "config.json")
+    )
     cls = transformers.AutoTokenizer
     if bare and (folder / "vocab.txt").is_file():
         cls = transformers.BertTokenizerFast
@@ -72,7 +91,9 @@ def _load(name: str, way_out: str) -> Any:
         why = f"{trouble}, and it is not in the cache" if trouble else " ".join(str(error).split())[:300]
         raise ConfigError(f"The tokenizer {name!r} cannot be had: {why}.\nWays out: {way_out}.") from error
     if not found.is_fast:
-        raise ConfigError(f"The tokenizer {name!r} must be a fast one (of the `tokenizers` package); it is {type(found).__name__}.")
+        raise ConfigError(
+            f"The tokenizer {name!r} must be a fast one (of the `tokenizers` package); it is {type(found).__name__}."
+        )
     return with_padding(found)
 
 
@@ -107,7 +128,9 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str) -> Any:
     texts = tqdm(list(_first(texts)), desc="training a tokenizer", delay=3, leave=False, disable=None)
     made = _wordpiece(texts, size, tokens) if family == "wordpiece" else _byte_pairs(texts, size, tokens, family == "roberta")
     names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (family == "wordpiece")
-    return PreTrainedTokenizerFast(tokenizer_object=made, model_input_names=names, clean_up_tokenization_spaces=False, **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, model_input_names=names, clean_up_tokenization_spaces=False, **special
+    )
 
 
 def _byte_pairs(texts: Iterable[str], size: int, special: list[str], ends: bool) -> Any:

@@ -31,7 +31,7 @@ def create(
 
     config = configuration(name, scratch, pretrained, fields, options)
     cls = getattr(transformers, auto)
-    transformers.logging.set_verbosity_error()  # of fresh weights, which are fresh by intention, and of losses that are not its own
+    transformers.logging.set_verbosity_error()  # of a new head, which is fresh by intention
     if not pretrained:
         return cls.from_config(config).float()
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])

@@ -92,7 +92,10 @@ class LanguageModelling(TextTask):
     def _tokenize(self, split: Any) -> dict[str, Ragged]:
         """{"input_ids", "words": how many the row has}."""
         column = self._text_column(split, self.data.text, "text")
-        t, end = self.tokenizer, self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else self.tokenizer.sep_token_id
+        t, end = (
+            self.tokenizer,
+            self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else self.tokenizer.sep_token_id,
+        )
         ends = [end] if self.data.documents and end is not None else []
 
         def encode(rows: dict[str, list[str]]) -> dict[str, list]:
@@ -108,8 +111,8 @@ class LanguageModelling(TextTask):
         for stream, count, use in zip(self.streams, counts, ("train", "eval"), strict=True):
             if count < 1:
                 names = " or ".join(getattr(self.data, use))
-                raise DataError(f"The text of split {names} must fill a block of {self.data.block} tokens; it has {stream.total}. "
-                                "Give more text, or shorter blocks: dataset.block=N.")  # fmt: skip
+                raise DataError(f"The text of split {names} must fill a block of {self.data.block} tokens; it has "
+                                f"{stream.total}. Give more text, or shorter blocks: dataset.block=N.")  # fmt: skip
 
     def batch(self, indices: Tensor, epoch: int | None) -> dict[str, Tensor]:
         """input_ids, labels: (N, block) int64, labels of places that are not predicted -100; masked: attention_mask too."""

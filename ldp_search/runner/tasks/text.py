@@ -41,9 +41,13 @@ class TextData(TextSource):
         known = OF_NUMBERS if self.classes == 1 else OF_CLASSES
         self.metrics = self.metrics or list(known)[:1]
         if wrong := [name for name in self.metrics if name not in known]:
-            raise DataError(f"`metrics` of {'numbers' if self.classes == 1 else 'classes'} are {', '.join(known)}; received {wrong[0]!r}.")
+            raise DataError(
+                f"`metrics` of {'numbers' if self.classes == 1 else 'classes'} are {', '.join(known)}; received {wrong[0]!r}."
+            )
         if self.classes < 0 or self.max_length < 8:
-            raise DataError(f"`classes` must be 0 or more and `max_length` 8 or more; received {self.classes}, {self.max_length}.")
+            raise DataError(
+                f"`classes` must be 0 or more and `max_length` 8 or more; received {self.classes}, {self.max_length}."
+            )
         if self.classes == 1 and self.also:
             raise DataError("`also` is for classes; the label here is a number (classes: 1).")
 
@@ -120,7 +124,9 @@ class TextClassification(TextTask):
         made = tokenize(split.select_columns(texts), encode, [self.tokenizer_identity, texts, d.max_length, "text"])
         cut = made.pop("cut").sum()
         if cut:
-            self.notes += (f"cut to {d.max_length} tokens (dataset.max_length): {cut:,} of the {len(split):,} texts of split {name!r}",)
+            self.notes += (
+                f"cut to {d.max_length} tokens (dataset.max_length): {cut:,} of the {len(split):,} texts of split {name!r}",
+            )
         self.columns.append(made)
 
     def batch(self, indices: Tensor, epoch: int | None) -> dict[str, Tensor]:

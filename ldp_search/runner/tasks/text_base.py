@@ -113,8 +113,8 @@ class TextTask(Task):
         size = getattr(self.configuration, "vocab_size", None)
         if self.pretrained and isinstance(size, int) and len(self.tokenizer) > size:
             raise ConfigError(
-                f"The pretrained model has {size:,} tokens, fewer than the tokenizer's {len(self.tokenizer):,}: they do not belong "
-                "together. Leave tokenizer= out to take the model's own, or start from scratch with pretrained=false."
+                f"The pretrained model has {size:,} tokens, fewer than the tokenizer's {len(self.tokenizer):,}: they do not "
+                "belong together. Leave tokenizer= out to take the model's own, or start from scratch with pretrained=false."
             )
 
     # -- the model ----------------------------------------------------------------------------------------------------
