@@ -114,6 +114,10 @@ def test_documents_end(tmp_path):
     assert (tokens == end).sum() == 2 and tokens[-1] == end  # every twentieth row was held out
     text = task.tokenizer.decode(tokens)
     assert text == "".join(f"document {i} " * 9 + "\n<|endoftext|>" for i in (19, 39))
+    task, _ = make("task=text", f"data={tmp_path / 'own.jsonl'}", "model=gpt2", *WORDS)
+    text = task.tokenizer.decode(task.streams[1].span(0, task.streams[1].total))
+    assert text == "".join(f"document {i} " * 9 + "\n" for i in (38, 39))  # of a running text, the end
+    assert any("2 of the 40 rows of split 'train', the last ones" in note for note in task.notes)
 
 
 @pytest.mark.parametrize("model", ["gpt2", "bert"])

@@ -89,7 +89,7 @@ def _reaching(name: str, pretrained: bool, options: dict[str, Any]) -> Iterator[
         raise
     except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
         if trouble is not None:
-            scratch = "" if source == "timm" or alias.config else ", where the configuration is at hand"
+            scratch = "" if source == "timm" or _known(rest, alias) else ", where the configuration is at hand"
             way_out = OFFLINE.format(repo=rest, scratch=scratch)
             raise ConfigError(f"The model {name!r} cannot be had: {trouble}, and it is not in the cache.\n{way_out}") from error
         raise ConfigError(f"The model {name!r} with {options or 'no options'} cannot be made: {error}") from error

@@ -77,6 +77,13 @@ class LanguageModelling(TextTask):
     def _rows(self, use: str, limit: int | None) -> Any:
         return first_rows(pick_split(self.splits, getattr(self.data, use), use)[1], limit, use)
 
+    def _parts(self, size: int, every: int) -> tuple[list[int], list[int]]:
+        """Of a running text, the end is held out: single lines would have their neighbours in training."""
+        if self.data.documents:
+            return super()._parts(size, every)
+        first = size - size // every
+        return list(range(first)), list(range(first, size))
+
     def _set_edges(self) -> None:
         """Tokens around a block. Masked: those that the model expects at the ends; causal: one before the text's first."""
         t, block = self.tokenizer, self.data.block

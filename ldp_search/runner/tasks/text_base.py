@@ -70,17 +70,22 @@ class TextTask(Task):
         if d.hold_out and not any(name in splits for name in d.eval):
             name, rows = pick_split(splits, d.train, "train")
             rows = first_rows(rows, config.limit, "train")
-            splits = splits | self._held_out(name, rows, round(1 / d.hold_out))
+            splits = splits | self._held_out(name, rows)
         return splits
 
-    def _held_out(self, name: str, rows: Any, every: int) -> dict[str, Any]:
-        """Every so many rows are for evaluation, whatever the seed."""
-        kept, held = ([i for i in range(len(rows)) if (i % every == every - 1) is out] for out in (False, True))
+    def _held_out(self, name: str, rows: Any) -> dict[str, Any]:
+        kept, held = self._parts(len(rows), round(1 / self.data.hold_out))
         if not held:
             raise DataError(f"hold_out={self.data.hold_out} of the {len(rows)} rows of split {name!r} is not a single one: "
                             "give more data, or data with a split to evaluate on.")  # fmt: skip
-        self.notes += (f"held out for evaluation: {len(held):,} of the {len(rows):,} rows of split {name!r}, every {every}th",)
+        which = "the last ones" if held[-1] - held[0] == len(held) - 1 else f"every {held[1] - held[0]}th"
+        self.notes += (f"held out for evaluation: {len(held):,} of the {len(rows):,} rows of split {name!r}, {which}",)
         return {name: rows.select(kept), self.data.eval[0]: rows.select(held)}
+
+    def _parts(self, size: int, every: int) -> tuple[list[int], list[int]]:
+        """(rows to train on, rows to evaluate on): every so many, whatever the seed."""
+        kept, held = ([i for i in range(size) if (i % every == every - 1) is out] for out in (False, True))
+        return kept, held
 
     def _chosen(self, size: int, limit: int | None) -> list[int]:
         """Indices of a subset that the seed draws."""
