@@ -107,6 +107,14 @@ def test_perplexity_is_that_of_a_direct_computation(folder):
     assert task.metrics([1e6, 1.0])["perplexity"] == math.inf
 
 
+def test_a_stream_is_as_long_as_its_rows(folder):
+    words = ["task=text", folder, "model=gpt2", *WORDS, "limit=40", "eval_limit=10"]
+    task, _ = make(*words, "dataset.streaming=true")
+    whole = [len(stream_of(task, lines)) for lines in (LINES[:40], LINES[:10])]
+    assert (task.train_size, task.eval_size) == (whole[0] // 16, -(-whole[1] // 16))
+    assert make(*words)[0].train_size == 40  # else they are blocks
+
+
 def test_documents_end(tmp_path):
     (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": f"document {i} " * 9}) + "\n" for i in range(40)))
     task, _ = make("task=text", f"data={tmp_path / 'own.jsonl'}", "dataset.documents=true", "model=gpt2", *WORDS)

@@ -137,6 +137,7 @@ def test_tokens_come_from_the_cache(tmp_path, monkeypatch):
         seen.clear()
         tasks.append(make(*words, *more)[0])
         most.append(max(seen))
+    assert len(list((tmp_path / "cache" / "ldp_search").glob("*.json"))) == 1  # the tokenizer
     assert most == [24, 1, 24]  # from the cache, but for one row that tells the columns
     assert tasks[0].fingerprint == tasks[1].fingerprint
 
@@ -331,6 +332,8 @@ def test_messages(tmp_path, capsys):
     message = refused(capsys, tmp_path, *words, *BERT, "model.max_position_embeddings=64")
     assert "max_length must be at most the 64 positions" in message and "dataset.max_length=64" in message
     assert "model.max_position_embeddings=128" in message
+    status = main([*SMALL, "model=roberta", *words, "model.max_position_embeddings=64", f"output={tmp_path / 'run'}"])
+    assert status == 2 and "at most the 62 positions" in capsys.readouterr().err  # its first two rows are not positions
     assert "label must be in a column called 'verdict'" in refused(capsys, tmp_path, *words, "dataset.label=verdict")
     assert "The column 'label' must hold text" in refused(capsys, tmp_path, *words, "dataset.text=label")
     assert "`metrics` of classes are accuracy, f1, matthews; received 'bleu'" in refused(

@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..hub import settle_hub
+from ..journal import write_whole
 from ..overlay import ConfigError
 
 TRAINING_CHARACTERS = 20_000_000
@@ -41,6 +42,7 @@ _ROBERTA = {
     "sep_token": "</s>", "mask_token": "<mask>",
 }  # fmt: skip
 _GPT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
+_SPECIAL = {"wordpiece": _BERT, "roberta": _ROBERTA, "gpt": _GPT}
 
 
 def tokenizer_of(given: str | None, model: str, pretrained: bool) -> Any | None:
@@ -113,24 +115,46 @@ def family(model_type: str, both_directions: bool) -> str:
     return "wordpiece" if model_type in WORDPIECE else "roberta"
 
 
+def trained_tokenizer(split: Any, size: int, family: str) -> Any:
+    """A tokenizer trained on all columns of `split`, from the cache where that was done before. Raises ConfigError."""
+    import datasets
+    from tokenizers import Tokenizer
+
+    parts = [split._fingerprint, split.column_names, size, family, ALPHABET, TRAINING_CHARACTERS]
+    file = (
+        Path(datasets.config.HF_DATASETS_CACHE) / "ldp_search" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json"
+    )
+    if file.is_file():
+        return _wrapped(Tokenizer.from_str(file.read_text(encoding="utf-8")), family)
+    texts = (text for rows in split.iter(1000) for column in split.column_names for text in rows[column] if text)
+    found = train_tokenizer(texts, size, family)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, found.backend_tokenizer.to_str())
+    return found
+
+
 def train_tokenizer(texts: Iterable[str], size: int, family: str) -> Any:
     """A tokenizer of at most `size` tokens, trained on the first 20 million characters of `texts`.
 
     Raises:
         ConfigError: `size` is smaller than the alphabet and the special tokens.
     """
-    from transformers import PreTrainedTokenizerFast
-
-    special = {"wordpiece": _BERT, "roberta": _ROBERTA, "gpt": _GPT}[family]
-    tokens = list(dict.fromkeys(special.values()))
+    tokens = list(dict.fromkeys(_SPECIAL[family].values()))
     if size < 256 + len(tokens):
         raise ConfigError(f"vocab_size must leave room for 256 bytes and {len(tokens)} special tokens; received {size}.")
     texts = tqdm(list(_first(texts)), desc="training a tokenizer", delay=3, leave=False, disable=None)
-    made = _wordpiece(texts, size, tokens) if family == "wordpiece" else _byte_pairs(texts, size, tokens, family == "roberta")
+    if family == "wordpiece":
+        return _wrapped(_wordpiece(texts, size, tokens), family)
+    return _wrapped(_byte_pairs(texts, size, tokens, family == "roberta"), family)
+
+
+def _wrapped(tokenizer: Any, family: str) -> Any:
+    """A tokenizer of `tokenizers` as one of transformers."""
+    from transformers import PreTrainedTokenizerFast
+
     names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (family == "wordpiece")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, model_input_names=names, clean_up_tokenization_spaces=False, **special
-    )
+    options = {"model_input_names": names, "clean_up_tokenization_spaces": False} | _SPECIAL[family]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
 
 
 def _byte_pairs(texts: Iterable[str], size: int, special: list[str], ends: bool) -> Any:

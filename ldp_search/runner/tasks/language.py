@@ -22,7 +22,7 @@ from ..data.masking import IGNORED, mask_tokens
 from ..data.source_text import corpus
 from ..data.tokenized import Ragged, tokenize
 from ..overlay import ConfigError
-from .text_base import TextSource, TextTask, digest_of
+from .text_base import TextSource, TextTask, digest_of, one_direction
 
 OBJECTIVES = ("auto", "causal", "masked")
 OFFLINE = "task=stdlib pretrained=false   the standard library's own source text, which every Python brings"
@@ -56,8 +56,7 @@ class LanguageModelling(TextTask):
         self.masked = objective(data.objective, self.configuration) == "masked"
         rows = [self._rows(use, limit) for use, limit in (("train", config.limit), ("eval", config.eval_limit))]
         column = self._text_column(rows[0], data.text, "text")
-        texts = (text for batch in rows[0].select_columns([column]).iter(1000) for text in batch[column] if text)
-        self._find_tokenizer(config, texts, self.masked or not _causal_type(self.configuration))
+        self._find_tokenizer(config, rows[0], [column], self.masked or not _causal_type(self.configuration))
         self._set_edges()
         tokens = [self._tokenize(split) for split in rows]
         self.streams: list[Ragged] = [found["input_ids"] for found in tokens]
@@ -65,8 +64,7 @@ class LanguageModelling(TextTask):
         self.tokens_per_word = streams[1].total / max(1, self.words)
         counts = [streams[0].total // self.content, -(-streams[1].total // self.content)]
         self._check_counts(counts)
-        streamed = data.streaming and config.data is None
-        limits = (None, None) if streamed else (config.limit, config.eval_limit)  # of a stream, they counted rows
+        limits = (None, None) if data.streaming else (config.limit, config.eval_limit)  # of a stream, they counted rows
         self.blocks = [torch.tensor(self._chosen(n, limit)) for n, limit in zip(counts, limits, strict=True)]
         self.train_size, self.eval_size = (len(blocks) for blocks in self.blocks)
         self.fingerprint = digest_of(*streams, *self.blocks, self.tokenizer_identity, data.block, self.masked)
@@ -195,10 +193,8 @@ def objective(wanted: str, configuration: Any) -> str:
 
 
 def _causal_type(configuration: Any) -> bool:
-    """Whether a type of model has no masked language model; one's own model counts as causal."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    return configuration is None or configuration.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    """Whether a type of model was made to go on with a text; one's own model counts as such."""
+    return configuration is None or one_direction(configuration)
 
 
 def _exp(value: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ..data import DataError, Faults, class_labels, class_names, first_rows, pic
 from ..data.source_text import packages
 from ..data.tokenized import Ragged, padded, tokenize
 from . import metrics as measures
-from .text_base import TextSource, TextTask, digest_of
+from .text_base import TextSource, TextTask, digest_of, one_direction
 
 OF_CLASSES = {"accuracy": measures.accuracy, "f1": measures.f1, "matthews": measures.matthews}
 OF_NUMBERS = {"pearson": measures.pearson, "spearman": measures.spearman}
@@ -60,7 +59,7 @@ class TextClassification(TextTask):
     def __init__(self, data: TextData, config: Any):
         super().__init__(data, config)
         self.metric, self.names = data.metrics[0], []
-        self._find_tokenizer(config, self._training_texts(config), not _one_direction(self.configuration))
+        self._find_tokenizer(config, *self._training_texts(config), not one_direction(self.configuration))
         self.columns: list[dict[str, Ragged]] = []
         labels = [self._read(data.train, "train", config.limit)]
         also, limit = list(data.also.values()), config.eval_limit
@@ -78,21 +77,22 @@ class TextClassification(TextTask):
 
     # -- the data -----------------------------------------------------------------------------------------------------
 
-    def _training_texts(self, config: Any) -> Iterator[str]:
-        """For a tokenizer: all of the split, so that neither the seed nor a limit changes it."""
+    def _training_texts(self, config: Any) -> tuple[Any, list[str]]:
+        """(split, columns) for a tokenizer: all of the split, so that neither the seed nor a limit changes it."""
         name, split = pick_split(self.splits, self.data.train, "train")
         split = self.splits[name] = first_rows(split, config.limit, "train")
-        columns = [self._text_column(split, self.data.text, "text")]
-        columns += [self._text_column(split, self.data.pair, "pair")] if self.data.pair else []
-        return (text for rows in split.select_columns(columns).iter(1000) for c in columns for text in rows[c] if text)
+        return split, self._text_columns(split)
+
+    def _text_columns(self, split: Any) -> list[str]:
+        d = self.data
+        return [self._text_column(split, d.text, "text")] + ([self._text_column(split, d.pair, "pair")] if d.pair else [])
 
     def _read(self, names: list[str], use: str, limit: int | None) -> Tensor:
         """Tokens of a split into `columns`; returns the labels."""
         d = self.data
         name, split = pick_split(self.splits, names, use)
         split = first_rows(split, limit, use)
-        texts = [self._text_column(split, d.text, "text")] + ([self._text_column(split, d.pair, "pair")] if d.pair else [])
-        label, faults = pick_column(split, d.label, "label"), Faults(name, self.bad_rows)
+        texts, label, faults = self._text_columns(split), pick_column(split, d.label, "label"), Faults(name, self.bad_rows)
         rows = self._chosen(len(split), limit)
         found = self._numbers(split, label, faults) if d.classes == 1 else self._classes(split, label, name, faults)
         chosen = split.select(rows)
@@ -199,13 +199,6 @@ class TextClassification(TextTask):
             matrix = torch.tensor(rest[i * size : (i + 1) * size]).view(len(self.names), -1)
             out |= {name + suffix: OF_CLASSES[name](matrix) for name in self.data.metrics}
         return out
-
-
-def _one_direction(configuration: Any) -> bool:
-    """Whether a model reads from left to right alone (GPT-2, Llama): it has no masked language model."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    return configuration is not None and configuration.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def _encoder(tokenizer: Any, texts: list[str], longest: int):

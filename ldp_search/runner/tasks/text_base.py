@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from .. import models
 from ..data import DataError, first_rows, load_splits, pick_column, pick_split
 from ..data.tokenized import quiet_tokenizers
-from ..data.vocabulary import family, identity, save_tokenizer, tokenizer_of, train_tokenizer, with_padding
+from ..data.vocabulary import family, identity, save_tokenizer, tokenizer_of, trained_tokenizer, with_padding
 from ..overlay import ConfigError
 from .base import Task
 
@@ -102,13 +101,13 @@ class TextTask(Task):
 
     # -- the tokenizer ------------------------------------------------------------------------------------------------
 
-    def _find_tokenizer(self, config: Any, texts: Iterator[str], both_directions: bool) -> None:
-        """Sets `tokenizer`, and `tokenizer_identity` for the cache."""
+    def _find_tokenizer(self, config: Any, split: Any, columns: list[str], both_directions: bool) -> None:
+        """Sets `tokenizer`, and `tokenizer_identity` for the cache. split, columns: the text to train one on, if need be."""
         source, _, rest = models.source_of(config.model)
         self.tokenizer = tokenizer_of(config.tokenizer, rest if source == "hf" else "", config.pretrained)
         if self.tokenizer is None:
             kind = family(getattr(self.configuration, "model_type", ""), both_directions)
-            self.tokenizer = train_tokenizer(texts, self.data.vocab_size, kind)
+            self.tokenizer = trained_tokenizer(split.select_columns(columns), self.data.vocab_size, kind)
             self.notes += (f"a tokenizer of {len(self.tokenizer):,} tokens was trained on the task's text ({kind})",)
         self.tokenizer = with_padding(self.tokenizer)
         self.tokenizer_identity = identity(self.tokenizer)
@@ -161,6 +160,13 @@ def _positions(model: nn.Module) -> tuple[int | None, int]:
             offset = module.padding_idx + 1 if module.padding_idx is not None else getattr(module, "offset", 0)
             return module.num_embeddings - offset, offset
     return None, 0
+
+
+def one_direction(configuration: Any) -> bool:
+    """Whether a model reads from left to right alone (GPT-2, Llama): its type has no masked language model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return configuration is not None and configuration.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def digest_of(*parts: Any) -> str:
