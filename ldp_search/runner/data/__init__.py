@@ -5,6 +5,7 @@ columns.py    splits and columns by name, labels
 faults.py     rows that cannot be used
 pictures.py   pictures in memory, and their augmentation
 embedded.py   real data that needs no network
+masks.py, pairs.py, moved.py, mask_folders.py, scenes.py   pictures with masks
 """
 
 from .columns import class_labels, class_names, pick_column, pick_split

@@ -56,5 +56,10 @@ ALIASES = {
     "deberta": Alias("hf:microsoft/deberta-v3-base", _DEBERTA),
     "gpt2": Alias("hf:openai-community/gpt2", {"model_type": "gpt2"}),
     "distilgpt2": Alias("hf:distilbert/distilgpt2", {"model_type": "gpt2", "n_layer": 6}),
+    "segformer": Alias("hf:nvidia/mit-b0", {"model_type": "segformer"}, note="for segmentation"),
+    "upernet": Alias("hf:openmmlab/upernet-convnext-tiny", {"model_type": "upernet"}, note="for segmentation"),
+    "dpt": Alias("hf:Intel/dpt-large-ade", {"model_type": "dpt"}, note="for segmentation"),
+    "mask2former": Alias("hf:facebook/mask2former-swin-tiny-ade-semantic", {"model_type": "mask2former"}, note="for segmentation"),
+    "maskformer": Alias("hf:facebook/maskformer-swin-tiny-ade", {"model_type": "maskformer"}, note="for segmentation"),
     "llama-tiny": Alias("", _TINY_LLAMA, note="a Llama of 4 layers, 256 wide, from scratch"),
 }

@@ -28,13 +28,14 @@ OFFLINE = (
 
 
 def create_model(
-    spec: Any, pretrained: bool, timm: dict[str, Any] | None = None, hf: tuple[str, dict[str, Any]] | None = None,
+    spec: Any, pretrained: bool, timm: dict[str, Any] | None = None, hf: tuple[Any, dict[str, Any]] | None = None,
     own: dict[str, Any] | None = None, wrap_timm: Any = None,
 ) -> nn.Module:  # fmt: skip
     """The model of a setting `model`: a name, or a mapping of `name` and options.
 
     Args:
-        timm: arguments of timm.create_model. hf: name of the Auto class, and fields of the configuration. own: arguments that
+        timm: arguments of timm.create_model. hf: name of the Auto class (or what tells it from a configuration), and
+            fields of the configuration. own: arguments that
             a function of one's own may take. A library that is None has no models for the task.
         wrap_timm: called with (name, pretrained, **arguments) instead of timm.create_model.
 

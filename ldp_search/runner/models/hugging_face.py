@@ -5,6 +5,7 @@ From scratch, an alias or a model type (`hf:bert`) needs no network: the configu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from ..overlay import ConfigError
 
 
 def create(
-    name: str, scratch: dict[str, Any], auto: str, pretrained: bool, fields: dict[str, Any], options: dict[str, Any]
-) -> nn.Module:
+    name: str, scratch: dict[str, Any], auto: str | Callable[[Any], str], pretrained: bool, fields: dict[str, Any],
+    options: dict[str, Any],
+) -> nn.Module:  # fmt: skip
     """A model of transformers in fp32.
 
     Args:
-        name: id, folder, or model type. scratch: configuration of an alias. auto: name of the Auto class. fields: what the
+        name: id, folder, or model type. scratch: configuration of an alias. auto: name of the Auto class, or what tells it from the
+            configuration. fields: what the
             task needs the configuration to say. options: what the user wants it to say.
 
     Raises:
@@ -31,7 +34,7 @@ def create(
 
     name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     config = configuration(name, scratch, pretrained, fields, options)
-    cls = getattr(transformers, auto)
+    cls = getattr(transformers, auto(config) if callable(auto) else auto)
     if not pretrained:
         return cls.from_config(config).float()
     if not name:

@@ -4,6 +4,7 @@ base.py      what every kind gives the training loop
 file.py      the YAML files
 metrics.py   what is measured, and which way is better
 images.py    image classification
+segmentation.py       semantic segmentation; segmentation_examples.py draws its predictions
 """
 
 from .base import Task

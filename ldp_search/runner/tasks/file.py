@@ -14,6 +14,7 @@ from .base import Task
 
 KINDS = {
     "image_classification": "ldp_search.runner.tasks.images:ImageClassification",
+    "segmentation": "ldp_search.runner.tasks.segmentation:Segmentation",
 }
 """A kind of task is a subclass of Task in a module of its own; a file names the kind, or one's own class as "module:Class"."""
 
