@@ -1,8 +1,8 @@
 """Segmentation without a network: scenes of scikit-learn's real handwritten digits on a coloured, noisy ground.
 
-A scene is a function of (half, index): 3 to 6 digits of one half of the 1,797, enlarged to 16 to 28 pixels, each in a colour of
-its own, over a slope of two colours with noise. A pixel's class is 0 on the ground, and digit + 1 where a digit's ink covers
-it; a later digit lies over an earlier one. No digit of the training scenes occurs in those for evaluation.
+A scene is a function of (half, index): up to 6 digits of one half of the 1,797, enlarged to 16 to 28 pixels, each in a colour
+of its own, over a slope of two colours with noise. A pixel's class is 0 on the ground, and digit + 1 where a digit's ink covers
+it. One for which there is no room is left out. No digit of the training scenes occurs in those for evaluation.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ def _scene(arrays: np.ndarray, classes: list[int], draw: np.random.RandomState) 
     slope = (np.arange(SIZE)[:, None] * draw.rand() + np.arange(SIZE)[None, :] * draw.rand())[..., None] / SIZE
     ground = draw.rand(3) * 0.6
     picture = ground + slope * (draw.rand(3) - 0.5) * 0.5
-    mask = np.zeros((SIZE, SIZE), np.int16)
-    for _ in range(3 + int(draw.rand() * 4)):
+    mask, placed, wanted = np.zeros((SIZE, SIZE), np.int16), 0, 2 + int(draw.rand() * 5)
+    for _ in range(12):
         which, size = int(draw.rand() * len(arrays)), 16 + int(draw.rand() * 13)
         top, left = (int(draw.rand() * (SIZE - size + 1)) for _ in range(2))
-        ink = _enlarged(arrays[which], size)
         colour = ground + (0.35 + 0.3 * draw.rand(3)) * (1 if ground.mean() < 0.4 else -1)
         window = (slice(top, top + size), slice(left, left + size))
-        picture[window] += ink[..., None] * (colour - picture[window])
-        mask[window][ink >= INK] = classes[which] + 1
+        ink = _enlarged(arrays[which], size)
+        if placed < wanted and not (mask[window] > 0)[ink > 0].any():
+            picture[window] += ink[..., None] * (colour - picture[window])
+            mask[window][ink >= INK] = classes[which] + 1
+            placed += 1
     picture = picture + (draw.rand(SIZE, SIZE, 3) - 0.5) * 0.2
     pixels = np.rint(picture.clip(0, 1) * 255).astype(np.uint8).transpose(2, 0, 1)
     return Pair(torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(mask))
