@@ -73,7 +73,9 @@ def _head(model: nn.Module) -> set[int]:
         return {id(p) for p in model.parameters()} - body
     if hasattr(model, "get_classifier"):
         return {id(p) for p in model.get_classifier().parameters()}
-    raise ConfigError(f"head_lr_scale needs a model that says what its head is; {type(model).__name__} does not: leave it at 1.")
+    raise ConfigError(
+        f"head_lr_scale needs a model that says what its head is; {type(model).__name__} does not: leave it at 1."
+    )
 
 
 def lr_factor(config: Any, progress: float) -> float:

@@ -55,7 +55,7 @@ class MaskValues:
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """(H, W) int16 class indices. Raises ValueError for a value that is neither a class nor to be ignored."""
-        if values.dtype.itemsize > 2 and values.size and not (-_VALUES < values.min() and values.max() < _VALUES):
+        if values.dtype.itemsize > 2 and values.size and max(-int(values.min()), int(values.max())) >= _VALUES:
             raise ValueError(f"a value of the mask is out of range ({self.rule}); {values.min()} to {values.max()}")
         mask = self.table[values.astype(np.int64) % _VALUES]
         if (mask == _WRONG).any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,7 +82,7 @@ class PairReader:
         for row in rows[:: max(1, len(rows) // 100)]:
             for item in (self.split[row][self.image], self.split[row][self.mask]):
                 raw = item.get("bytes")
-                digest.update(raw if raw is not None else open(item["path"], "rb").read())
+                digest.update(raw if raw is not None else Path(item["path"]).read_bytes())
         return digest.digest()
 
 

@@ -68,7 +68,9 @@ def create_model(
             scratch = "" if source == "timm" or alias.config else ", where the configuration is at hand"
             way_out = OFFLINE.format(repo=rest, scratch=scratch)
             raise ConfigError(f"The model {name!r} cannot be had: {trouble}, and it is not in the cache.\n{way_out}") from error
-        raise ConfigError(f"The model {name!r} with {options or 'no options'} cannot be made: {error}") from error
+        raise ConfigError(
+            f"The model {name!r} with {options or 'no options'} cannot be made: {type(error).__name__}: {error}"
+        ) from error
 
 
 def source_of(spec: Any) -> tuple[str, str, str]:

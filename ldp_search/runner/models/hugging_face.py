@@ -22,9 +22,8 @@ def create(
     """A model of transformers in fp32.
 
     Args:
-        name: id, folder, or model type. scratch: configuration of an alias. auto: name of the Auto class, or what tells it from the
-            configuration. fields: what the
-            task needs the configuration to say. options: what the user wants it to say.
+        name: id, folder, or model type. scratch: configuration of an alias. auto: name of the Auto class, or what tells it
+            from a configuration. fields: what the task needs the configuration to say. options: what the user wants it to say.
 
     Raises:
         ConfigError: the configuration has no such field, or there are no weights to begin with.
@@ -52,7 +51,7 @@ def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: 
 
     if not pretrained and not Path(name).is_dir() and (scratch or name in CONFIG_MAPPING):
         kind = dict(scratch) or {"model_type": name}
-        config = AutoConfig.for_model(kind.pop("model_type"), **_nested(kind, options))
+        config = AutoConfig.for_model(**_nested(kind, options))
         flat = {k: v for k, v in options.items() if not isinstance(v, dict)}
     else:
         config, flat = AutoConfig.from_pretrained(name), options
@@ -70,8 +69,19 @@ def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: 
 
 
 def _nested(kind: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Configurations inside the configuration (a backbone's), which are made with it."""
-    return kind | {k: (kind.get(k) or {}) | v for k, v in options.items() if isinstance(v, dict)}
+    """Configurations inside the configuration (a backbone's), which are made with it. `kind` still has its model_type.
+
+    One that is only said in part is of the type that the outer one has by default, and gives the same features to it.
+    """
+    from transformers import AutoConfig
+
+    inner = {key: value for key, value in options.items() if isinstance(value, dict)}
+    default = AutoConfig.for_model(kind["model_type"]) if inner else None
+    for key, value in inner.items():
+        usual = getattr(default, key, None)
+        usual = {k: getattr(usual, k) for k in ("model_type", "out_features") if getattr(usual, k, None)}
+        inner[key] = usual | (kind.get(key) or {}) | value
+    return kind | inner
 
 
 def image_size(config: Any) -> int | None:

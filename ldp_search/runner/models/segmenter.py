@@ -78,7 +78,7 @@ def create(name: str, pretrained: bool, classes: int, size: tuple[int, int], **o
         except TypeError as error:  # it does not take this argument
             if attempt is attempts[-1]:
                 raise _no_features(name, error) from error
-        except (RuntimeError, NotImplementedError, AttributeError, AssertionError) as error:
+        except (RuntimeError, ValueError, AttributeError, AssertionError) as error:
             raise _no_features(name, error) from error
     raise AssertionError("there is always one attempt")
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import models
 from ..data import DataError, Faults, files_of, first_rows, load_splits, pick_column, pick_split
@@ -26,61 +25,24 @@ from ..data.pictures import normalize
 from ..data.seeded import sample_bits
 from ..models import segmenter
 from ..models.hugging_face import processor_values
-from ..models.semantic import auto_class, full_logits, is_universal, matching_targets
+from ..models.semantic import (
+    auto_class,
+    full_logits,
+    is_universal,
+    leaves,
+    matching_targets,
+    pixel_loss,
+    semantic_logits,
+    slide,
+)
 from ..overlay import ConfigError
 from .base import Task
 from .metrics import accuracy, confusion, ious
+from .segmentation_data import SegmentationData
 
-EVALUATE = ("full", "slide")
 OFFLINE = "task=digit_scenes   scenes of real handwritten digits that come with scikit-learn"
 Group = tuple[Tensor, Tensor]
 """Pictures (N, 3, H, W) fp32, normalized, and masks (N, h, w) int64 of one size; in evaluation h, w may differ from H, W."""
-
-
-@dataclass
-class SegmentationData:
-    """`dataset:` of a task's file. source: a hub id, a folder, or `digit_scenes`; of names given as lists the first found counts."""
-
-    source: str = ""
-    config: str | None = None  # which of the hub's configurations
-    train: list[str] = field(default_factory=lambda: ["train", "training"])
-    eval: list[str] = field(default_factory=lambda: ["validation", "val", "test"])
-    image: list[str] = field(default_factory=lambda: ["image", "img", "pixel_values"])
-    mask: list[str] = field(default_factory=lambda: ["mask", "annotation", "label", "labels", "semantic_segmentation"])
-    image_suffix: str = ""  # in folders: what the names of pictures have besides the common part of a pair
-    mask_suffix: str = ""
-    classes: list[str] = field(default_factory=list)  # names, in order; none: FOLDER/classes.txt, or as many as the masks have
-    ignore: list[int] = field(default_factory=lambda: [255])  # values of a mask that are left out
-    ids: list[int] = field(default_factory=list)  # the value of each class, where it is not its place; others are left out
-    reduce_zero_label: bool = False  # value 0 is left out, and 1 is the first class
-    streaming: bool = False  # take the first limit= and eval_limit= rows without downloading the rest
-    size: int | None = None  # pixels of the shorter side that pictures are resized to first
-    crop: list[int] = field(default_factory=lambda: [512, 512])  # height and width of what is trained on, and of windows
-    scale: list[float] = field(default_factory=lambda: [0.5, 2.0])  # random scaling in training
-    flip: bool = True  # half of the pictures mirrored in training
-    color_jitter: float = 0.0  # brightness, contrast and saturation changed by up to this share in training
-    evaluate: str = "full"  # the whole picture at once, or windows of the crop's size that slide over it
-    stride: float = 0.667  # slide: from window to window, as a share of the crop
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # ImageNet's
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-
-    def __post_init__(self):
-        if len(self.crop) == 1:
-            self.crop = self.crop * 2
-        if len(self.crop) != 2 or min(self.crop) < 8:
-            raise DataError(f"`crop` must be a height and a width of 8 pixels or more; received {self.crop}.")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise DataError(f"`scale` must be a smallest and a largest factor, both above 0; received {self.scale}.")
-        if self.evaluate not in EVALUATE:
-            raise DataError(f"`evaluate` must be one of {', '.join(EVALUATE)}; received {self.evaluate!r}.")
-        if not 0 < self.stride <= 1 or not 0 <= self.color_jitter < 1:
-            raise DataError(f"`stride` must be in (0, 1], `color_jitter` in [0, 1); received {self.stride}, {self.color_jitter}.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise DataError(f"`mean` and `std` must have three values, of `std` above 0; received {self.mean}, {self.std}.")
-        if self.ids and len(self.ids) != len(self.classes):
-            raise DataError(f"`ids` must have a value for each of `classes`; there are {len(self.ids)} and {len(self.classes)}.")
-        if self.size is not None and self.size < 8:
-            raise DataError(f"`size` must be 8 pixels or more; received {self.size}.")
 
 
 class Segmentation(Task):
@@ -156,13 +118,15 @@ class Segmentation(Task):
         largest = 0
         for row in rows:
             try:
-                found = set(map(int, _distinct(open_mask(split[row][column])))) - set(self.data.ignore)
+                found = set(np.unique(open_mask(split[row][column])).tolist()) - set(self.data.ignore)
             except Exception:
                 continue
             largest = max([largest, *found])
         first = 1 if self.data.reduce_zero_label else 0
         if largest - first < 1:
-            raise DataError(f"Two classes or more are needed; the largest value of the masks in column {column!r} is {largest}.")
+            raise DataError(
+                f"Two classes or more are needed; the largest value of the masks in column {column!r} is {largest}."
+            )
         return [str(i) for i in range(first, largest + 1)]
 
     def batch(self, indices: Tensor, epoch: int | None) -> list[Group]:
@@ -172,7 +136,9 @@ class Segmentation(Task):
             found = [pairs[i] for i in indices.tolist()]
         else:
             bits = sample_bits(self.seed, epoch, indices)
-            found = [moved(pairs[i], d.crop, d.scale, d.flip, d.color_jitter, b) for i, b in zip(indices.tolist(), bits, strict=True)]
+            found = [
+                moved(pairs[i], d.crop, d.scale, d.flip, d.color_jitter, b) for i, b in zip(indices.tolist(), bits, strict=True)
+            ]
         groups: dict[Any, list[Pair]] = {}
         for pair in found:
             groups.setdefault((pair.picture.shape, pair.mask.shape), []).append(pair)
@@ -204,19 +170,28 @@ class Segmentation(Task):
         if found.get("mean"):
             self.mean, self.std = list(found["mean"]), list(found["std"])
 
-    @torch.no_grad()
     def _try_evaluation(self, model: nn.Module) -> None:
-        """Raises ConfigError where the model takes crops, but no whole pictures."""
-        if self.data.evaluate == "slide":
-            return
-        picture = self.pairs[1][0].picture
+        """Freezes parameters that the loss does not reach: DDP would wait for their gradients.
+
+        Raises:
+            ConfigError: the model takes crops, but no whole pictures, on which it is to be evaluated.
+        """
         model.eval()
+        crop, picture = torch.zeros(1, 3, *self.data.crop), self.pairs[1][0].picture
         try:
-            model(torch.zeros(1, 3, *self.data.crop))
+            targets = matching_targets(torch.zeros_like(crop[:, 0]).long()) if is_universal(model) else {}
+            outputs = model(crop, **targets)
         except Exception:
             return  # it does not even take crops, of which the caller speaks
+        loss = outputs.loss if targets else semantic_logits(outputs)
+        reached = leaves(loss)
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in reached)
+        if self.data.evaluate == "slide":
+            return
         try:
-            model(torch.zeros(1, *picture.shape))
+            with torch.no_grad():
+                model(torch.zeros(1, *picture.shape))
         except Exception as error:
             height, width = picture.shape[1:]
             raise ConfigError(
@@ -262,8 +237,6 @@ class Segmentation(Task):
     def _outputs(self, model: nn.Module, pictures: Tensor) -> Tensor:
         """Semantic logits (N, classes, h, w): of whole pictures at the model's own scale, of windows at the pictures'."""
         if self.data.evaluate == "full":
-            from ..models.semantic import semantic_logits
-
             return semantic_logits(model(pictures))
         return slide(model, pictures, self.data.crop, self.data.stride)
 
@@ -293,40 +266,6 @@ class Segmentation(Task):
         return {"examples.png": (draw_examples(rows, self.names), caption)}
 
 
-def _distinct(values: Any) -> Any:
-    import numpy as np
-
-    return np.unique(values)
-
-
 def _exact(value: Tensor) -> Tensor:
     """Counts of pixels pass the 2^24 that fp32 can count; only Apple's GPUs have no fp64."""
     return value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
-
-
-def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Sum of the cross-entropies of the pixels that count; 0 where none does. logits (N, C, H, W), masks (N, H, W)."""
-    return F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum")
-
-
-def slide(model: nn.Module, pictures: Tensor, crop: list[int], stride: float) -> Tensor:
-    """(N, C, H, W) logits, averaged over the windows of `crop` pixels that cover each pixel.
-
-    The last window of a row or column is moved back to the edge; smaller pictures are filled up with the mean colour.
-    """
-    n, _, height, width = pictures.shape
-    pictures = F.pad(pictures, (0, max(0, crop[1] - width), 0, max(0, crop[0] - height)))
-    total, count = None, pictures.new_zeros(1, 1, *pictures.shape[-2:])
-    for top in _starts(pictures.shape[-2], crop[0], stride):
-        for left in _starts(pictures.shape[-1], crop[1], stride):
-            where = (slice(None), slice(None), slice(top, top + crop[0]), slice(left, left + crop[1]))
-            logits = full_logits(model(pictures[where]), tuple(crop))
-            total = logits.new_zeros(n, logits.shape[1], *pictures.shape[-2:]) if total is None else total
-            total[where] += logits
-            count[where] += 1
-    return (total / count)[..., :height, :width]
-
-
-def _starts(size: int, window: int, stride: float) -> list[int]:
-    step = max(1, round(window * stride))
-    return sorted({min(start, size - window) for start in range(0, size - window + step, step)})
