@@ -73,11 +73,8 @@ def _pairs(folders: Sequence[Path], suffixes: Sequence[str]) -> Any:
         )
     names = sorted(set(stems[0]) | set(stems[1]))
     columns = {key: [stem.get(name) for name in names] for key, stem in zip(("image", "mask"), stems, strict=True)}
-    columns["file"] = [image or mask for image, mask in zip(columns["image"], columns["mask"], strict=True)]
     plain = datasets.Image(decode=False)
-    return datasets.Dataset.from_dict(
-        columns, features=datasets.Features({"image": plain, "mask": plain, "file": datasets.Value("string")})
-    )
+    return datasets.Dataset.from_dict(columns, features=datasets.Features({"image": plain, "mask": plain}))
 
 
 def _few(names: dict[str, str]) -> str:

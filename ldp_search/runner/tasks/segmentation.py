@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..data import DataError, Faults, files_of, first_rows, load_splits, pick_column, pick_split
+from ..data import DataError, Faults, first_rows, load_splits, pick_column, pick_split
 from ..data.mask_folders import LAYOUTS, names_in, paired_folders
 from ..data.masks import IGNORED, MaskValues, open_mask
 from ..data.moved import moved
@@ -104,9 +104,7 @@ class Segmentation(Task):
                 raise DataError(f"The column {column!r} must hold pictures; it holds {split.features[column]}.")
             split = split.cast_column(column, datasets.Image(decode=False))
         rows = self._chosen(len(split), limit)
-        files = split["file"] if "file" in split.column_names else None
-        where = files_of([split[rows[0]][image]]) if files is None else {row: files[row] for row in rows}
-        faults = Faults(name, self.bad_rows, where if files else {rows[i]: file for i, file in where.items()})
+        faults = Faults(name, self.bad_rows)
         self.names = self.names or self._counted(split.select_columns([mask]), mask, rows)
         values = MaskValues(len(self.names), d.ignore, d.ids, d.reduce_zero_label)
         pairs = checked_pairs(PairReader(split, image, mask, values, d.size, use == "train"), rows, faults)
@@ -160,7 +158,7 @@ class Segmentation(Task):
         )  # fmt: skip
         if pretrained:
             self._take_statistics(model, models.source_of(spec)[2])
-        self._try_evaluation(model)
+        self._probe(model)
         return model
 
     def _take_statistics(self, model: nn.Module, name: str) -> None:
@@ -170,7 +168,7 @@ class Segmentation(Task):
         if found.get("mean"):
             self.mean, self.std = list(found["mean"]), list(found["std"])
 
-    def _try_evaluation(self, model: nn.Module) -> None:
+    def _probe(self, model: nn.Module) -> None:
         """Freezes parameters that the loss does not reach: DDP would wait for their gradients.
 
         Raises:

@@ -51,6 +51,8 @@ class SegmentationData:
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise DataError(f"`mean` and `std` must have three values, of `std` above 0; received {self.mean}, {self.std}.")
+        if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
+            raise DataError(f"`classes` must be two names or more, each once; received {self.classes}.")
         if self.ids and len(self.ids) != len(self.classes):
             raise DataError(
                 f"`ids` must have a value for each of `classes`; there are {len(self.ids)} and {len(self.classes)}."
