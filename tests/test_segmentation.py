@@ -289,7 +289,10 @@ def test_own_folders_are_paired_by_name(tmp_path):
     assert own(place).names == ["ground", "house", "road"]
     ((pictures, masks),) = own(place).batch(torch.tensor([2]), None)
     assert pictures.shape == (1, 3, 10, 12) and masks.unique().tolist() == [IGNORED, 0, 1, 2]
-    assert own(place, "dataset.size=20").batch(torch.tensor([2]), None)[0][0].shape == (1, 3, 20, 24)
+    resized = own(place, "dataset.size=20")
+    assert [pairs[2].picture.shape for pairs in resized.pairs] == [(3, 20, 24)] * 2
+    assert torch.equal(resized.pairs[1][2].mask, masks[0].short())  # in evaluation, of the size that it has
+    assert torch.equal(resized.pairs[0][2].mask, masks[0].short().repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
 def test_other_layouts(tmp_path):

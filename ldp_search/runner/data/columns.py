@@ -13,7 +13,7 @@ def pick_split(splits: dict[str, Any], names: Sequence[str], use: str) -> tuple[
     """The first of `names` that the data has. Raises DataError."""
     for name in names:
         if name in splits:
-            if len(splits[name]) == 0:
+            if hasattr(splits[name], "__len__") and len(splits[name]) == 0:  # a streamed one has no length
                 raise DataError(f"The split {name!r} must hold samples; it is empty.")
             return name, splits[name]
     raise DataError(

@@ -12,9 +12,10 @@ SHOWN = 24  # classes in the legend, those with most pixels
 
 
 def colours(classes: int) -> np.ndarray:
-    """(classes + 1, 3) in [0, 1]: hues by the golden ratio, in three shades; the last, for what is ignored, is black."""
+    """(classes + 1, 3) in [0, 1]: hues by the golden ratio from blue on; the last is black, for what is ignored."""
     made = [
-        colorsys.hsv_to_rgb(i * 0.61803 % 1, (0.75, 0.5, 0.95)[i % 3], (0.95, 0.75, 0.55)[i // 3 % 3]) for i in range(classes)
+        colorsys.hsv_to_rgb((0.58 + i * 0.61803) % 1, (0.75, 0.5, 0.95)[i % 3], (0.95, 0.75, 0.55)[i // 3 % 3])
+        for i in range(classes)
     ]
     return np.array([*made, (0, 0, 0)])
 
