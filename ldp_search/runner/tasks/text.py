@@ -95,9 +95,9 @@ class TextClassification(TextTask):
         texts, label, faults = self._text_columns(split), pick_column(split, d.label, "label"), Faults(name, self.bad_rows)
         rows = self._chosen(len(split), limit)
         found = self._numbers(split, label, faults) if d.classes == 1 else self._classes(split, label, name, faults)
-        chosen = split.select(rows)
+        chosen = split if len(rows) == len(split) else split.select(rows)  # indices make reading slow
         for column in texts:
-            for row, text in zip(rows, chosen[column], strict=True):
+            for row, text in zip(rows, chosen[column][:], strict=True):
                 if text is None or not text.strip():
                     faults.add(row, f"the text in column {column!r} must not be empty; it is {text!r}")
         kept = faults.kept(rows)
@@ -111,7 +111,7 @@ class TextClassification(TextTask):
 
     def _numbers(self, split: Any, column: str, faults: Faults) -> list[float]:
         self.names, out = ["score"], []
-        for row, value in enumerate(split[column]):
+        for row, value in enumerate(split[column][:]):
             number = float(value) if isinstance(value, int | float) else math.nan
             if not math.isfinite(number):
                 faults.add(row, f"the label in column {column!r} must be a number; it is {value!r}")
