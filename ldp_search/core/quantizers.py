@@ -145,10 +145,14 @@ class Stochastic:
     """Gradient quantizer: affine min/max with stochastic rounding, unbiased: E[g_q] = g (method of CPT, FracTrain and LDP)."""
 
     def __call__(self, g: Tensor, bits: Tensor) -> Tensor:
+        codes, scale, low = self.codes(g, bits)
+        return codes.mul_(scale).add_(low).to(g.dtype)
+
+    def codes(self, g: Tensor, bits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(codes as floating-point numbers, scale, offset or None for zero)."""
         low, high = (bound.float() for bound in torch.aminmax(g))  # first, so that half precision does not round the range
         scale = ((high - low) / (torch.exp2(bits) - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-        codes = round_stochastically_(torch.sub(g.float(), low).div_(scale))
-        return codes.mul_(scale).add_(low).to(g.dtype)
+        return round_stochastically_(torch.sub(g.float(), low).div_(scale)), scale, low
 
 
 @register("grad_quantizer", "symmetric")
@@ -157,7 +161,12 @@ class SymmetricStochastic:
     """Gradient quantizer with exact zero (a dead ReLU's gradient stays zero), symmetric range, unbiased."""
 
     def __call__(self, g: Tensor, bits: Tensor) -> Tensor:
+        codes, scale, _ = self.codes(g, bits)
+        return codes.mul_(scale).to(g.dtype)
+
+    def codes(self, g: Tensor, bits: Tensor) -> tuple[Tensor, Tensor, None]:
+        """(codes as floating-point numbers, scale, no offset)."""
         low, high = torch.aminmax(g)
         bound = torch.maximum(-low, high).float()
         scale = (bound / (torch.exp2(bits - 1) - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-        return round_stochastically_(g.float() / scale).mul_(scale).to(g.dtype)
+        return round_stochastically_(g.float() / scale), scale, None

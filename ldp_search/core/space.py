@@ -43,7 +43,7 @@ class SearchSpace:
     attention: bool = False  # quantize products of two activations too: attention's query-key and weights-value products
     embeddings: bool = False  # quantize the rows that nn.Embedding looks up
     min_coverage: float = 0.0  # refuse a model of which a smaller share of the MACs would be quantized
-    backend: Any = "simulate"  # how quantized products are computed: simulate, reference
+    backend: Any = "simulate"  # how quantized products are computed: simulate, int8, reference
     seed: int = 0  # of everything random that the policy and the relaxation draw
 
     def __post_init__(self):
