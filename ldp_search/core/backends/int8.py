@@ -99,15 +99,12 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, w, bias, grad_bits, *grids_and_how):
         *grids, how = grids_and_how
         x_grid, w_grid = Grid(*grids[:4]), Grid(*grids[4:])
-        x2 = x.reshape(-1, x.shape[-1])
-        codes, place = integers.quantize(x2, x_grid, how.bits[1])
+        cells = how.codes and (ctx.needs_input_grad[4] or x_grid.low is not None)
+        codes, packed = integers.quantize(x.reshape(-1, x.shape[-1]), x_grid, how.bits[1], cells)
         w_codes, _ = integers.quantize(*_weight(w, w_grid, how.transposed), how.bits[0])
-        packed = None
-        if how.codes and (ctx.needs_input_grad[4] or x_grid.low is not None):
-            packed = residual.pack(place, x2, x_grid)
         ctx.save_for_backward(None if how.codes else x, w, grad_bits, *grids, *(codes if how.codes else (None,) * 3), packed)
         ctx.how, ctx.shape, ctx.x_dtype, ctx.bias_dtype = how, x.shape, x.dtype, None if bias is None else bias.dtype
-        y = integers.forward(codes, w_codes, bias).to(how.dtype)
+        y = integers.forward(codes, w_codes, bias, how.dtype)
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))  # a view could not be added to in place
 
     @staticmethod
@@ -126,15 +123,15 @@ class _Linear(torch.autograd.Function):
         gx, gw = _products(g, grad_bits, codes, w_q, how, need_x, need_w)
         grid_x = grid_w = (None, None, None)
         if need_x:
-            gx, grid_x = _input_backward(gx, x2, codes, packed, x_grid, x_bits)
-            gx = gx.to(ctx.x_dtype).view(ctx.shape)
+            gx, grid_x = _input_backward(gx, x2, codes, packed, x_grid, x_bits, ctx.x_dtype)
+            gx = gx.view(ctx.shape)
         if need_w:
-            gw, grid_w = fq.backward(gw.to(w.dtype), w, w_q, w_grid, w_bits)
+            gw, grid_w = fq.backward(gw.to(w.dtype), w, w_grid, w_bits, w_q)
         return gx, gw, gb, None, grid_x[0], None, *grid_x[1:], grid_w[0], None, *grid_w[1:], None
 
 
 def _products(g, grad_bits, codes, w_q, how, need_x: bool, need_w: bool):
-    """(dL/dx, dL/dw), fp32; None for the one that is not needed. A gradient in full precision meets floating-point operands."""
+    """(dL/dx, dL/dw); None for the one that is not needed. A gradient in full precision meets floating-point operands."""
     w_rows = w_q.t() if how.transposed and w_q is not None else w_q
     gx = gw = None
     if grad_bits is None:
@@ -151,9 +148,12 @@ def _products(g, grad_bits, codes, w_q, how, need_x: bool, need_w: bool):
     return gx, gw
 
 
-def _input_backward(gx, x2, codes, packed, grid, need_grid: bool):
+def _input_backward(gx, x2, codes, packed, grid, need_grid: bool, dtype):
+    """(dL/dx, gradients of the grid) from what was saved: x, or its codes and cells."""
+    if x2 is None and not isinstance(gx, Tensor):
+        return integers.input_backward(gx, codes, packed, grid, need_grid, dtype)
+    gx = gx if isinstance(gx, Tensor) else gx.to_float()
     if x2 is not None:
-        return fq.backward(gx, x2.float(), codes.to_float() if need_grid else None, grid, need_grid)
-    if packed is None:
-        return gx, (None, None, None)
-    return residual.backward(gx, codes.values, packed, grid, need_grid)
+        return fq.backward(gx.to(dtype), x2, grid, need_grid)
+    gx, of_grid = residual.backward(gx, codes.values, packed, grid, need_grid)
+    return gx.to(dtype), of_grid

@@ -17,7 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..quantizers import Grid
+from .. import native
+from ..native import integers as kernels
+from ..quantizers import Grid, draw_seed, round_stochastically_
+from . import residual
 
 LARGEST = {1: 127, 2: 127 * 256 + 127}
 """Planes -> the largest integer that they hold with either sign."""
@@ -36,25 +39,35 @@ class Codes(NamedTuple):
         """The values on the grid, fp32."""
         return self.values.float().mul_(self.scale).add_(self.offset)
 
+    def sum(self, dim: int) -> Tensor:
+        """Of the values over rows (0) or columns (1); int32."""
+        for values, axis in ((self.values, dim), (self.values.t(), 1 - dim)):
+            if values.is_contiguous() and native.takes(self.scale):
+                return kernels.sums(values, axis)
+        return self.values.sum(dim, dtype=torch.int32)
 
-def quantize(x: Tensor, grid: Grid, bits: Tensor) -> tuple[Codes, Tensor]:
-    """A matrix in integers: the values of `fake_quantize.rounded`, as codes.
+
+def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[Codes, Tensor | None]:
+    """A matrix in integers: the values of `fake_quantize.rounded`, as codes; and `residual.pack` of it, where asked for.
 
     Codes of an affine grid start at 0, those of a symmetric one too where the data is never negative; they are moved by half
     of their range, so that 8 bits fit a signed byte and sums stay small.
-
-    Returns:
-        the codes, and (x - offset) / scale before rounding, for whoever needs the rounding error.
     """
     half = torch.exp2(bits - 1)
-    x = x.float()
-    if grid.low is not None:
-        x = torch.maximum(torch.minimum(x, grid.high), grid.low)
-    place = x / grid.scale if grid.offset is None else torch.sub(x, grid.offset).div_(grid.scale)
     shift = half if grid.offset is not None else torch.where(_lowest(x, grid) < 0, 0, half)
+    offset = shift * grid.scale if grid.offset is None else shift * grid.scale + grid.offset
+    fast = native.takes(x) and (shape := native.grid_shape(x, grid)) is not None
+    if fast and grid.scale.dim() == 0 and x.is_contiguous():
+        values, packed = kernels.quantize(x, grid, shift, cells)
+        return Codes(values, grid.scale, offset), packed
+    if fast and shift.dim() == 0 and not cells:
+        return Codes(native.codes(x, grid, shape, float(shift)), grid.scale, offset), None
+    place = x.float()
+    if grid.low is not None:
+        place = torch.maximum(torch.minimum(place, grid.high), grid.low)
+    place = (place if grid.offset is None else place - grid.offset) / grid.scale
     values = torch.round(place).sub_(shift).clamp_(-128, 127).to(torch.int8)
-    offset = shift * grid.scale
-    return Codes(values, grid.scale, offset if grid.offset is None else offset + grid.offset), place
+    return Codes(values, grid.scale, offset), residual.pack(place, x, grid) if cells else None
 
 
 def _lowest(x: Tensor, grid: Grid) -> Tensor:
@@ -66,26 +79,49 @@ def _lowest(x: Tensor, grid: Grid) -> Tensor:
 
 def quantize_gradient(g: Tensor, bits: Tensor, quantizer) -> Codes:
     """A gradient in integers: what the gradient quantizer gives, as codes."""
-    values, scale, low = quantizer.codes(g, bits)
-    if low is None:
-        return Codes(values.clamp_(-128, 127).to(torch.int8), scale, torch.zeros_like(scale))
-    half = torch.exp2(bits - 1)
-    return Codes(values.sub_(half).clamp_(-128, 127).to(torch.int8), scale, low + half * scale)
+    scale, low, most = quantizer.grid(g, bits)
+    shift = torch.zeros_like(most) if low is None else torch.exp2(bits - 1)
+    if native.takes(g):
+        values = native.stochastic(g, scale, low, most, draw_seed(), torch.int8, float(shift))
+    else:
+        place = round_stochastically_(g.float() / scale if low is None else torch.sub(g.float(), low).div_(scale))
+        values = place.sub_(shift).clamp_(-128, 127).to(torch.int8)
+    return Codes(values, scale, shift * scale if low is None else shift * scale + low)
 
 
-def forward(x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
-    """x_q @ w_q^T + bias from codes (rows, inputs) and (outputs, inputs); fp32."""
+def _values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
+    """sums * by + row[:, None] * across + column, for vectors that belong to rows and columns. Overwrites `sums`."""
+    if dtype in native.FLOATS and native.takes(by):
+        return kernels.to_values(sums, by, row, across, column, dtype)
+    return torch.addcmul(column, row[:, None], across).addcmul_(sums.float(), by).to(dtype)
+
+
+def forward(x: Codes, w: Codes, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x_q @ w_q^T + bias from codes (rows, inputs) and (outputs, inputs)."""
     sums = torch._int_mm(x.values, w.values.t())
     w_scale, w_offset = w.scale.view(-1), w.offset.view(-1)
-    column = x.offset * (w_scale * w.values.sum(1, dtype=torch.int32) + x.values.shape[1] * w_offset)
+    column = x.offset * (w_scale * w.sum(1) + x.values.shape[1] * w_offset)
     column = column if bias is None else column + bias.float()
-    rows = x.scale * x.values.sum(1, dtype=torch.int32)
-    return torch.addcmul(column, rows[:, None], w_offset).addcmul_(sums.float(), x.scale * w_scale)
+    return _values(sums, x.scale * w_scale, x.scale * x.sum(1), w_offset, column, dtype)
+
+
+def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
+    """g_q^T @ x_q (outputs, inputs) from codes, or its transpose; fp32."""
+    left, right = (x, g) if transposed else (g, x)
+    sums = torch._int_mm(left.values.t(), right.values)
+    rows = left.sum(0) * (left.scale * right.offset)
+    column = right.sum(0) * (right.scale * left.offset) + len(g.values) * left.offset * right.offset
+    by = (left.scale * right.scale).expand(len(column))
+    return _values(sums, by, rows, torch.ones_like(column), column, torch.float32)
 
 
 def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """(int8 matrix of `number` planes side by side, scale): w_q = scale * (256 * high + low) to half a scale; one: high alone."""
-    scale = w_q.abs().amax().div_(LARGEST[number]).clamp_min_(torch.finfo(torch.float32).tiny)
+    low, high = torch.aminmax(w_q)
+    scale = torch.maximum(-low, high).div_(LARGEST[number]).clamp_min_(torch.finfo(torch.float32).tiny)
+    for w, transposed in ((w_q, False), (w_q.t(), True)):
+        if w.is_contiguous() and native.takes(w):
+            return kernels.planes(w, number, float(scale), transposed), scale
     whole = torch.round(w_q / scale)
     if number == 1:
         return whole.to(torch.int8), scale
@@ -93,19 +129,37 @@ def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
     return torch.cat([high, whole.sub_(high, alpha=256)], 1).to(torch.int8), scale
 
 
-def input_gradient(g: Codes, w_q: Tensor, number: int) -> Tensor:
-    """g_q @ w_q from codes (rows, outputs) and a weight on its grid (outputs, inputs) in `number` planes; fp32."""
+class InputGradient(NamedTuple):
+    """dL/dx as the products of integers left it: sums (rows, planes * inputs), int32; column: what is added to each column."""
+
+    sums: Tensor
+    planes: int
+    scale: Tensor
+    column: Tensor
+
+    def to_float(self) -> Tensor:
+        """(rows, inputs), fp32."""
+        inputs = len(self.column)
+        sums = self.sums[:, :inputs].float()
+        if self.planes == 2:
+            sums = self.sums[:, inputs:].add(sums, alpha=256)
+        return sums.mul_(self.scale).add_(self.column)
+
+
+def input_gradient(g: Codes, w_q: Tensor, number: int) -> InputGradient:
+    """g_q @ w_q from codes (rows, outputs) and a weight on its grid (outputs, inputs) in `number` planes."""
     values, scale = planes(w_q, number)
-    sums, inputs = torch._int_mm(g.values, values).float(), w_q.shape[1]
-    if number == 2:
-        sums = sums[:, inputs:].add(sums[:, :inputs], alpha=256)
-    return sums.mul_(scale * g.scale).add_(g.offset * w_q.sum(0))
+    return InputGradient(torch._int_mm(g.values, values), number, scale * g.scale, g.offset * w_q.sum(0))
 
 
-def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
-    """g_q^T @ x_q (outputs, inputs) from codes, or its transpose; fp32."""
-    left, right = (x, g) if transposed else (g, x)
-    sums = torch._int_mm(left.values.t(), right.values)
-    rows, columns = (codes.scale * codes.values.sum(0, dtype=torch.int32) for codes in (left, right))
-    column = columns.mul_(left.offset).add_(len(g.values) * left.offset * right.offset)
-    return sums.float().mul_(left.scale * right.scale).add_(column).add_((rows * right.offset)[:, None])
+def input_backward(gx: InputGradient, x: Codes, packed: Tensor | None, grid: Grid, need_grid: bool, dtype: torch.dtype):
+    """dL/dx of `dtype`, and gradients of the grid as `fake_quantize.backward` gives them, from codes and `residual` cells."""
+    if dtype not in native.FLOATS or not native.takes(gx.column):
+        g, of_grid = residual.backward(gx.to_float(), x.values, packed, grid, need_grid)
+        return g.to(dtype), of_grid
+    clip = grid.low is not None
+    g, sums = kernels.input_gradient(*gx[:2], float(gx.scale), gx.column, x.values, packed, clip, dtype)
+    if packed is None or not need_grid:
+        return g, (None, None, None)
+    scale, low, high = (t.view(grid.scale.shape) for t in sums.unbind())
+    return g, (-scale, low if clip else None, high if clip else None)

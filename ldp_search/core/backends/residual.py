@@ -36,6 +36,8 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
 
 def backward(g: Tensor, values: Tensor, packed: Tensor, grid: Grid, need_grid: bool) -> tuple[Tensor, tuple]:
     """What `fake_quantize.backward` gives, from codes and cells. Overwrites `g` (fp32, the shape of `values`)."""
+    if packed is None:
+        return g, (None, None, None)
     cell = unpack(packed, values.shape)
     low = high = scale = None
     if grid.low is not None:
