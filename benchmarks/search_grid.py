@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import ldp_search
-from ldp_search.runner.images import ImageClassification, ImageData
 from ldp_search.runner.report.trials import view_of
 from ldp_search.runner.search import best
+from ldp_search.runner.tasks.images import ImageClassification, ImageData
 
 folder = Path(sys.argv[1])
 options = {"trials": "16", "seeds": "5", "steps": "80", "samplers": "tpe,grid"} | dict(w.split("=", 1) for w in sys.argv[2:])

@@ -27,7 +27,7 @@ from .runner.typed import check_components, typed
 
 def _is(default: Any, about: str) -> Any:
     """A field with its default and the line that --help shows."""
-    factory = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    factory = {"default_factory": default.copy} if isinstance(default, list | dict) else {"default": default}
     return field(metadata={"help": about}, **factory)
 
 
@@ -36,12 +36,16 @@ class Config:
     """Settings of a run, besides those of the search space."""
 
     task: str = _is("digits", "a shipped task, or the path of a YAML file like those in tasks/")
+    name: str | None = _is(None, "which data set of a task that holds several (task=glue name=mrpc)")
     model: Any = _is("timm:cifar_resnet20", "ALIAS, timm:NAME, hf:ID or module:function; options as model.OPTION=VALUE")
     space: str = _is("ldp", "a shipped search space, or the path of a YAML file like those in search_spaces/")
     recipe: str = _is("full", "full, or quick for the task's short recipe")
     config: str | None = _is(None, "a YAML file of settings, such as a search's best.yaml; words beside it count more")
     output: str | None = _is(None, "folder of this run (default: runs/TASK-MODEL-POLICY-TIME)")
-    data: str | None = _is(None, "folder with the task's data, as Parquet files, instead of the hub")
+    data: str | None = _is(None, "folder or file with the task's data, instead of the hub")
+    dataset: dict[str, Any] = _is({}, "fields of the task's `dataset:`, as dataset.FIELD=VALUE")
+    bad_rows: str = _is("refuse", "rows that cannot be used: refuse them all with their places, or skip them")
+    tokenizer: str | None = _is(None, "of text: an id or folder (default: the model's; from scratch: trained on the text)")
     seed: int = _is(0, "of everything random; the same seed and settings give the same result")
     epochs: int | None = _is(None, "length of the training in epochs ...")
     steps: int | None = _is(None, "... or in optimizer steps")
@@ -56,6 +60,8 @@ class Config:
     milestones: list[float] = _is([0.5, 0.75], "shares of the run after which multistep multiplies lr by gamma")
     gamma: float = _is(0.1, "the factor of multistep")
     warmup: float = _is(0.0, "share of the run in which lr rises from 0")
+    decay_norms: bool = _is(True, "whether weight_decay also holds for biases and norms")
+    ema: float | None = _is(None, "decay of a moving average of the weights, which is then evaluated and saved")
     clip_norm: float | None = _is(None, "largest norm of the gradient")
     precision: str = _is("fp32", "fp32 or bf16 (autocast)")
     compile: bool = _is(False, "compile the model with torch.compile")
@@ -92,15 +98,17 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("seed", "data_workers", "weight_decay", "momentum"), lambda v: v >= 0, "0 or more"),
     (("lr", "gamma", "clip_norm"), lambda v: v > 0, "greater than 0"),
     (("warmup",), lambda v: 0 <= v < 1, "a share of the run, 0 <= warmup < 1"),
+    (("ema",), lambda v: 0 < v < 1, "between 0 and 1"),
     (("milestones",), lambda v: all(0 < x < 1 for x in v) and v == sorted(v), "rising shares of the run, e.g. [0.5, 0.75]"),
 )  # fmt: skip
 CHOICES = {"lr_schedule": ("multistep", "cosine", "linear", "constant"), "precision": ("fp32", "bf16"),
-           "recipe": ("full", "quick")}  # fmt: skip
-COMPONENTS = ("model", "optimizer", "policy", "relaxation", "weight_quantizer", "input_quantizer", "grad_quantizer", "backend")
+           "recipe": ("full", "quick"), "bad_rows": ("refuse", "skip")}  # fmt: skip
+COMPONENTS = ("dataset", "model", "optimizer", "policy", "relaxation", "weight_quantizer", "input_quantizer",
+              "grad_quantizer", "backend")  # fmt: skip
 LISTS = ("trackers", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
 RUN_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 SPACE_FIELDS = {f.name: f for f in dataclasses.fields(SearchSpace) if f.name not in RUN_FIELDS}  # both have a seed: one seed
-NOT_A_RESULT = ("config", "output", "resume", "trackers", "data_workers", "checkpoint_every", "data")
+NOT_A_RESULT = ("config", "output", "resume", "trackers", "data_workers", "checkpoint_every", "data", "bad_rows")
 """Settings that may differ between a run and its continuation: the result does not depend on them (data is compared itself)."""
 
 
@@ -175,14 +183,19 @@ def _resolve(words: dict[str, Any]) -> Settings:
         values = overlay(values, layer, COMPONENTS)
     if values["epochs"] is None and values["steps"] is None:
         values["epochs"] = 10
-    for key in ("task", "data"):  # absolute, so that a saved configuration holds wherever it is read
-        if values[key] is not None and (key == "data" or presets.is_path(values[key])):
+    for key in ("task", "data", "tokenizer"):  # absolute, so that a saved configuration holds wherever it is read
+        if values[key] is not None and _is_place(key, values[key]):
             values[key] = str(Path(values[key]).expanduser().resolve())
     check_components(values, [name for name in COMPONENTS if name in SPACE_FIELDS])
     config = Config(**{name: values[name] for name in RUN_FIELDS})
     config.check()
     space = SearchSpace.from_dict({name: values[name] for name in SPACE_FIELDS} | {"seed": config.seed})
-    return Settings(config, space, load_task(config.task), values, asked)
+    return Settings(config, space, load_task(config.task, config.name, config.dataset), values, asked)
+
+
+def _is_place(key: str, value: str) -> bool:
+    """Whether a setting names a place on this machine."""
+    return key == "data" or (presets.is_path(value) if key == "task" else Path(value).expanduser().exists())
 
 
 def interval(text: str) -> tuple[str, float]:
@@ -198,7 +211,7 @@ def _recipe_layers(asked: dict[str, Any]) -> list[dict[str, Any]]:
     """The layers below the command line: search space, recipe, quick recipe."""
     name = asked.get("task", Config.task)
     where = f"in the recipe of task {name!r}"
-    task = load_task(name)
+    task = load_task(name, asked.get("name"))
     recipe = _checked(task.recipe, where)
     if asked.get("recipe", recipe.get("recipe")) == "quick":
         if not task.quick:

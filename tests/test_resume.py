@@ -143,7 +143,7 @@ def test_other_settings_or_data_are_refused(tmp_path, monkeypatch, capsys):
         assert run(tmp_path / "run", *words) == 2
         err = capsys.readouterr().err
         assert "belongs to a run with other settings (there -> here)" in err and shown in err and "another output=" in err
-    monkeypatch.setattr("ldp_search.runner.images._fingerprint", lambda tensors: "others")
+    monkeypatch.setattr("ldp_search.runner.tasks.images._fingerprint", lambda stores, labels: "others")
     assert run(tmp_path / "run") == 2 and "data (fingerprint)" in capsys.readouterr().err
     assert sorted((tmp_path / "run").rglob("*")) == before
 

@@ -15,11 +15,11 @@ import ldp_search
 from ldp_search.config import resolve
 from ldp_search.run import main
 from ldp_search.runner import checkpoint, results, train
-from ldp_search.runner.images import ImageClassification, ImageData
+from ldp_search.runner.data import DataError
 from ldp_search.runner.optimizers import lr_factor
-from ldp_search.runner.pictures import DataError
 from ldp_search.runner.setup import open_session
 from ldp_search.runner.stopping import StopRequest
+from ldp_search.runner.tasks.images import ImageClassification, ImageData
 
 
 @pytest.fixture(autouse=True)

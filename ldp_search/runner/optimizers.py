@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from .overlay import ConfigError, as_component
 PLAIN = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}  # timm's "sgd" is Nesterov's
 
 
-def create_optimizer(config: Any, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def create_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of the settings `optimizer`, `lr`, `momentum` and `weight_decay`.
 
     Raises:
@@ -24,7 +23,7 @@ def create_optimizer(config: Any, parameters: Iterable[nn.Parameter]) -> torch.o
     """
     options = as_component(config.optimizer)
     name = str(options.pop("name", ""))
-    parameters = [p for p in parameters if p.requires_grad]
+    parameters = _groups(model, config)
     given = {"lr": config.lr, "weight_decay": config.weight_decay} | options
     try:
         if name in PLAIN:
@@ -41,6 +40,16 @@ def create_optimizer(config: Any, parameters: Iterable[nn.Parameter]) -> torch.o
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"The optimizer {name!r} cannot be made with {given}: {error}") from error
+
+
+def _groups(model: nn.Module, config: Any) -> list[dict[str, Any]]:
+    """The trainable parameters; where `decay_norms` is off, those of one dimension (biases, norms) in a group without decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.decay_norms:
+        return [{"params": parameters}]
+    groups = [{"params": [p for p in parameters if p.dim() > 1]}, {"params": [p for p in parameters if p.dim() < 2]}]
+    groups[1]["weight_decay"] = 0.0
+    return [group for group in groups if group["params"]]
 
 
 def lr_factor(config: Any, progress: float) -> float:

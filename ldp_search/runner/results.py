@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .batches import TrainKeys
 from .journal import write_whole
 from .overlay import as_component
 from .session import CHECKPOINTS, Session, save_schedule
-from .tasks import display_name
+from .tasks import display_name, metrics
 from .train import evaluate
 
 CALIBRATION_BATCHES = 50
@@ -34,7 +35,10 @@ def finish(run: Session) -> dict[str, Any]:
     Raises:
         OSError: the output cannot be written.
     """
-    allocation = run.ldp.finalize(_calibration(run), batches=CALIBRATION_BATCHES)
+    if run.ema is not None:
+        run.ema.apply()
+    forward = partial(run.task.measure, run.plain_model)
+    allocation = run.ldp.finalize(_calibration(run), forward=forward, batches=CALIBRATION_BATCHES)
     row = evaluate(run, "final")
     result = _result(run, row)
     run.journal.close()
@@ -42,10 +46,19 @@ def finish(run: Session) -> dict[str, Any]:
         save_schedule(run)
         allocation.save(run.output / "allocation.json")
         ldp_search.save_pretrained(run.plain_model, run.output, create=run.task.creation(run.config.model))
+        run.task.save_extras(run.output)
+        _save_examples(run)
         write_whole(run.output / "result.json", json.dumps(result, indent=1) + "\n")
         write_report_page(run.output)
         shutil.rmtree(run.output / CHECKPOINTS, ignore_errors=True)  # everything of worth is beside it now
     return result
+
+
+def _save_examples(run: Session) -> None:
+    """Predictions beside the truth, as pictures with a caption, for the report."""
+    for name, (png, caption) in run.task.examples(run.plain_model).items():
+        (run.output / name).write_bytes(png)
+        write_whole(run.output / f"{name}.txt", caption + "\n")
 
 
 def _calibration(run: Session) -> Iterator[Any]:
@@ -111,7 +124,7 @@ def table(output: Path) -> str:
     metric = r["metric"]
     target = f" (target {r['target_cost']:g})" if r["target_cost"] else ""
     lines = [
-        (metric, f"{r[metric]:.2%}", "last step, at the final bits"),
+        (metric, metrics.metric(metric).show(r[metric]), "last step, at the final bits"),
         ("training cost", f"{r['mean_cost']:.3f}", f"of the highest bits, averaged over the run{target}"),
         ("inference cost", f"{r['inference_cost']:.3f}", "of the highest bits"),
         ("mean bits", f"{r['mean_bits']:.2f}", f"of weights and inputs at the end; weights take {r['weight_mib']:.3f} MiB"),

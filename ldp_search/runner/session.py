@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..config import Config, Settings
 from ..core.space import FULL_PRECISION
 from . import checkpoint
+from .ema import Ema
 from .journal import Journal
 from .tasks import Task
 
@@ -35,6 +36,7 @@ class Session:
     output: Path
     steps_per_epoch: int
     total_steps: int
+    ema: Ema | None = None
     step: int = 0
     window: Tensor | None = None
     best: dict[str, Any] | None = None  # row of the best evaluation, for information: the last one is the result
@@ -77,6 +79,7 @@ def save_session(run: Session) -> None:
     state = {
         "identity": run.identity, "step": run.step, "best": run.best, "processes": everyone,
         "model": run.plain_model.state_dict(), "optimizer": run.optimizer.state_dict(), "ldp": run.ldp.state_dict(),
+        "ema": None if run.ema is None else run.ema.state_dict(),
         "metrics": run.journal.text, "seconds": run.journal.seconds,
     }  # fmt: skip
     checkpoint.save(run.output / CHECKPOINTS, run.step, state)
@@ -89,6 +92,8 @@ def restore_session(run: Session, state: dict[str, Any]) -> None:
     run.plain_model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.ldp.load_state_dict(state["ldp"])
+    if run.ema is not None:
+        run.ema.load_state_dict(state["ema"])
     window = state["processes"][run.accelerator.process_index]["window"]
     run.window = None if window is None else window.to(run.accelerator.device)
 

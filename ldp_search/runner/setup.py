@@ -17,9 +17,11 @@ from torch import nn
 import ldp_search
 
 from ..config import Settings
+from ..core.apply import as_call
 from ..core.registry import did_you_mean
 from . import checkpoint, models
 from .batches import check_sizes
+from .ema import Ema
 from .folders import Finished, checkpoint_of, output_folder, refuse_other
 from .journal import Journal, write_whole
 from .optimizers import create_optimizer
@@ -62,13 +64,14 @@ def open_session(settings: Settings, task: Task | None = None, quiet: bool = Fal
     check_sizes(task, config, accelerator.num_processes)
     set_seed(config.seed)
     model = searchable(settings, task)
-    optimizer = create_optimizer(config, model.parameters())
+    optimizer = create_optimizer(config, model)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     per_epoch = task.train_size // config.batch_size
     total = config.steps or config.epochs * per_epoch
     journal = Journal(output / "metrics.jsonl", accelerator, total, quiet)
     ldp = ldp_search.controller(model)
-    run = Session(settings, accelerator, task, wrapped, ldp, optimizer, journal, output, per_epoch, total)
+    ema = None if config.ema is None else Ema(model, config.ema)
+    run = Session(settings, accelerator, task, wrapped, ldp, optimizer, journal, output, per_epoch, total, ema)
     set_seed(config.seed, device_specific=True)  # from here on, every process draws its own numbers
     state = checkpoint.load(Path(found)) if found else None
     if state is not None:
@@ -122,12 +125,15 @@ def searchable(settings: Settings, task: Task) -> nn.Module:
     model, inputs = task.create_model(settings.config.model, settings.config.pretrained), task.example_inputs()
     try:
         with torch.no_grad():
-            model.eval()(*inputs)
+            args, kwargs = as_call(inputs)
+            model.eval()(*args, **kwargs)
     except Exception as error:  # whatever a model of someone else's finds wrong with its inputs
-        shapes = ", ".join("x".join(map(str, tensor.shape[1:])) for tensor in inputs)
+        tensors = inputs.values() if isinstance(inputs, dict) else inputs
+        shapes = ", ".join("x".join(map(str, tensor.shape[1:])) for tensor in tensors)
         raise ConfigError(
             f"The model {settings.config.model!r} must take this task's inputs, of shape {shapes}, but: {error}\n"
-            "Many models have an option for it (model.img_size=32); or set `size: PIXELS` in the `dataset:` of the task's file."
+            "Many models have an option for it (model.img_size=32); pictures are resized to what a model "
+            "needs by dataset.pipeline=timm, or by dataset.size=PIXELS."
         ) from error
     try:
         return ldp_search.apply(model.train(), space=settings.space, example_inputs=inputs)
@@ -152,6 +158,8 @@ def _begin(run: Session, state: dict[str, Any] | None) -> None:
     purge = {"tensorboard": {"purge_step": run.step + 1}} if state is not None else {}
     run.accelerator.init_trackers("ldp_search", config=flat, init_kwargs=purge)
     run.journal.say(_headline(run))
+    for note in run.task.notes:
+        run.journal.say(note)
 
 
 def _headline(run: Session) -> str:

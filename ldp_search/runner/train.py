@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .batches import eval_loader, train_loader
 from .optimizers import lr_factor
 from .session import Session, save_session
 from .stopping import Stopped, StopRequest
+from .tasks.metrics import metric
 
 
 class Diverged(ArithmeticError):
@@ -41,6 +43,8 @@ def training_step(run: Session, parts: list[Any]) -> None:
                 run.ldp.step((run.step + 1) / run.total_steps, loss=mean_loss)
             run.optimizer.step()
             run.optimizer.zero_grad()
+    if run.ema is not None:
+        run.ema.update()
 
 
 def fit(run: Session, request: StopRequest, on_evaluate: Callable[[dict[str, Any]], None] | None = None) -> None:
@@ -70,7 +74,8 @@ def fit(run: Session, request: StopRequest, on_evaluate: Callable[[dict[str, Any
             due = _log(run, unit == "seconds" and time.monotonic() - saved_at >= every) or due
         if run.step % (run.steps_per_epoch * config.eval_every) == 0 or last:
             row = evaluate(run, "eval")
-            run.best = max(run.best or row, row, key=lambda r: r[run.task.metric])
+            if run.best is None or metric(run.task.metric).better(row[run.task.metric], run.best[run.task.metric]):
+                run.best = row
             if on_evaluate is not None:
                 on_evaluate(row)
         if due or last or request.number:
@@ -108,15 +113,16 @@ def evaluate(run: Session, split: str) -> dict[str, Any]:
             torch.distributed.broadcast(buffer, 0)
     model.eval()
     sums = None
-    for batch in eval_loader(run.task, run.config, accelerator.process_index, accelerator.num_processes):
-        found = run.task.measure(model, send_to_device(batch, accelerator.device, non_blocking=True))[1]
-        sums = found if sums is None else sums + found
+    with run.ema.applied() if run.ema is not None and split != "final" else nullcontext():
+        for batch in eval_loader(run.task, run.config, accelerator.process_index, accelerator.num_processes):
+            found = run.task.measure(model, send_to_device(batch, accelerator.device, non_blocking=True))[1]
+            sums = found if sums is None else sums + found
     model.train()
     metrics = run.task.metrics(accelerator.reduce(sums, "sum").tolist())
     row = run.journal.row(split, run.step, run.place() | metrics | run.figures())
     name, when = run.task.metric, "final bits" if split == "final" else f"epoch {row['epoch']:g}"
     run.journal.say(
-        f"{when}: {name} {row[name]:.4f}, loss {row['loss']:.4f}, {row['mean_bits']:.2f} bits, "
+        f"{when}: {name} {row[name]:.4g}, loss {row['loss']:.4f}, {row['mean_bits']:.2f} bits, "
         f"cost {row['cost']:.3f}, averaged {row['mean_cost']:.3f}"
     )
     return row

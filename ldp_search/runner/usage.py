@@ -114,7 +114,7 @@ def _models() -> str:
     from .models import ALIASES
 
     return (
-        _table(list(ALIASES.items()))
+        _table([(name, " ".join(filter(None, (alias.stands_for, alias.note)))) for name, alias in ALIASES.items()])
         + "\nand timm:NAME (all: python -c 'import timm; print(timm.list_models())'), hf:ID, module:function of your own"
     )
 

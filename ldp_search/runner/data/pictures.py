@@ -7,6 +7,7 @@ the same epoch whatever the number of workers, after a resume too, and the globa
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,45 +16,57 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data import DataError
+from .faults import Faults
 
 MODES = {1: "L", 3: "RGB"}
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _STEP = 0x9E3779B97F4A7C15
 
 
-def decode(encoded: Sequence[Any], rows: Sequence[int], channels: int, size: int | None, split: str) -> Tensor:
-    """(N, channels, H, W) uint8 from encoded pictures (what `datasets` holds with decode=False), resized to size x size.
+def open_picture(item: Any, channels: int):
+    """The decoded PIL picture of what `datasets` holds with decode=False. Raises whatever Pillow finds wrong with it."""
+    from PIL import Image
 
-    Raises:
-        DataError: a picture that cannot be decoded, or pictures of several sizes without `size`; names the row.
+    raw = item.get("bytes") if isinstance(item, dict) else item
+    return Image.open(io.BytesIO(raw) if raw is not None else item["path"]).convert(MODES[channels])
+
+
+def decode(
+    encoded: Sequence[Any], rows: Sequence[int], channels: int, size: int | None, faults: Faults
+) -> dict[int, np.ndarray]:
+    """{row: (H, W) or (H, W, 3) uint8} of encoded pictures, resized to size x size; `faults` hears of the others.
+
+    Without `size`, pictures must have the size that most of the first ones have.
     """
     from PIL import Image
 
-    def one(row_and_item: tuple[int, Any]) -> np.ndarray:
-        row, item = row_and_item
+    out: dict[int, np.ndarray] = {}
+    for row, item in zip(rows, encoded, strict=True):  # threads were tried: no gain on small pictures
         try:
-            raw = item.get("bytes") if isinstance(item, dict) else item
-            picture = Image.open(io.BytesIO(raw) if raw is not None else item["path"]).convert(MODES[channels])
+            picture = open_picture(item, channels)
         except Exception as error:  # Pillow, zlib and struct each raise their own
-            raise DataError(f"Row {row} of split {split!r} must hold a picture; decoding it failed: {error}") from error
+            faults.add(row, f"the picture cannot be decoded; {type(error).__name__}: {error}")
+            continue
         if size is not None and picture.size != (size, size):
             picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(picture)
-
-    arrays = [one(pair) for pair in zip(rows, encoded, strict=True)]  # threads were tried: no gain on small pictures
-    for row, array in zip(rows, arrays, strict=True):
-        if array.shape != arrays[0].shape:
-            raise DataError(
-                f"Pictures must have one size; row {rows[0]} of split {split!r} is {_shape(arrays[0])}, row {row} is "
-                f"{_shape(array)}. Give `size: PIXELS` in the `dataset:` of the task's file, and they are resized."
-            )
-    stacked = torch.from_numpy(np.stack(arrays))
-    return (stacked[:, None] if channels == 1 else stacked.permute(0, 3, 1, 2)).contiguous()
+        out[row] = np.asarray(picture)
+    if out:
+        usual = Counter(array.shape for array in list(out.values())[:1000]).most_common(1)[0][0]
+        for row, array in out.items():
+            if array.shape != usual:
+                faults.add(row, f"the picture is {_shape(array)}, others are {_shape(usual)}; dataset.size=PIXELS resizes them")
+    return out
 
 
-def _shape(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"
+def _shape(array: Any) -> str:
+    height, width, *_ = getattr(array, "shape", array)
+    return f"{width}x{height}"
+
+
+def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
+    """(N, channels, H, W) uint8 of pictures of one size."""
+    pictures = torch.from_numpy(np.stack(arrays))
+    return (pictures[:, None] if pictures.dim() == 3 else pictures.permute(0, 3, 1, 2)).contiguous()
 
 
 def random_bits(seed: int, epoch: int, indices: Tensor) -> np.ndarray:

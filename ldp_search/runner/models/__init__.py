@@ -1,0 +1,11 @@
+"""Models by name.
+
+aliases.py        short names
+build.py          what a name stands for, and what can go wrong
+hugging_face.py   models of transformers
+"""
+
+from .aliases import ALIASES, Alias
+from .build import create_model, display_name, source_of, timm_options
+
+__all__ = ["ALIASES", "Alias", "create_model", "display_name", "source_of", "timm_options"]

@@ -1,0 +1,88 @@
+"""Models of transformers, pretrained or from scratch, with fields of their configuration changed.
+
+From scratch, an alias or a model type (`hf:bert`) needs no network: the configuration is the type's own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...core.registry import did_you_mean
+from ..overlay import ConfigError
+
+
+def create(
+    name: str, scratch: dict[str, Any], auto: str, pretrained: bool, fields: dict[str, Any], options: dict[str, Any]
+) -> nn.Module:
+    """A model of transformers in fp32.
+
+    Args:
+        name: id, folder, or model type. scratch: configuration of an alias. auto: name of the Auto class. fields: what the
+            task needs the configuration to say. options: what the user wants it to say.
+
+    Raises:
+        ConfigError: the configuration has no such field, or there are no weights to begin with.
+    """
+    import torch
+    import transformers
+
+    name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    config = configuration(name, scratch, pretrained, fields, options)
+    cls = getattr(transformers, auto)
+    if not pretrained:
+        return cls.from_config(config).float()
+    if not name:
+        raise ConfigError("This model is not published with weights: train it from scratch with pretrained=false.")
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    dtype = {"dtype" if version >= (4, 56) else "torch_dtype": torch.float32}
+    transformers.logging.set_verbosity_error()  # of the new head, whose weights are fresh by intention
+    return cls.from_pretrained(name, config=config, ignore_mismatched_sizes=True, **dtype)
+
+
+def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: dict[str, Any], options: dict[str, Any]) -> Any:
+    """The configuration of a model. Raises ConfigError for a field that it does not have."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if not pretrained and not Path(name).is_dir() and (scratch or name in CONFIG_MAPPING):
+        kind = dict(scratch) or {"model_type": name}
+        config = AutoConfig.for_model(kind.pop("model_type"), **_nested(kind, options))
+        flat = {k: v for k, v in options.items() if not isinstance(v, dict)}
+    else:
+        config, flat = AutoConfig.from_pretrained(name), options
+    for field, value in (fields | flat).items():
+        if field not in fields and not hasattr(config, field):
+            near = did_you_mean(field, [k for k in config.to_dict() if not k.startswith("_")])
+            raise ConfigError(f"A {config.model_type} configuration has no field {field!r}.{near}")
+        inner = getattr(config, field, None)
+        if isinstance(value, dict) and hasattr(inner, "to_dict"):
+            for key, one in value.items():
+                setattr(inner, key, one)
+        else:
+            setattr(config, field, value)
+    return type(config).from_dict(config.to_dict())  # its own checks, on what it has become
+
+
+def _nested(kind: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Configurations inside the configuration (a backbone's), which are made with it."""
+    return kind | {k: (kind.get(k) or {}) | v for k, v in options.items() if isinstance(v, dict)}
+
+
+def image_size(config: Any) -> int | None:
+    """Pixels of a side that a vision model is built for; None where it takes any."""
+    size = getattr(config, "image_size", None)
+    return max(size) if isinstance(size, list | tuple) else size
+
+
+def processor_values(name: str) -> dict[str, Any]:
+    """Mean, deviation and size that a pretrained vision model was trained with, from its image processor; {} without one."""
+    from transformers import AutoImageProcessor
+
+    try:
+        found = AutoImageProcessor.from_pretrained(name)
+    except Exception:  # no file of it, or one for which a package is missing: the task's own values then hold
+        return {}
+    return {"mean": found.image_mean, "std": found.image_std} if getattr(found, "image_mean", None) else {}

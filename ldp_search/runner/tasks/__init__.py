@@ -1,0 +1,12 @@
+"""Tasks: a YAML file of `tasks/` says what to train on; a kind of task knows its batches, losses and metrics.
+
+base.py      what every kind gives the training loop
+file.py      the YAML files
+metrics.py   what is measured, and which way is better
+images.py    image classification
+"""
+
+from .base import Task
+from .file import TaskFile, build_task, display_name, kind, load_task
+
+__all__ = ["Task", "TaskFile", "build_task", "display_name", "kind", "load_task"]
