@@ -6,7 +6,7 @@ that says so. What does not fit (`choice.misfit`), or is slower in integers, is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -37,13 +37,16 @@ class Int8:
     choose: str = "measure"
     saved: str = "codes"
     input_gradient: str = "exact"
-    choices: Choices = field(default_factory=Choices, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         for name, known in OPTIONS.items():
             if getattr(self, name) not in known:
                 given = getattr(self, name)
-                raise ValueError(f"{name} of the backend 'int8' must be a known word; received {given!r}.{did_you_mean(given, known)}")
+                raise ValueError(f"Unknown {name} {given!r} of the backend 'int8'.{did_you_mean(given, known)}")
+        self.choices = Choices()
+
+    def __copy__(self):
+        return replace(self)  # what was measured belongs to one model
 
     def __call__(self, call: Call) -> Tensor:
         run = self.integers if self._in_integers(call) else Simulate()

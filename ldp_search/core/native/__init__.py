@@ -170,9 +170,7 @@ def rounded(x: Tensor, grid, shape: tuple, dtype: torch.dtype) -> Tensor:
 def codes(x: Tensor, grid, shape: tuple, shift: float) -> Tensor:
     """The codes of x on the grid (x_q = scale * code + offset) minus `shift`, as int8."""
     y = torch.empty_like(x, dtype=torch.int8, requires_grad=False)
-    _library.ldp_round(
-        x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), 2, _Shape(*shape), _grid(grid), shift, _threads(x.numel())
-    )
+    _library.ldp_round(x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), 2, _Shape(*shape), _grid(grid), shift, _threads(x.numel()))
     return y
 
 

@@ -67,7 +67,14 @@ def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Ten
 
 
 def input_gradient(
-    sums: Tensor, planes: int, scale: float, column: Tensor, values: Tensor, packed: Tensor | None, clip: bool, dtype: torch.dtype
+    sums: Tensor,
+    planes: int,
+    scale: float,
+    column: Tensor,
+    values: Tensor,
+    packed: Tensor | None,
+    clip: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """(dL/dx of `dtype`, (3,) of dL/dscale times the scale, dL/dlow and dL/dhigh where there are cells)."""
     rows, columns = sums.shape[0], sums.shape[1] // planes
