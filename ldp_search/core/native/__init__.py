@@ -98,10 +98,15 @@ def takes(*tensors: Tensor) -> bool:
     for x in tensors:
         if type(x) not in _PLAIN or x.device.type != "cpu" or x.dtype not in FLOATS or x.stride() != strides:
             return False
-    return tensors[0].numel() > 0 and _is_dense(tensors[0]) and _ready()
+    return tensors[0].numel() > 0 and is_dense(tensors[0]) and _ready()
 
 
-def _is_dense(x: Tensor) -> bool:
+def takes_codes(codes: Tensor) -> bool:
+    """The same of the codes of a packed tensor."""
+    return codes.device.type == "cpu" and not _off and codes.numel() > 0 and _ready()
+
+
+def is_dense(x: Tensor) -> bool:
     """Whether the elements fill a stretch of memory, in whatever order of the dimensions."""
     if x.is_contiguous():
         return True
@@ -170,7 +175,9 @@ def rounded(x: Tensor, grid, shape: tuple, dtype: torch.dtype) -> Tensor:
 def codes(x: Tensor, grid, shape: tuple, shift: float) -> Tensor:
     """The codes of x on the grid (x_q = scale * code + offset) minus `shift`, as int8."""
     y = torch.empty_like(x, dtype=torch.int8, requires_grad=False)
-    _library.ldp_round(x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), 2, _Shape(*shape), _grid(grid), shift, _threads(x.numel()))
+    _library.ldp_round(
+        x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), 2, _Shape(*shape), _grid(grid), shift, _threads(x.numel())
+    )
     return y
 
 

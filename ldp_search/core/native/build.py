@@ -52,14 +52,8 @@ def cache_folder() -> Path:
 
 def _fingerprint(compiler: str) -> str:
     """Of all that the result depends on. A home folder may be shared between machines with other processors."""
-    parts = [
-        *(source.read_text() for source in SOURCES),
-        compiler,
-        *FLAGS,
-        platform.platform(),
-        platform.machine(),
-        _processor(),
-    ]
+    sources = [source.read_text() for source in SOURCES]
+    parts = [*sources, compiler, *FLAGS, platform.platform(), platform.machine(), _processor()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
