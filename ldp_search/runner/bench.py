@@ -88,11 +88,11 @@ def measure(settings: Settings, rounds: int, layers: int) -> str:
 def _headline(settings: Settings, accelerator: Accelerator) -> str:
     config, device = settings.config, accelerator.device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} x {torch.get_num_threads()}"
-    values = settings.values
+    values, bits = settings.values, "-".join(f"{b:.0f}" for b in dict.fromkeys(settings.space.bits))
     return (
         f"{models.display_name(config.model)} on {display_name(config.task)}, batch {config.batch_size}, {config.precision}"
-        f"{', compiled' if config.compile else ''}; policy {as_component(values['policy'])['name']}, bits "
-        f"{'-'.join(f'{b:.0f}' for b in dict.fromkeys(settings.space.bits))}, backend {as_component(values['backend'])['name']}; "
+        f"{', compiled' if config.compile else ''}; policy {as_component(values['policy'])['name']}, bits {bits}, "
+        f"backend {as_component(values['backend'])['name']}; "
         f"{where}, torch {torch.__version__}"
     )
 

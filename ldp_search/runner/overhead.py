@@ -24,7 +24,7 @@ def overhead(run: Session) -> str | None:
     """
     config, where = run.config, run.accelerator
     wanted = config.overhead and not config.compile and where.num_processes == 1 and run.step == 0
-    if not wanted or STEPS > run.total_steps / 20:
+    if not wanted or run.total_steps < 20 * STEPS:
         return None
     random, ldp = random_state(), run.ldp.state_dict()
     buffers = [buffer.clone() for buffer in run.plain_model.buffers()]
@@ -41,7 +41,8 @@ def overhead(run: Session) -> str | None:
     if times is None:
         return None
     plain, with_ldp = times.seconds
-    return f"a step takes {times.ratio:.2f}x of the plain step ({_seconds(with_ldp)} against {_seconds(plain)}; optimizer left out)"
+    both = f"{_seconds(with_ldp)} against {_seconds(plain)}, without the optimizer"
+    return f"a step takes {times.ratio:.2f}x of the plain step ({both})"
 
 
 def _measure(run: Session):

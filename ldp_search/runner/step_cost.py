@@ -1,4 +1,4 @@
-"""What a training step costs in time and memory, with and without LDP: shared by `ldp_search.bench` and the runner's first line."""
+"""What a training step costs with and without LDP: shared by `ldp_search.bench` and the first line of a run."""
 
 from __future__ import annotations
 

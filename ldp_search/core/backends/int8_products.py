@@ -5,9 +5,9 @@ of two such tensors is the product of the codes and terms of rank one, made of t
 
     sum_k (s_x a_ik + o_x)(s_j c_jk + o_j)  =  s_x s_j (A C^T)_ij  +  s_x o_j sum_k a_ik  +  o_x (s_j sum_k c_jk + K o_j)
 
-The weight's scale s_j belongs to the output channel j. In dL/dw that is a row of the result, as above; in dL/dx = g w_q it is the
-axis summed over, where no scale can be taken out of the sum. There the weight stands as integers of 16 bits with one scale
-for all, in two planes of 8 bits: 256 * high + low. One product with both planes side by side gives both sums.
+The weight's scale s_j belongs to the output channel j. In dL/dw that is a row of the result; in dL/dx = g w_q it is the axis
+summed over, where no scale can be taken out of the sum. There the weight stands as integers of 16 bits with one scale for
+all, in two planes of 8 bits: 256 * high + low. One product with both planes side by side gives both sums.
 """
 
 from __future__ import annotations
@@ -45,6 +45,18 @@ class Codes(NamedTuple):
             if values.is_contiguous() and native.takes(self.scale):
                 return kernels.sums(values, axis)
         return self.values.sum(dim, dtype=torch.int32)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of int8 matrices, in int32."""
+    return torch._int_mm(*(_plain_strides(t) if 1 in t.shape else t for t in (a, b)))
+
+
+def _plain_strides(t: Tensor) -> Tensor:
+    """With the stride of a row even where there is one row: torch takes it for a leading dimension, and oneDNN then writes
+    nothing, without an error (pytorch issue 195066; a transposed column has a stride of 1 there).
+    """
+    return t.contiguous().as_strided(t.shape, (t.shape[1], 1))
 
 
 def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[Codes, Tensor | None]:
@@ -98,7 +110,7 @@ def _values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tenso
 
 def forward(x: Codes, w: Codes, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x_q @ w_q^T + bias from codes (rows, inputs) and (outputs, inputs)."""
-    sums = torch._int_mm(x.values, w.values.t())
+    sums = product(x.values, w.values.t())
     w_scale, w_offset = w.scale.view(-1), w.offset.view(-1)
     column = x.offset * (w_scale * w.sum(1) + x.values.shape[1] * w_offset)
     column = column if bias is None else column + bias.float()
@@ -108,7 +120,7 @@ def forward(x: Codes, w: Codes, bias: Tensor | None, dtype: torch.dtype) -> Tens
 def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
     """g_q^T @ x_q (outputs, inputs) from codes, or its transpose; fp32."""
     left, right = (x, g) if transposed else (g, x)
-    sums = torch._int_mm(left.values.t(), right.values)
+    sums = product(left.values.t(), right.values)
     rows = left.sum(0) * (left.scale * right.offset)
     column = right.sum(0) * (right.scale * left.offset) + len(g.values) * left.offset * right.offset
     by = (left.scale * right.scale).expand(len(column))
@@ -116,7 +128,7 @@ def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
 
 
 def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """(int8 matrix of `number` planes side by side, scale): w_q = scale * (256 * high + low) to half a scale; one: high alone."""
+    """(int8, `number` planes side by side, scale): w_q = scale * (256 * high + low) to half a scale. One: high alone."""
     low, high = torch.aminmax(w_q)
     scale = torch.maximum(-low, high).div_(LARGEST[number]).clamp_min_(torch.finfo(torch.float32).tiny)
     for w, transposed in ((w_q, False), (w_q.t(), True)):
@@ -149,7 +161,7 @@ class InputGradient(NamedTuple):
 def input_gradient(g: Codes, w_q: Tensor, number: int) -> InputGradient:
     """g_q @ w_q from codes (rows, outputs) and a weight on its grid (outputs, inputs) in `number` planes."""
     values, scale = planes(w_q, number)
-    return InputGradient(torch._int_mm(g.values, values), number, scale * g.scale, g.offset * w_q.sum(0))
+    return InputGradient(product(g.values, values), number, scale * g.scale, g.offset * w_q.sum(0))
 
 
 def input_backward(gx: InputGradient, x: Codes, packed: Tensor | None, grid: Grid, need_grid: bool, dtype: torch.dtype):

@@ -1,7 +1,7 @@
 """The rounding error of a quantized input in four bits an element, for the gradient of its bits.
 
-That gradient is a sum over  (x_q - x) * dL/dx , of which x_q - x is known only where x is. Instead of x (four bytes an element),
-the codes (one byte, which the products need anyway) and the error are kept, the error as one of 15 equal cells of the interval
+That gradient is a sum over  (x_q - x) * dL/dx , of which x_q - x is known only where x is. Instead of x (four bytes an
+element), the codes (one byte, which the products need anyway) and the error are kept, as one of 15 equal cells of the interval
 [-1/2, 1/2] of a step. The middle of its cell stands for it: the mean of the errors in it where these are spread evenly, so that
 the sum is unbiased. It is off by a thirtieth of a step at most; its mean square is that of the error less one part in 225.
 The 16th code marks what a clipped range cuts off.

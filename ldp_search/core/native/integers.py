@@ -89,7 +89,7 @@ def input_gradient(
 
 
 def planes(w: Tensor, number: int, scale: float, transposed: bool) -> Tensor:
-    """round(w / scale) in `number` int8 planes; w: contiguous (outputs, inputs), or its transpose. (outputs, number * inputs)."""
+    """round(w / scale) in `number` int8 planes; w: contiguous (outputs, inputs), or its transpose."""
     rows, columns = w.shape
     out = torch.empty((number * rows, columns) if transposed else (rows, number * columns), dtype=torch.int8)
     low = out.data_ptr() + (rows * columns if transposed else columns) if number == 2 else None
