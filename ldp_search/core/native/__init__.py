@@ -93,10 +93,15 @@ def takes(*tensors: Tensor) -> bool:
     for x in tensors:
         if type(x) not in _PLAIN or x.device.type != "cpu" or x.dtype not in FLOATS or x.stride() != strides:
             return False
-    return tensors[0].numel() > 0 and _is_dense(tensors[0]) and _ready()
+    return tensors[0].numel() > 0 and is_dense(tensors[0]) and _ready()
 
 
-def _is_dense(x: Tensor) -> bool:
+def takes_codes(codes: Tensor) -> bool:
+    """The same of the codes of a packed tensor."""
+    return codes.device.type == "cpu" and not _off and codes.numel() > 0 and _ready()
+
+
+def is_dense(x: Tensor) -> bool:
     """Whether the elements fill a stretch of memory, in whatever order of the dimensions."""
     if x.is_contiguous():
         return True
