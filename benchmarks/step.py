@@ -36,7 +36,7 @@ SPACES = {
     "static 8, gradients 8": {"policy": "static", "bits": 8},
     "learned 3-8, gradients full": {**LEARNED, "grad_bits": 32},
     "learned 3-8, gradients 8": LEARNED,
-    # "the same, saved=half": {**LEARNED, "saved": "half"},
+    "the same, saved=half": {**LEARNED, "saved": "half"},
     "learned 3-8, gradients 8, clip": {**LEARNED, **CLIP},
     "learned 3-8, gradients 8, torch formulas": {**LEARNED, "native": False},
     "learned 3-8, gradients 8, reference": {**LEARNED, "backend": "reference"},
@@ -122,19 +122,28 @@ class _nothing:
 
 
 def saved_bytes(subject: Subject) -> int:
-    """Bytes that one forward keeps for backward, parameters excluded: what autograd's hooks see, or what our own pack."""
+    """Bytes that one forward keeps for backward, parameters excluded: of what the hooks that are in force make of them."""
     own = {p.untyped_storage().data_ptr() for p in subject.model.parameters()}
     seen, keep = {}, []
 
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-            keep.append(tensor)
-        return tensor
+    def count(result):
+        keep.append(result)
+        tensors = [result] if isinstance(result, torch.Tensor) else [result[0].codes, result[0].ranges]
+        for storage in (tensor.untyped_storage() for tensor in tensors):
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage.nbytes()
+        return result
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        subject.step()
+    class Counting(torch.autograd.graph.saved_tensors_hooks):
+        def __init__(self, pack, unpack):
+            super().__init__(lambda tensor: count(pack(tensor)), unpack)
+
+    original, torch.autograd.graph.saved_tensors_hooks = torch.autograd.graph.saved_tensors_hooks, Counting
+    try:
+        with Counting(lambda tensor: tensor, lambda tensor: tensor):
+            subject.step()
+    finally:
+        torch.autograd.graph.saved_tensors_hooks = original
     return sum(seen.values())
 
 

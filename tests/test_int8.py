@@ -55,7 +55,7 @@ def compare(expected, found, bits=1e-3, tolerance=1e-4):
             assert float((found[key] - value).abs().max()) <= allowed, key
 
 
-ALWAYS = {"name": "int8", "choose": "always", "saved": "input"}
+ALWAYS = {"name": "int8", "choose": "always", "keep": "input"}
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -72,11 +72,11 @@ def test_integers_are_the_formulas(name, quantizer, kernels):
                 assert ldp.backend.choices.reasons == {"layer": None}
 
 
-@pytest.mark.parametrize("saved", ["input", "codes"])
+@pytest.mark.parametrize("keep", ["input", "codes"])
 @pytest.mark.parametrize("frozen", [("x",), ("weight",), ("x", "weight"), ("x", "bias"), ("weight", "bias")])
 @pytest.mark.parametrize("name", ["linear", "Conv1D of transformers"])
-def test_something_is_frozen(name, frozen, saved):
-    backend = ALWAYS | {"saved": saved}
+def test_something_is_frozen(name, frozen, keep):
+    backend = ALWAYS | {"keep": keep}
     (expected, _), (found, _) = (outcome(name, b, "clip", frozen=frozen) for b in ("reference", backend))
     compare(expected, found, bits=0.2)
 
@@ -85,16 +85,16 @@ def test_something_is_frozen(name, frozen, saved):
 @pytest.mark.parametrize("evaluation", [False, True])
 @pytest.mark.parametrize("quantizer", ["minmax", "symmetric", "clip"])
 def test_codes_and_cells_are_enough_for_backward(quantizer, evaluation, kernels):
-    """Everything but the bits' gradient is the same; that one is close, with a layer large enough to average."""
+    """Everything but the gradient of bits and clips is the same; that one is off by a fifteenth of its own noise."""
     torch.manual_seed(0)
     layer, x, g = nn.Linear(65, 8), torch.randn(301, 65), torch.randn(301, 8)  # an odd number of elements
     found = []
     with KERNELS[kernels]():
-        for saved in ("input", "codes"):
+        for keep in ("input", "codes"):
             options = {"weight_quantizer": quantizer, "input_quantizer": quantizer, "bits": (3, 8), "target_cost": 0.6}
             model = nn.Sequential(nn.Linear(65, 8))
             model[0].load_state_dict(layer.state_dict())
-            ldp_search.apply(model, options, x, backend=ALWAYS | {"saved": saved})
+            ldp_search.apply(model, options, x, backend=ALWAYS | {"keep": keep})
             ldp = ldp_search.controller(model)
             torch.manual_seed(1)
             model(x.clone()).backward(g)
@@ -105,8 +105,10 @@ def test_codes_and_cells_are_enough_for_backward(quantizer, evaluation, kernels)
             found.append([leaf.grad, model[0].weight.grad, *(t.grad.clone() for t in ldp.parameters().values())])
     for one, other in zip(found[0][:2], found[1][:2], strict=True):
         assert torch.equal(one, other)
+    step = 1.3 * float(x.max() - x.min()) / (2 ** ldp.bits()["0"].input - 1)
+    noise = step * float(found[0][0].norm()) / 12**0.5  # of the sum of g times the rounding error, were both independent
     for one, other in zip(found[0][2:], found[1][2:], strict=True):
-        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02 * float(one.abs().max()))
+        torch.testing.assert_close(one, other, rtol=0, atol=4 * noise / 15)
 
 
 def test_the_largest_codes_do_not_overflow():
@@ -186,10 +188,10 @@ def test_less_is_saved_for_backward():
 
     x = torch.randn(256, 512)
     found = {}
-    for saved in ("input", "codes"):
+    for keep in ("input", "codes"):
         model = nn.Sequential(nn.Linear(512, 8), nn.Tanh())
-        ldp_search.apply(model, "ldp", x[:1], backend={"name": "int8", "choose": "always", "saved": saved})
-        found[saved] = saved_bytes(model, lambda model=model: model(x * 2).sum())
+        ldp_search.apply(model, "ldp", x[:1], backend={"name": "int8", "choose": "always", "keep": keep})
+        found[keep] = saved_bytes(model, lambda model=model: model(x * 2).sum())
     assert found["codes"] < 0.42 * found["input"]  # 1.5 bytes an element instead of 4
 
 
@@ -247,8 +249,9 @@ def test_measuring_leaves_no_trace():
         ldp_search.apply(model, "ldp", x.detach(), backend={"name": "int8", "choose": choose})
         ldp = ldp_search.controller(model)
         if choose == "measure":
-            monkey = ldp.backend.choices.slower
-            ldp.backend.choices.slower = lambda *a: monkey(*a) and None  # measured, but integers whatever comes out
+            measured = ldp.backend.choices.slower
+            # Measured, but integers whatever comes out.
+            ldp.backend.choices.slower = lambda *given, measured=measured: measured(*given) and None
         y = model(x)
         y.sum().backward()
         found.append([y, x.grad, model[0].weight.grad, ldp.parameters()["bits"].grad.clone(), torch.rand(1)])
@@ -280,7 +283,7 @@ def test_an_instance_is_shared_by_no_two_models():
     assert one.choices is not other.choices and one == other == given
 
 
-@pytest.mark.parametrize(("option", "value"), [("choose", "alwys"), ("saved", "code"), ("input_gradient", "exacte")])
+@pytest.mark.parametrize(("option", "value"), [("choose", "alwys"), ("keep", "code"), ("input_gradient", "exacte")])
 def test_unknown_words(option, value):
     with pytest.raises(ValueError, match=f"Unknown {option} '{value}' of the backend 'int8'. Did you mean"):
         ldp_search.SearchSpace(backend={"name": "int8", option: value})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import fake_quantize as fq
+from .. import saved
 from ..quantizers import Grid
 from ..registry import did_you_mean, register
 from . import int8_products as integers
@@ -21,7 +22,7 @@ from .call import Call, compute_dtype
 from .choice import Choices, misfit
 from .simulate import Simulate
 
-OPTIONS = {"choose": ("measure", "always", "never"), "saved": ("codes", "input"), "input_gradient": ("exact", "rounded")}
+OPTIONS = {"choose": ("measure", "always", "never"), "keep": ("codes", "input"), "input_gradient": ("exact", "rounded")}
 
 
 @register("backend", "int8")
@@ -30,12 +31,12 @@ class Int8:
     """Products of 8-bit integers where they fit and are faster, on CPUs with VNNI and on CUDA; else as `simulate`.
 
     choose: integers where a measurement at the first calls finds them faster, wherever they fit (always), or never.
-    saved: what is kept of an input for backward: its codes and four bits of rounding error an element, or itself.
+    keep: what is kept of an input for backward: its codes and four bits of rounding error an element, or itself.
     input_gradient: of a weight on its exact grid, or on one of 8 bits for all channels, in half the time.
     """
 
     choose: str = "measure"
-    saved: str = "codes"
+    keep: str = "codes"
     input_gradient: str = "exact"
 
     def __post_init__(self):
@@ -54,9 +55,10 @@ class Int8:
 
     def integers(self, call: Call) -> Tensor:
         """The product in integers, whatever is faster; it must fit."""
+        saved.keep_exact(call.w)
         bits = call.site.bits.detach()
         number = 2 if self.input_gradient == "exact" else 1
-        how = _How(call.product.transposed, call.grad_quantizer, compute_dtype(call.x), bits, number, self.saved == "codes")
+        how = _How(call.product.transposed, call.grad_quantizer, compute_dtype(call.x), bits, number, self.keep == "codes")
         return _Linear.apply(call.x, call.w, call.bias, call.grad_bits, *call.x_grid, *call.w_grid, how)
 
     def _in_integers(self, call: Call) -> bool:

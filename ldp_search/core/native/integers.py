@@ -58,7 +58,8 @@ def sums(values: Tensor, dim: int) -> Tensor:
 def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
     """sums * by + row[:, None] * across + column; fp32 takes the memory of `sums`."""
     y = sums.view(torch.float32) if dtype == torch.float32 else torch.empty(sums.shape, dtype=dtype)
-    by, row, across, column = (t.contiguous() for t in (by, row, across, column))
+    by, across, column = (t.expand(sums.shape[1]).contiguous() for t in (by, across, column))
+    row = row.expand(sums.shape[0]).contiguous()
     _kernel("ldp8_values")(
         sums.data_ptr(), y.data_ptr(), _TYPES[dtype], *sums.shape, by.data_ptr(), row.data_ptr(), across.data_ptr(),
         column.data_ptr(), _threads(sums.numel()),
@@ -80,7 +81,7 @@ def input_gradient(
     rows, columns = sums.shape[0], sums.shape[1] // planes
     in_place = planes == 1 and dtype == torch.float32
     gx = sums.view(torch.float32) if in_place else torch.empty(rows, columns, dtype=dtype)
-    column, results = column.contiguous(), torch.empty(3)
+    column, results = column.expand(columns).contiguous(), torch.empty(3)
     _kernel("ldp8_input_gradient")(
         sums.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale, column.data_ptr(), values.data_ptr(),
         _at(packed), clip, results.data_ptr(), _threads(sums.numel()),

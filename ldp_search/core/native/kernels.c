@@ -79,6 +79,28 @@ static void finish_range(int32_t lo, int32_t hi, float *low, float *high) {
     *low = nan ? NAN : value(lo), *high = nan ? NAN : value(hi);
 }
 
+#define COLUMNS 256
+
+/* COLUMNS channels that run along the elements, all rows */
+static void measure_columns(const void *x, int type, shape_t s, int64_t first, float *low, float *high, float *spread) {
+    int32_t lo[COLUMNS], hi[COLUMNS];
+    float buffer[COLUMNS], sum[COLUMNS];
+    int64_t n = s.channels - first < COLUMNS ? s.channels - first : COLUMNS;
+    for (int64_t i = 0; i < COLUMNS; i++) lo[i] = INT32_MAX, hi[i] = INT32_MIN, sum[i] = 0;
+    for (int64_t row = 0; row < s.outer; row++) {
+        const float *v = load(x, type, row * s.channels + first, n, buffer);
+        for (int64_t i = 0; i < n; i++) {
+            int32_t k = key(v[i]);
+            lo[i] = k < lo[i] ? k : lo[i], hi[i] = k > hi[i] ? k : hi[i];
+            sum[i] += fabsf(v[i]);
+        }
+    }
+    for (int64_t i = 0; i < n; i++) {
+        finish_range(lo[i], hi[i], low + first + i, high + first + i);
+        if (spread) spread[first + i] = sum[i] / (float)s.outer;
+    }
+}
+
 /* low, high, spread (mean magnitude; NULL: not asked for) of each channel */
 void ldp_measure(const void *x, int type, shape_t s, float *low, float *high, float *spread, int threads) {
     if (s.channels == 1) {
@@ -98,26 +120,9 @@ void ldp_measure(const void *x, int type, shape_t s, float *low, float *high, fl
         if (spread) *spread = (float)(sum / (double)flat.inner);
         return;
     }
-    if (along(s)) { /* BLOCK channels at a time, all rows */
+    if (along(s)) {
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-        for (int64_t first = 0; first < s.channels; first += 256) {
-            int32_t lo[256], hi[256];
-            float buffer[256], sum[256];
-            int64_t n = s.channels - first < 256 ? s.channels - first : 256;
-            for (int64_t i = 0; i < 256; i++) lo[i] = INT32_MAX, hi[i] = INT32_MIN, sum[i] = 0;
-            for (int64_t row = 0; row < s.outer; row++) {
-                const float *v = load(x, type, row * s.channels + first, n, buffer);
-                for (int64_t i = 0; i < n; i++) {
-                    int32_t k = key(v[i]);
-                    lo[i] = k < lo[i] ? k : lo[i], hi[i] = k > hi[i] ? k : hi[i];
-                    sum[i] += fabsf(v[i]);
-                }
-            }
-            for (int64_t i = 0; i < n; i++) {
-                finish_range(lo[i], hi[i], low + first + i, high + first + i);
-                if (spread) spread[first + i] = sum[i] / (float)s.outer;
-            }
-        }
+        for (int64_t first = 0; first < s.channels; first += COLUMNS) measure_columns(x, type, s, first, low, high, spread);
         return;
     }
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
@@ -227,7 +232,32 @@ static sums_t sums_block(const void *x, int x_type, void *gy, int g_type, grid_t
     return sums;
 }
 
-/* results: (3, channels) of dL/dscale, dL/dlow, dL/dhigh. Not for channels that run along the elements. */
+/* The same where channels run along the elements: COLUMNS of them, all rows. */
+static void sums_columns(const void *x, int x_type, void *gy, int g_type, shape_t s, grid_t g, int64_t first, float *results) {
+    float scale[COLUMNS] = {0}, low[COLUMNS] = {0}, high[COLUMNS] = {0}, xs[COLUMNS], gs[COLUMNS];
+    int64_t n = s.channels - first < COLUMNS ? s.channels - first : COLUMNS;
+    const float *ps = g.scale + first, *po = g.offset ? g.offset + first : 0, *pl = g.low + first, *ph = g.high + first;
+    for (int64_t row = 0; row < s.outer; row++) {
+        int64_t start = row * s.channels + first;
+        const float *v = load(x, x_type, start, n, xs);
+        float *w = (float *)load(gy, g_type, start, n, gs);
+        if (g.low) {
+            for (int64_t i = 0; i < n; i++) {
+                high[i] += v[i] > ph[i] ? w[i] : 0, low[i] += v[i] < pl[i] ? w[i] : 0;
+                w[i] = v[i] > ph[i] || v[i] < pl[i] ? 0 : w[i];
+            }
+            store(gy, g_type, start, n, w);
+        }
+        if (po) for (int64_t i = 0; i < n; i++) scale[i] += w[i] * (rintf((v[i] - po[i]) / ps[i]) * ps[i] + po[i] - v[i]);
+        else for (int64_t i = 0; i < n; i++) scale[i] += w[i] * (rintf(v[i] / ps[i]) * ps[i] - v[i]);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        int64_t c = first + i;
+        results[c] = scale[i] / ps[i], results[s.channels + c] = low[i], results[2 * s.channels + c] = high[i];
+    }
+}
+
+/* results: (3, channels) of dL/dscale, dL/dlow, dL/dhigh */
 void ldp_sums(const void *x, int x_type, void *gy, int g_type, shape_t s, grid_t g, float *results, int threads) {
     if (s.channels == 1) {
         shape_t flat = {1, 1, s.outer * s.inner};
@@ -239,6 +269,11 @@ void ldp_sums(const void *x, int x_type, void *gy, int g_type, shape_t s, grid_t
             scale += t.scale, low += t.low, high += t.high;
         }
         results[0] = (float)(scale / g.scale[0]), results[1] = (float)low, results[2] = (float)high;
+        return;
+    }
+    if (along(s)) {
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+        for (int64_t first = 0; first < s.channels; first += COLUMNS) sums_columns(x, x_type, gy, g_type, s, g, first, results);
         return;
     }
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
