@@ -27,7 +27,10 @@ def outcome(name, backend, quantizer="minmax", evaluation=False, frozen=(), dtyp
     make, shape, _ = TABLE[name]
     model = nn.ModuleDict({"layer": make().to(dtype)})
     x = torch.randn(shape) + 0.3
-    x = (x.relu() if rectified else x).to(dtype).requires_grad_("x" not in frozen)
+    x = (x.relu() if rectified else x).to(dtype)
+    if x.dim() == 4:  # as convolutions in integers leave their results, so that the noise falls on the same elements
+        x = x.to(memory_format=torch.channels_last)
+    x.requires_grad_("x" not in frozen)
     for kind, parameter in model["layer"].named_parameters():
         parameter.requires_grad_(kind not in frozen)
     space = {"weight_quantizer": quantizer, "input_quantizer": quantizer, "policy": {"name": "learned", "start": "middle"}}
@@ -40,7 +43,8 @@ def outcome(name, backend, quantizer="minmax", evaluation=False, frozen=(), dtyp
         model.eval()
     y = layer(x)
     torch.manual_seed(1)
-    y.backward(torch.randn_like(y))  # the same noise in the stochastic rounding too
+    g = torch.randn(y.shape, dtype=y.dtype)
+    y.backward(g.to(memory_format=torch.channels_last) if y.dim() == 4 else g)  # the same noise in the stochastic rounding too
     parts = {"y": y.detach(), "x": x.grad, **{k: p.grad for k, p in layer.named_parameters()}}
     return parts | {k: t.grad.clone() for k, t in ldp.parameters().items()}, ldp
 

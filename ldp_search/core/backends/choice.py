@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..products import LinearProduct
+from ..products import ConvolutionProduct, LinearProduct
 from ..quantizers import Grid
 from ..space import FULL_PRECISION
 from .call import Call, compute_dtype
@@ -24,8 +24,10 @@ SLOWER = "slower in integers"
 
 def misfit(call: Call) -> str | None:
     """Why a product cannot run in 8-bit integers; None: it can. Looks at nothing that is only known on the device."""
-    if not isinstance(call.product, LinearProduct):
-        return "not a product of matrices"
+    if not isinstance(call.product, LinearProduct | ConvolutionProduct):
+        return "a product of another kind"
+    if isinstance(call.product, ConvolutionProduct) and (reason := _unfit_convolution(call.product)):
+        return reason
     for what, bits in zip(("weights", "inputs", "gradients"), call.site.highest, strict=True):
         if bits > 8 and not (what == "gradients" and bits == FULL_PRECISION):
             return f"{what} of up to {bits:.0f} bits"
@@ -36,14 +38,29 @@ def misfit(call: Call) -> str | None:
         return "tensors of a class of their own"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or compute_dtype(x) == torch.float64:
         return f"computed in {x.dtype}".replace("torch.", "")
-    rows, (outputs, inputs) = x.numel() // x.shape[-1], w.shape[::-1] if call.product.transposed else w.shape
-    if max(rows, outputs, inputs) > LONGEST_SUM:
+    rows, outputs, inputs = _sizes(call)
+    linear = isinstance(call.product, LinearProduct)  # a convolution's weight gradient is summed in parts
+    if max(rows if linear else 1, outputs * (1 if linear else w[0, 0].numel()), inputs) > LONGEST_SUM:
         return "sums too long for 32 bits"
     if not has_integer_products(x.device.type):
         return f"no 8-bit products on this {x.device.type}"
     if x.is_cuda and (min(rows, outputs, inputs) <= 16 or any(n % 8 for n in (rows, outputs, inputs))):
         return "sizes that are not multiples of 8 above 16"
     return None
+
+
+def _unfit_convolution(product: ConvolutionProduct) -> str | None:
+    if product.transposed or product.spatial_dims != 2:
+        return "not a convolution in two dimensions"
+    return "a grouped convolution" if product.groups > 1 else None
+
+
+def _sizes(call: Call) -> tuple[int, int, int]:
+    """(rows, outputs, inputs) of the product of matrices; the rows of a convolution counted at its input."""
+    x, w = call.x, call.w
+    if not isinstance(call.product, LinearProduct):
+        return x.numel() // x.shape[1], len(w), w[0].numel()
+    return x.numel() // x.shape[-1], *(w.shape[::-1] if call.product.transposed else w.shape)
 
 
 @cache
@@ -116,13 +133,14 @@ def _some(names: list[str], most: int = 3) -> str:
 def _kind(call: Call) -> str:
     """What the speed depends on. Rows to the next power of two: a batch of texts is a little longer or shorter each time."""
     x, w = call.x, call.w
-    rows = 1 << (x.numel() // x.shape[-1] - 1).bit_length()
+    rows = 1 << (_sizes(call)[0] - 1).bit_length()
+    options = "" if isinstance(call.product, LinearProduct) else f" {call.product.stride} {call.product.dilation}"
     way = "backward too" if _learns(call) else "forward"
     precision = "" if call.grad_bits is not None else ", full gradients"
     transposed = " transposed" if call.product.transposed else ""
     return (
         f"{x.device.type} x {torch.get_num_threads()}, {x.dtype} in {compute_dtype(x)}, {rows} rows, "
-        f"weight{transposed} {tuple(w.shape)}, {way}{precision}"
+        f"weight{transposed} {tuple(w.shape)}{options}, {way}{precision}"
     )
 
 

@@ -49,7 +49,12 @@ class Codes(NamedTuple):
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b of int8 matrices, in int32."""
-    return torch._int_mm(*(_plain_strides(t) if 1 in t.shape else t for t in (a, b)))
+    return torch._int_mm(*plain(a, b))
+
+
+def plain(*matrices: Tensor) -> tuple[Tensor, ...]:
+    """Matrices whose strides torch._int_mm understands."""
+    return tuple(_plain_strides(t) if 1 in t.shape else t for t in matrices)
 
 
 def _plain_strides(t: Tensor) -> Tensor:
@@ -57,6 +62,14 @@ def _plain_strides(t: Tensor) -> Tensor:
     nothing, without an error (pytorch issue 195066; a transposed column has a stride of 1 there).
     """
     return t.contiguous().as_strided(t.shape, (t.shape[1], 1))
+
+
+def row_sums(values: Tensor) -> Tensor:
+    """values.sum(1) of a contiguous int8 matrix, int32."""
+    return kernels.sums(values, 1) if values.device.type == "cpu" and native.takes(_ONE) else values.sum(1, dtype=torch.int32)
+
+
+_ONE = torch.ones(())
 
 
 def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[Codes, Tensor | None]:
@@ -101,11 +114,16 @@ def quantize_gradient(g: Tensor, bits: Tensor, quantizer) -> Codes:
     return Codes(values, scale, shift * scale if low is None else shift * scale + low)
 
 
-def _values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
-    """sums * by + row[:, None] * across + column, for vectors that belong to rows and columns. Overwrites `sums`."""
+def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
+    """sums * by + row[:, None] * across + column, for vectors that belong to rows and columns. Overwrites `sums`.
+
+    column: the same for all rows, or a matrix whose rows take turns.
+    """
     if dtype in native.FLOATS and native.takes(by):
         return kernels.to_values(sums, by, row, across, column, dtype)
-    return torch.addcmul(column, row[:, None], across).addcmul_(sums.float(), by).to(dtype)
+    y = sums.float().mul_(by).addcmul_(row[:, None], across)
+    y.view(-1, *column.shape).add_(column) if column.dim() == 2 else y.add_(column)
+    return y.to(dtype)
 
 
 def forward(x: Codes, w: Codes, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -114,7 +132,7 @@ def forward(x: Codes, w: Codes, bias: Tensor | None, dtype: torch.dtype) -> Tens
     w_scale, w_offset = w.scale.view(-1), w.offset.view(-1)
     column = x.offset * (w_scale * w.sum(1) + x.values.shape[1] * w_offset)
     column = column if bias is None else column + bias.float()
-    return _values(sums, x.scale * w_scale, x.scale * x.sum(1), w_offset, column, dtype)
+    return to_values(sums, x.scale * w_scale, x.scale * x.sum(1), w_offset, column, dtype)
 
 
 def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
@@ -124,7 +142,7 @@ def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
     rows = left.sum(0) * (left.scale * right.offset)
     column = right.sum(0) * (right.scale * left.offset) + len(g.values) * left.offset * right.offset
     by = (left.scale * right.scale).expand(len(column))
-    return _values(sums, by, rows, torch.ones_like(column), column, torch.float32)
+    return to_values(sums, by, rows, torch.ones_like(column), column, torch.float32)
 
 
 def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +160,7 @@ def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 
 class InputGradient(NamedTuple):
-    """dL/dx as the products of integers left it: sums (rows, planes * inputs), int32; column: what is added to each column."""
+    """dL/dx as the products of integers left it: sums (rows, planes * inputs), int32; column: as in `to_values`."""
 
     sums: Tensor
     planes: int
@@ -151,11 +169,13 @@ class InputGradient(NamedTuple):
 
     def to_float(self) -> Tensor:
         """(rows, inputs), fp32."""
-        inputs = len(self.column)
+        inputs = self.column.shape[-1]
         sums = self.sums[:, :inputs].float()
         if self.planes == 2:
             sums = self.sums[:, inputs:].add(sums, alpha=256)
-        return sums.mul_(self.scale).add_(self.column)
+        sums.mul_(self.scale)
+        sums.view(-1, *self.column.shape if self.column.dim() == 2 else self.column.shape).add_(self.column)
+        return sums
 
 
 def input_gradient(g: Codes, w_q: Tensor, number: int) -> InputGradient:

@@ -95,15 +95,15 @@ void ldp8_column_sums(const int8_t *v, int64_t rows, int64_t columns, int32_t *s
 
 /* -- from sums to values ---------------------------------------------------------------------------------------------------- */
 
-/* y_ij = sums_ij * by_j + (row_i * across_j + column_j); y may be the memory of sums */
+/* y_ij = sums_ij * by_j + (row_i * across_j + column_ij); y may be the memory of sums. column: `period` rows that take turns. */
 void ldp8_values(const int32_t *sums, void *y, int type, int64_t rows, int64_t columns, const float *by, const float *row,
-        const float *across, const float *column, int threads) {
+        const float *across, const float *column, int64_t period, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t i = 0; i < rows; i++)
         for (int64_t first = 0; first < columns; first += BLOCK) {
             float results[BLOCK];
             int64_t n = columns - first < BLOCK ? columns - first : BLOCK, start = i * columns + first;
-            const float *b = by + first, *a = across + first, *c = column + first;
+            const float *b = by + first, *a = across + first, *c = column + i % period * columns + first;
             for (int64_t j = 0; j < n; j++) results[j] = (float)sums[start + j] * b[j] + (row[i] * a[j] + c[j]);
             store(y, type, start, n, results);
         }
@@ -116,10 +116,10 @@ static void unpack(const uint8_t *packed, int64_t start, int64_t n, uint8_t *cel
     if (n % 2) cells[n - 1] = p[n / 2] & 15;
 }
 
-/* gx_ij = (sums_ij, or low_ij + 256 high_ij of sums in two planes side by side) * scale + column_j, and what packed cells give:
+/* gx_ij = (sums_ij, or low_ij + 256 high_ij of sums in two planes side by side) * scale + column_ij, and what packed cells give:
    results = sum(gx * error) in steps, sums of gx below and above a clipped range, where gx becomes 0. packed NULL: gx alone. */
 void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, int64_t rows, int64_t columns, float scale,
-        const float *column, const int8_t *codes, const uint8_t *packed, int clip, float *results, int threads) {
+        const float *column, int64_t period, const int8_t *codes, const uint8_t *packed, int clip, float *results, int threads) {
     double error = 0, below = 0, above = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : error, below, above)
     for (int64_t i = 0; i < rows; i++)
@@ -128,7 +128,7 @@ void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, in
             uint8_t cells[BLOCK];
             int64_t n = columns - first < BLOCK ? columns - first : BLOCK, start = i * columns + first;
             const int32_t *s = sums + i * planes * columns + first, *low = s + columns;
-            const float *c = column + first;
+            const float *c = column + i % period * columns + first;
             if (planes == 2) for (int64_t j = 0; j < n; j++) g[j] = ((float)low[j] + 256 * (float)s[j]) * scale + c[j];
             else for (int64_t j = 0; j < n; j++) g[j] = (float)s[j] * scale + c[j];
             if (packed) {

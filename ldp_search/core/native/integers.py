@@ -18,8 +18,8 @@ _SIGNATURES = {
     "ldp8_input": (_P, _I, _L, _P, _P, _P, _P, _P, _P, _P, _I),
     "ldp8_row_sums": (_P, _L, _L, _P, _I),
     "ldp8_column_sums": (_P, _L, _L, _P, _I),
-    "ldp8_values": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _I),
-    "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _F, _P, _P, _P, _I, _P, _I),
+    "ldp8_values": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _L, _I),
+    "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _F, _P, _L, _P, _P, _I, _P, _I),
     "ldp8_planes": (_P, _L, _L, _F, _P, _P, _L),
 }
 
@@ -55,14 +55,21 @@ def sums(values: Tensor, dim: int) -> Tensor:
     return out
 
 
+def _turns(column: Tensor, columns: int) -> tuple[Tensor, int]:
+    """Rows that are added in turn, and how many there are."""
+    column = column.expand(*column.shape[:-1], columns).contiguous()
+    return column, column.numel() // columns
+
+
 def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
     """sums * by + row[:, None] * across + column; fp32 takes the memory of `sums`."""
     y = sums.view(torch.float32) if dtype == torch.float32 else torch.empty(sums.shape, dtype=dtype)
-    by, across, column = (t.expand(sums.shape[1]).contiguous() for t in (by, across, column))
+    by, across = (t.expand(sums.shape[1]).contiguous() for t in (by, across))
+    column, period = _turns(column, sums.shape[1])
     row = row.expand(sums.shape[0]).contiguous()
     _kernel("ldp8_values")(
         sums.data_ptr(), y.data_ptr(), _TYPES[dtype], *sums.shape, by.data_ptr(), row.data_ptr(), across.data_ptr(),
-        column.data_ptr(), _threads(sums.numel()),
+        column.data_ptr(), period, _threads(sums.numel()),
     )  # fmt: skip
     return y
 
@@ -81,9 +88,9 @@ def input_gradient(
     rows, columns = sums.shape[0], sums.shape[1] // planes
     in_place = planes == 1 and dtype == torch.float32
     gx = sums.view(torch.float32) if in_place else torch.empty(rows, columns, dtype=dtype)
-    column, results = column.expand(columns).contiguous(), torch.empty(3)
+    (column, period), results = _turns(column, columns), torch.empty(3)
     _kernel("ldp8_input_gradient")(
-        sums.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale, column.data_ptr(), values.data_ptr(),
+        sums.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale, column.data_ptr(), period, values.data_ptr(),
         _at(packed), clip, results.data_ptr(), _threads(sums.numel()),
     )  # fmt: skip
     return gx, results
