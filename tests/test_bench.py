@@ -85,4 +85,4 @@ def test_a_short_run_is_not_measured(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(results, "write_report_page", lambda output: None)
     assert run([*tiny.WORDS, f"output={tmp_path}", "backend=int8"]) == 0
     out = capsys.readouterr().out
-    assert "of the plain step (" not in out and "integer arithmetic: " in out and "(not a product of matrices)" in out
+    assert "of the plain step (" not in out and "integer arithmetic: " in out and "of 3 layers" in out

@@ -9,14 +9,22 @@ from test_products import TABLE
 from torch import nn
 
 import ldp_search
-from ldp_search.core import native
-from ldp_search.core.backends import choice, int8_products, residual
+from ldp_search.core import native, quantizers
+from ldp_search.core.backends import choice, int8_convolution, int8_products, residual
 from ldp_search.core.backends.int8_products import Codes
 from ldp_search.core.fake_quantize import rounded
 from ldp_search.core.quantizers import Grid, measure
 from ldp_search.core.registry import build
 
 pytestmark = pytest.mark.skipif(not choice.has_integer_products("cpu"), reason="needs a CPU with VNNI")
+CONVOLUTIONS = {
+    "3x3": (lambda: nn.Conv2d(3, 4, 3, padding=1), (5, 3, 6, 7), {}),
+    "1x1": (lambda: nn.Conv2d(3, 4, 1), (2, 3, 6, 7), {}),
+    "strided": (lambda: nn.Conv2d(3, 4, 3, padding=1, stride=2, bias=False), (2, 3, 6, 7), {}),
+    "dilated": (lambda: nn.Conv2d(3, 4, (2, 3), padding=(1, 2), dilation=(2, 1)), (2, 3, 9, 7), {}),
+    "padded widely": (lambda: nn.Conv2d(3, 4, 2, padding=2, dilation=(1, 2)), (2, 3, 5, 5), {}),
+    "patches": (lambda: nn.Conv2d(3, 4, 4, stride=4), (2, 3, 8, 8), {}),
+}
 MATRICES = [name for name in TABLE if "linear" in name or "Conv1D" in name]
 KERNELS = {"native": contextlib.nullcontext, "formulas": native.disabled}
 
@@ -24,7 +32,7 @@ KERNELS = {"native": contextlib.nullcontext, "formulas": native.disabled}
 def outcome(name, backend, quantizer="minmax", evaluation=False, frozen=(), dtype=torch.float32, rectified=False, **options):
     """{what: value} of y, all gradients, and the controller, of a layer of the table."""
     torch.manual_seed(0)
-    make, shape, _ = TABLE[name]
+    make, shape, _ = (TABLE | CONVOLUTIONS)[name]
     model = nn.ModuleDict({"layer": make().to(dtype)})
     x = torch.randn(shape) + 0.3
     x = (x.relu() if rectified else x).to(dtype)
@@ -74,6 +82,31 @@ def test_integers_are_the_formulas(name, quantizer, kernels):
                 (expected, _), (found, ldp) = outcome(name, "reference", **case), outcome(name, ALWAYS, **case)
                 compare(expected, found)
                 assert ldp.backend.choices.reasons == {"layer": None}
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("quantizer", ["minmax", "symmetric", "clip"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_in_integers_are_the_formulas(name, quantizer, kernels, monkeypatch):
+    monkeypatch.setattr(int8_convolution, "CHUNK", 1000)  # bytes: several chunks, the last one shorter
+    for module in (quantizers, int8_products):  # torch draws in the order of dimensions, which differs, not in that of memory
+        monkeypatch.setattr(module, "round_stochastically_", lambda x: x.round_())
+    with KERNELS[kernels]():
+        for case in ({}, {"evaluation": True, "grad_bits": 32}, {"rectified": True, "grad_quantizer": "symmetric"}):
+            (expected, _), (found, ldp) = (outcome(name, b, quantizer, **case) for b in ("reference", ALWAYS))
+            compare(expected, found)
+            kept, _ = outcome(name, ALWAYS | {"keep": "codes"}, quantizer, **case)
+            compare({k: v for k, v in found.items() if k not in ("bits", "log_clips")}, kept, tolerance=1e-6)
+            assert ldp.backend.choices.reasons == {"layer": None}
+
+
+def test_a_convolution_gives_a_tensor_that_may_be_added_to():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True))
+    x = torch.randn(2, 4, 6, 6)
+    ldp_search.apply(model, "ldp", x, backend=ALWAYS)
+    y = model(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    y.sum().backward()
 
 
 @pytest.mark.parametrize("keep", ["input", "codes"])
@@ -200,7 +233,8 @@ def test_less_is_saved_for_backward():
 
 
 CASES = {
-    "not a product of matrices": (lambda: nn.Conv1d(4, 4, 1), {}),
+    "not a convolution in two dimensions": (lambda: nn.Conv1d(4, 4, 1), {}),
+    "a grouped convolution": (lambda: nn.Conv2d(4, 4, 1, groups=2), {}),
     "weights of up to 9 bits": (lambda: nn.Linear(4, 4), {"weight_bits": (3, 9)}),
     "inputs of up to 12 bits": (lambda: nn.Linear(4, 4), {"input_bits": (4, 12)}),
     "gradients of up to 10 bits": (lambda: nn.Linear(4, 4), {"grad_bits": 10}),
@@ -219,7 +253,8 @@ def test_what_does_not_fit_is_simulated_and_named(reason, monkeypatch):
     for backend in ({"name": "int8", "choose": "always"}, "simulate"):
         torch.manual_seed(0)
         model = nn.Sequential(make())
-        x = torch.randn(2, 4, 4, dtype=model[0].weight.dtype)
+        x = torch.randn(2, 4, 4, 4, dtype=model[0].weight.dtype)
+        x = x[0] if isinstance(model[0], nn.Conv1d) else x
         ldp_search.apply(model, {"backend": backend} | ({} if backend == "simulate" else options), x, target_cost=0.6)
         results.append((model(x), ldp_search.controller(model)))
     assert f"0 of 1 layers; simulated: 0 ({reason})" in results[0][1].summary()

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..native import integers as kernels
 from . import int8_products as integers
 from .int8_products import Codes, InputGradient
 
@@ -24,9 +25,9 @@ CHUNK = 1 << 21
 """Bytes of columns at a time."""
 
 
-def output_size(size, product, kernel) -> tuple[int, int]:
-    """Places of the output, of an input (height, width)."""
-    sides = zip(size, kernel, product.stride, product.padding, product.dilation, strict=True)
+def _places(size, kernel, stride, padding, dilation) -> tuple[int, int]:
+    """Of the output, for an input (height, width)."""
+    sides = zip(size, kernel, stride, padding, dilation, strict=True)
     return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
 
 
@@ -34,11 +35,13 @@ def columns(values: Tensor, kernel, stride, padding, dilation) -> Tensor:
     """(samples * places, taps * channels) from codes (samples, height, width, channels)."""
     if tuple(kernel) == (1, 1) and tuple(stride) == (1, 1) and not any(padding):
         return values.reshape(-1, values.shape[-1])
+    places = _places(values.shape[1:3], kernel, stride, padding, dilation)
+    if values.dtype == torch.int8 and values.is_contiguous() and integers.serves(values):
+        return kernels.columns(values, kernel, stride, padding, dilation, places)
     if any(padding):
         values = F.pad(values, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    n, high, wide, channels = values.shape
+    n, _, _, channels = values.shape
     s, r, c, _ = values.stride()
-    places = [(size - d * (k - 1) - 1) // t + 1 for size, k, t, d in zip((high, wide), kernel, stride, dilation, strict=True)]
     shape = (n, *places, *kernel, channels)
     strides = (s, r * stride[0], c * stride[1], r * dilation[0], c * dilation[1], 1)
     return values.as_strided(shape, strides).reshape(n * places[0] * places[1], -1)
@@ -70,7 +73,7 @@ def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_s
 
 
 def forward(x: Codes, w: Codes, bias: Tensor | None, product, kernel, dtype: torch.dtype) -> Tensor:
-    """Q(x) * Q(w) + bias (samples, height, width, outputs) from codes of x, channels last, and of w (outputs, taps * inputs)."""
+    """Q(x) * Q(w) + bias (samples, height, width, outputs) from codes of x, channels last, and w (outputs, taps * inputs)."""
     where = kernel, product.stride, product.padding, product.dilation
     sums, rows = products(x.values, w.values.t(), *where, True)
     size, outputs = tuple(x.values.shape[1:3]), len(w.values)
@@ -81,7 +84,7 @@ def forward(x: Codes, w: Codes, bias: Tensor | None, product, kernel, dtype: tor
     column = x.offset * (inside(size, *where).to(w_scale.device) @ of_taps.t())
     column = column if bias is None else column + bias.float()
     y = integers.to_values(sums, x.scale * w_scale, x.scale * rows, w_offset, column, dtype)
-    return y.view(len(x.values), *output_size(size, product, kernel), outputs)
+    return y.view(len(x.values), *_places(size, *where), outputs)
 
 
 def weight_gradient(g: Codes, x: Codes, product, kernel) -> Tensor:

@@ -66,10 +66,15 @@ def _plain_strides(t: Tensor) -> Tensor:
 
 def row_sums(values: Tensor) -> Tensor:
     """values.sum(1) of a contiguous int8 matrix, int32."""
-    return kernels.sums(values, 1) if values.device.type == "cpu" and native.takes(_ONE) else values.sum(1, dtype=torch.int32)
+    return kernels.sums(values, 1) if serves(values) else values.sum(1, dtype=torch.int32)
 
 
 _ONE = torch.ones(())
+
+
+def serves(values: Tensor) -> bool:
+    """Whether the native kernels are there for codes."""
+    return values.device.type == "cpu" and native.takes(_ONE)
 
 
 def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[Codes, Tensor | None]:

@@ -165,3 +165,31 @@ void ldp8_planes(const float *w, int64_t rows, int64_t columns, float scale, int
         }
     }
 }
+
+/* -- columns of a convolution ----------------------------------------------------------------------------------------------- */
+
+typedef struct { int64_t samples, height, width, channels, kernel[2], stride[2], padding[2], dilation[2], places[2]; } window_t;
+
+/* out: a row for each place, (taps, channels) of x (samples, height, width, channels); zeros in the padding */
+void ldp8_columns(const int8_t *x, const window_t *w, int8_t *out, int threads) {
+    int64_t line = w->kernel[1] * w->channels, row = w->kernel[0] * line;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t k = 0; k < w->samples * w->places[0]; k++) {
+        int64_t sample = k / w->places[0], first = k % w->places[0] * w->stride[0] - w->padding[0];
+        for (int64_t i = 0; i < w->kernel[0]; i++) {
+            int64_t y = first + i * w->dilation[0];
+            const int8_t *from = x + (sample * w->height + y) * w->width * w->channels;
+            int8_t *to = out + k * w->places[1] * row + i * line;
+            for (int64_t p = 0; p < w->places[1]; p++, to += row) {
+                int64_t left = p * w->stride[1] - w->padding[1], right = left + (w->kernel[1] - 1) * w->dilation[1];
+                if (y < 0 || y >= w->height) { memset(to, 0, line); continue; }
+                if (w->dilation[1] == 1 && left >= 0 && right < w->width) { memcpy(to, from + left * w->channels, line); continue; }
+                for (int64_t j = 0; j < w->kernel[1]; j++) {
+                    int64_t at = left + j * w->dilation[1];
+                    if (at < 0 || at >= w->width) memset(to + j * w->channels, 0, w->channels);
+                    else memcpy(to + j * w->channels, from + at * w->channels, w->channels);
+                }
+            }
+        }
+    }
+}

@@ -20,6 +20,7 @@ _SIGNATURES = {
     "ldp8_column_sums": (_P, _L, _L, _P, _I),
     "ldp8_values": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _L, _I),
     "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _F, _P, _L, _P, _P, _I, _P, _I),
+    "ldp8_columns": (_P, _P, _P, _I),
     "ldp8_planes": (_P, _L, _L, _F, _P, _P, _L),
 }
 
@@ -90,8 +91,8 @@ def input_gradient(
     gx = sums.view(torch.float32) if in_place else torch.empty(rows, columns, dtype=dtype)
     (column, period), results = _turns(column, columns), torch.empty(3)
     _kernel("ldp8_input_gradient")(
-        sums.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale, column.data_ptr(), period, values.data_ptr(),
-        _at(packed), clip, results.data_ptr(), _threads(sums.numel()),
+        sums.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale, column.data_ptr(), period,
+        values.data_ptr(), _at(packed), clip, results.data_ptr(), _threads(sums.numel()),
     )  # fmt: skip
     return gx, results
 
@@ -103,3 +104,12 @@ def planes(w: Tensor, number: int, scale: float, transposed: bool) -> Tensor:
     low = out.data_ptr() + (rows * columns if transposed else columns) if number == 2 else None
     _kernel("ldp8_planes")(w.data_ptr(), rows, columns, scale, out.data_ptr(), low, columns if transposed else number * columns)
     return out.t() if transposed else out
+
+
+def columns(values: Tensor, kernel, stride, padding, dilation, places) -> Tensor:
+    """Of contiguous codes (samples, height, width, channels), what lies under a kernel at each place, padded with zeros."""
+    window = (_L * 14)(*values.shape, *kernel, *stride, *padding, *dilation, *places)
+    rows = len(values) * places[0] * places[1]
+    out = torch.empty(rows, kernel[0] * kernel[1] * values.shape[3], dtype=torch.int8)
+    _kernel("ldp8_columns")(values.data_ptr(), ctypes.addressof(window), out.data_ptr(), _threads(out.numel()))
+    return out
