@@ -132,6 +132,7 @@ def end(model: nn.Module, args: tuple, output) -> None:
     if keeper is not None:
         keeper.hooks.__exit__(None, None, None)
         keeper.packed.clear()
+        keeper.hooks = None  # they refer to the keeper, which is to go with the graph
 
 
 def _is_wrapped(p: Tensor) -> bool:
