@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/step.py [models=resnet20,vit,bert,gpt2] [only=WORDS] [rounds=9] [keep=1] [json=FILE]
 
-A step is forward, backward and `ldp.step`, without an optimizer. only=learned,plain takes the variants whose name holds one of
-the words. keep=0 leaves the C library's memory settings as they are (ldp_search/runner/memory.py). "saved" is what autograd
+A step is forward, backward and `ldp.step`, without an optimizer. only='saved=half;static' takes the variants that are
+named so, or whose names hold one of the words. keep=0 leaves the C library's memory settings as they are (ldp_search/runner/memory.py). "saved" is what autograd
 keeps for backward, in bytes of distinct storages without the parameters, and "peak" the largest sum of what torch allocates
 during a step; both as ratios to plain. Peers (torchao, Brevitas) are measured where they are installed (step_peers.py).
 """
@@ -162,9 +162,10 @@ def peak_bytes(subject: Subject) -> int:
 def measure(name: str, only: list[str], rounds: int) -> dict[str, dict]:
     """{variant: time, spread, saved, peak} of one model, the first three relative to plain."""
     base, loss, example = make(name)
-    subjects = {}
-    for variant, maker in variants().items():
-        if variant == "plain fp32" or not only or any(word in variant for word in only):
+    subjects, known = {}, variants()
+    for variant, maker in known.items():
+        asked = variant in only or any(word in variant for word in only if word not in known)
+        if variant == "plain fp32" or not only or asked:
             subject = maker(copy.deepcopy(base), loss, example)
             if subject is not None:
                 subjects[variant] = subject
@@ -210,7 +211,7 @@ def main(words: list[str]) -> None:
     print(f"{where}, native kernels {native.status()}, memory kept: {kept}, {options['rounds']} rounds")
     results = {}
     for name in options["models"].split(","):
-        rows = results[name] = measure(name, [w for w in options["only"].split(",") if w], options["rounds"])
+        rows = results[name] = measure(name, [w for w in options["only"].split(";") if w], options["rounds"])
         plain_row = rows["plain fp32"]
         print(f"\n{MODELS[name][0]} ({plain_row['ms']:.0f} ms, {plain_row['saved_mib']:.0f} MiB saved)")
         print("| step | time | saved | peak |\n|---|---|---|---|")

@@ -186,7 +186,8 @@ def test_threads_do_not_change_values():
         for threads in (1, 3):
             torch.set_num_threads(threads)
             torch.manual_seed(5)
-            results.append([*measure(x)[:2], fq.rounded(x, grid), component("grad_quantizer", "stochastic")(x, torch.tensor(8.0))])
+            g_q = component("grad_quantizer", "stochastic")(x, torch.tensor(8.0))
+            results.append([*measure(x)[:2], fq.rounded(x, grid), g_q])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

@@ -44,7 +44,8 @@ def measure(x: Tensor, axes: int | tuple[int, ...] | None = None, spread: bool =
     """Statistics of `x`, of the whole tensor or of each slice along `axes` (the others kept, of size 1), in fp32."""
     axes = () if axes is None else (axes % x.dim(),) if isinstance(axes, int) else axes
     if native.takes(x) and (shape := native.shape_along(x, axes)) is not None:
-        return _statistics(native.measure(x, shape, spread), [n if d in axes else 1 for d, n in enumerate(x.shape)] if axes else [])
+        each = [n if d in axes else 1 for d, n in enumerate(x.shape)] if axes else []
+        return _statistics(native.measure(x, shape, spread), each)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if not axes:
         low, high = torch.aminmax(x)

@@ -2,14 +2,14 @@
 
 Of plain training most of the memory is what autograd keeps: each product's input, and as much again by normalisations, GELU,
 softmax and attention. While the model's forward runs, every large fp32 tensor that anything saves becomes 16-bit codes: blocks
-of 2,048 elements, in the order of memory, each divided into 65,535 steps between its minimum and maximum (groups with a range of
-their own, as ActNN, arXiv:2104.14129, has them for fewer bits). A tensor that several operations save, as a ReLU and the
-convolution behind it do, is packed once. What is above a block's minimum never gets the minimum's code, so zeros stay apart from
-small positive values: a ReLU's gradient is exact. Parameters, and the weights of quantized products, are kept as they are.
+of 2,048 elements, in the order of memory, each divided into 65,535 steps between its minimum and maximum (groups with a range
+of their own, as ActNN, arXiv:2104.14129, has them for fewer bits). A tensor that several operations save, as a ReLU and the
+convolution behind it do, is packed once. What is above a block's minimum never gets the minimum's code, so zeros stay apart
+from small positive values: a ReLU's gradient is exact. Parameters, and the weights of quantized products, stay as they are.
 
-The error is 1/514 of a quantization step for an 8-bit input, less for fewer bits; see docs/step.md for what it does to the gradients.
-The loss is packed too where the model computes it. While torch.compile compiles, with sharded parameters and without gradients,
-nothing is packed.
+The error is at most 1/514 of a quantization step for an 8-bit input and less for fewer bits; docs/step.md has what it does to
+the gradients. What the model's forward does not compute (a loss outside of it) is kept as usual. Nothing is packed while
+torch.compile compiles, with sharded parameters, and without gradients.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ def end(model: nn.Module, args: tuple, output) -> None:
     if keeper is not None:
         keeper.hooks.__exit__(None, None, None)
         keeper.packed.clear()
+        keeper.hooks = None  # they refer to the keeper, which is to go with the graph
 
 
 def _is_wrapped(p: Tensor) -> bool:

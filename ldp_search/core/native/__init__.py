@@ -92,13 +92,13 @@ def _library_of_kernels() -> ctypes.CDLL:
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels serve these tensors (of the same memory layout)."""
-    if torch.compiler.is_compiling() or _off or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_compiling() or _off or not (_library or _ready()) or torch._C._get_tracing_state() is not None:
         return False
-    strides = tensors[0].stride()
+    first = tensors[0]
     for x in tensors:
-        if type(x) not in _PLAIN or x.device.type != "cpu" or x.dtype not in FLOATS or x.stride() != strides:
+        if type(x) not in _PLAIN or not x.is_cpu or x.dtype not in FLOATS or (x is not first and x.stride() != first.stride()):
             return False
-    return tensors[0].numel() > 0 and is_dense(tensors[0]) and _ready()
+    return first.numel() > 0 and is_dense(first)
 
 
 def takes_codes(codes: Tensor) -> bool:
@@ -175,9 +175,7 @@ def rounded(x: Tensor, grid, shape: tuple, dtype: torch.dtype) -> Tensor:
 def codes(x: Tensor, grid, shape: tuple, shift: float) -> Tensor:
     """The codes of x on the grid (x_q = scale * code + offset) minus `shift`, as int8."""
     y = torch.empty_like(x, dtype=torch.int8, requires_grad=False)
-    _library.ldp_round(
-        x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), 2, _Shape(*shape), _grid(grid), shift, _threads(x.numel())
-    )
+    _library.ldp_round(x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), 2, _Shape(*shape), _grid(grid), shift, _threads(x.numel()))
     return y
 
 

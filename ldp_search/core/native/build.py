@@ -13,7 +13,10 @@ from pathlib import Path
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 # No contraction into fused operations: every one rounds as torch's does. The two others let rint and floor be instructions.
-FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC -std=gnu11".split()
+FLAGS = (
+    "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC",
+    "-std=gnu11",
+)  # fmt: skip
 TIMEOUT = 120  # seconds
 
 
