@@ -111,7 +111,10 @@ def write_report_page(output: Path) -> None:
         print(f"The report could not be made ({type(error).__name__}: {error}).\n{again}", file=sys.stderr)
 
 
-CARRIED = ("task", "model", "recipe", "data", "epochs", "steps", "limit", "batch_size", "lr", "lr_schedule", "precision")
+CARRIED = (
+    "task", "name", "model", "recipe", "data", "dataset", "tokenizer", "pretrained", "epochs", "steps", "limit", "eval_limit",
+    "batch_size", "lr", "lr_schedule", "precision",
+)  # fmt: skip
 
 
 def _again(output: Path) -> str:

@@ -5,6 +5,10 @@ columns.py    splits and columns by name, labels
 faults.py     rows that cannot be used
 pictures.py   pictures in memory, and their augmentation
 embedded.py   real data that needs no network
+source_text.py  the same of text: the standard library's own source
+vocabulary.py   tokenizers, found or trained
+tokenized.py    texts as tokens, in a cache
+masking.py      tokens hidden for masked language modelling
 """
 
 from .columns import class_labels, class_names, pick_column, pick_split

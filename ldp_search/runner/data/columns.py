@@ -13,7 +13,7 @@ def pick_split(splits: dict[str, Any], names: Sequence[str], use: str) -> tuple[
     """The first of `names` that the data has. Raises DataError."""
     for name in names:
         if name in splits:
-            if hasattr(splits[name], "__len__") and len(splits[name]) == 0:  # a stream has none
+            if getattr(splits[name], "num_rows", 1) == 0:  # a stream does not know
                 raise DataError(f"The split {name!r} must hold samples; it is empty.")
             return name, splits[name]
     raise DataError(

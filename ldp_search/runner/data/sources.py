@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,23 @@ def _read(datasets: Any, place: Path, config: str | None, streaming: bool) -> An
     if (place / "dataset_dict.json").is_file():
         return datasets.load_from_disk(str(place))
     if config and (place / config).is_dir():  # the layout of collections on the hub: a folder for each
-        return datasets.load_dataset(str(place / config), streaming=streaming)
+        place = place / config
+    if shards := _shards(place):
+        return datasets.load_dataset("parquet", data_files=shards, streaming=streaming)
     return datasets.load_dataset(str(place), streaming=streaming)
+
+
+def _shards(place: Path) -> dict[str, list[str]]:
+    """{split: files} of a folder of SPLIT-00000-of-00001.parquet. `datasets` knows train, validation and test by their names
+    and would take validation_matched and validation_mismatched for one.
+    """
+    found: dict[str, list[str]] = {}
+    for file in sorted(place.glob("*.parquet")):
+        match = re.fullmatch(r"(\w+)-\d{5}-of-\d{5}", file.stem)
+        if match is None:
+            return {}
+        found.setdefault(match[1], []).append(str(file))
+    return found
 
 
 def _from_hub(source: str, config: str | None, offline: str, streaming: bool) -> dict[str, Any]:

@@ -6,6 +6,6 @@ hugging_face.py   models of transformers
 """
 
 from .aliases import ALIASES, Alias
-from .build import create_model, display_name, source_of, timm_options
+from .build import configuration_of, create_model, display_name, known_source, source_of, timm_options
 
-__all__ = ["ALIASES", "Alias", "create_model", "display_name", "source_of", "timm_options"]
+__all__ = ["ALIASES", "Alias", "configuration_of", "create_model", "display_name", "known_source", "source_of", "timm_options"]

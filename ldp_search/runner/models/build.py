@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +52,12 @@ def create_model(
     options = as_component(spec)
     name = str(options.pop("name", ""))
     alias = ALIASES.get(name, Alias(name))
-    source, colon, rest = source_of(spec)
-    if not colon:
-        raise ConfigError(f"A model is timm:NAME, hf:ID, module:function or an alias; received {name!r}.{_near(name)}")
+    source, _, rest = known_source(spec)
     if (source == "timm" and timm is None) or (source == "hf" and hf is None):
         raise ConfigError(
             f"This kind of task takes no models of {source}; received {name!r}. {'hf:ID' if hf else 'timm:NAME'}."
         )
-    trouble = _trouble(source, rest, alias, pretrained)
-    try:
+    with _reaching(name, pretrained, options):
         if source == "timm":
             return _timm(rest, pretrained, timm | options, wrap_timm)
         if source == "hf":
@@ -66,11 +65,37 @@ def create_model(
 
             return create(rest, alias.config, hf[0], pretrained, hf[1], options)
         return _own(source, rest, (own or {}) | {"pretrained": pretrained}, options)
+
+
+def configuration_of(spec: Any, pretrained: bool) -> Any | None:
+    """The configuration of a model of transformers before it is made, without the options; None for one of one's own.
+
+    Raises:
+        ConfigError: as `create_model`; models of timm have none.
+    """
+    name, (source, _, rest) = str(as_component(spec).get("name", "")), known_source(spec)
+    if source == "timm":
+        raise ConfigError(f"This kind of task takes no models of timm; received {name!r}. hf:ID.")
+    if source != "hf":
+        return None
+    from .hugging_face import configuration
+
+    with _reaching(name, pretrained, {}):
+        return configuration(rest, ALIASES.get(name, Alias(name)).config, pretrained, {}, {})
+
+
+@contextmanager
+def _reaching(name: str, pretrained: bool, options: dict[str, Any]) -> Iterator[None]:
+    """Says in one message what is wrong when a model cannot be had or made."""
+    alias, (source, _, rest) = ALIASES.get(name, Alias(name)), source_of(name)
+    trouble = _trouble(source, rest, alias, pretrained)
+    try:
+        yield
     except ConfigError:
         raise
     except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
         if trouble is not None:
-            scratch = "" if source == "timm" or alias.config else ", where the configuration is at hand"
+            scratch = "" if source == "timm" or _known(rest, alias) else ", where the configuration is at hand"
             repo = rest if source == "hf" else _timm_repository(rest)
             way_out = OFFLINE.format(repo=repo, scratch=scratch, copy=COPIES[source])
             raise ConfigError(f"The model {name!r} cannot be had: {trouble}, and it is not in the cache.\n{way_out}") from error
@@ -86,9 +111,18 @@ def source_of(spec: Any) -> tuple[str, str, str]:
     return (alias.stands_for if alias else name).partition(":")
 
 
+def known_source(spec: Any) -> tuple[str, str, str]:
+    """As `source_of`. Raises ConfigError for a name that stands for nothing."""
+    source, colon, rest = source_of(spec)
+    if not colon:
+        name = str(as_component(spec).get("name", ""))
+        raise ConfigError(f"A model is timm:NAME, hf:ID, module:function or an alias; received {name!r}.{_near(name)}")
+    return source, colon, rest
+
+
 def _trouble(source: str, rest: str, alias: Alias, pretrained: bool) -> str | None:
     """What the hub says, where it is needed; None where it is not, or all is well."""
-    if source == "hf" and not Path(rest).expanduser().is_dir() and (pretrained or not alias.config):
+    if source == "hf" and rest and not Path(rest).expanduser().is_dir() and (pretrained or not _known(rest, alias)):
         return settle_hub("models", rest)
     if source == "timm" and (pretrained or rest.startswith("hf-hub:")):
         repository = _timm_repository(rest)
@@ -106,6 +140,15 @@ def _timm_repository(name: str) -> str:
 
     found = timm.models.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
     return getattr(found, "hf_hub_id", None) or ""
+
+
+def _known(rest: str, alias: Alias) -> bool:
+    """Whether the configuration is at hand: an alias's, or a model type's own."""
+    if alias.config:
+        return True
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return rest in CONFIG_MAPPING_NAMES
 
 
 def timm_options(spec: Any) -> dict[str, Any] | None:

@@ -29,17 +29,14 @@ def create(
     import torch
     import transformers
 
-    name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     config = configuration(name, scratch, pretrained, fields, options)
     cls = getattr(transformers, auto)
+    transformers.logging.set_verbosity_error()  # of a new head, which is fresh by intention
     if not pretrained:
         return cls.from_config(config).float()
-    if not name:
-        raise ConfigError("This model is not published with weights: train it from scratch with pretrained=false.")
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     dtype = {"dtype" if version >= (4, 56) else "torch_dtype": torch.float32}
-    transformers.logging.set_verbosity_error()  # of the new head, whose weights are fresh by intention
-    return cls.from_pretrained(name, config=config, ignore_mismatched_sizes=True, **dtype)
+    return cls.from_pretrained(place_of(name), config=config, ignore_mismatched_sizes=True, **dtype)
 
 
 def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -47,16 +44,17 @@ def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: 
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    if not pretrained and not Path(name).is_dir() and (scratch or name in CONFIG_MAPPING):
+    if pretrained and not name:
+        raise ConfigError("This model is not published with weights: train it from scratch with pretrained=false.")
+    if not pretrained and not is_folder(name) and (scratch or name in CONFIG_MAPPING):
         kind = dict(scratch) or {"model_type": name}
-        config = AutoConfig.for_model(kind.pop("model_type"), **_nested(kind, options))
+        model_type, given = kind.pop("model_type"), _nested(kind, options)
         flat = {k: v for k, v in options.items() if not isinstance(v, dict)}
-    else:
-        config, flat = AutoConfig.from_pretrained(name), options
-    for field, value in (fields | flat).items():
-        if field not in fields and not hasattr(config, field):
-            near = did_you_mean(field, [k for k in config.to_dict() if not k.startswith("_")])
-            raise ConfigError(f"A {config.model_type} configuration has no field {field!r}.{near}")
+        _check_fields(AutoConfig.for_model(model_type, **given), flat)
+        return AutoConfig.for_model(model_type, **(given | flat | fields))  # at once: some fields follow from others
+    config = AutoConfig.from_pretrained(place_of(name))
+    _check_fields(config, options)
+    for field, value in (fields | options).items():
         inner = getattr(config, field, None)
         if isinstance(value, dict) and hasattr(inner, "to_dict"):
             for key, one in value.items():
@@ -64,6 +62,23 @@ def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: 
         else:
             setattr(config, field, value)
     return type(config).from_dict(config.to_dict())  # its own checks, on what it has become
+
+
+def _check_fields(config: Any, options: dict[str, Any]) -> None:
+    for field in options:
+        if not hasattr(config, field):
+            near = did_you_mean(field, [k for k in config.to_dict() if not k.startswith("_")])
+            raise ConfigError(f"A {config.model_type} configuration has no field {field!r}.{near}")
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model's name is a folder here. (The empty name of a model that is not published would be this very folder.)"""
+    return bool(name) and Path(name).expanduser().is_dir()
+
+
+def place_of(name: str) -> str:
+    """The name as transformers takes it."""
+    return str(Path(name).expanduser()) if is_folder(name) else name
 
 
 def _nested(kind: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

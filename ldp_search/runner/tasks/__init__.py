@@ -4,6 +4,9 @@ base.py      what every kind gives the training loop
 file.py      the YAML files
 metrics.py   what is measured, and which way is better
 images.py    image classification
+text_base.py what the two kinds of text tasks share: their splits, their tokenizer, what they ask of a model
+text.py      text classification and regression: one text or two, one label
+language.py  language modelling, causal and masked
 """
 
 from .base import Task

@@ -14,6 +14,8 @@ from .base import Task
 
 KINDS = {
     "image_classification": "ldp_search.runner.tasks.images:ImageClassification",
+    "text_classification": "ldp_search.runner.tasks.text:TextClassification",
+    "language_modelling": "ldp_search.runner.tasks.language:LanguageModelling",
 }
 """A kind of task is a subclass of Task in a module of its own; a file names the kind, or one's own class as "module:Class"."""
 

@@ -31,6 +31,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "accuracy": Metric("Accuracy"),
+    "accuracy_mismatched": Metric("Accuracy, mismatched"),
     "top5": Metric("Top-5 accuracy"),
     "f1": Metric("F1"),
     "matthews": Metric("Matthews correlation"),

@@ -1,0 +1,180 @@
+"""What text classification and language modelling share: splits and texts, the tokenizer, and what they ask of a model."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..data import DataError, first_rows, load_splits, pick_column, pick_split
+from ..data.tokenized import quiet_tokenizers
+from ..data.vocabulary import family, identity, save_tokenizer, tokenizer_of, trained_tokenizer, with_padding
+from ..overlay import ConfigError
+from .base import Task
+
+_POSITIONS = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
+
+
+@dataclass
+class TextSource:
+    """Fields of `dataset:` that both kinds have. Of names given as lists the first found counts."""
+
+    source: str = ""  # a hub id, a folder or file, or the name of an embedded text
+    config: str | None = None  # which of the hub's configurations
+    train: list[str] = field(default_factory=lambda: ["train"])
+    eval: list[str] = field(default_factory=lambda: ["validation", "test"])
+    hold_out: float = 0.0  # share of the training rows to evaluate on, where the data has no split for it
+    text: list[str] = field(default_factory=lambda: ["text", "sentence"])
+    vocab_size: int = 8192  # of a tokenizer that is trained
+    streaming: bool = False  # take the first limit= and eval_limit= rows without downloading the rest
+
+    def __post_init__(self):
+        if not 0 <= self.hold_out < 0.5:
+            raise DataError(f"`hold_out` must be a share below 0.5; received {self.hold_out}.")
+
+
+class TextTask(Task):
+    """Base of the two kinds. offline: words of the kind's embedded task, for messages. embedded: {source: function}."""
+
+    looks_at = ("data", "limit", "eval_limit", "seed", "bad_rows", "model", "pretrained", "tokenizer")
+    offline = ""
+    embedded: dict[str, Any] = {}
+
+    def __init__(self, data: Any, config: Any):
+        self.data, self.seed, self.bad_rows, self.notes = data, config.seed, config.bad_rows, ()
+        self.pretrained = config.pretrained
+        quiet_tokenizers()
+        models.known_source(config.model)  # before the data is looked for
+        self.splits = self._load(config)
+        self.configuration = models.configuration_of(config.model, config.pretrained)
+        self._takes: set[str] = set()
+
+    # -- the data -----------------------------------------------------------------------------------------------------
+
+    def _load(self, config: Any) -> dict[str, Any]:
+        """{split: rows}, with a split to evaluate on made out of the training rows where that is asked for."""
+        d = self.data
+        if d.source in self.embedded and config.data is None:
+            from ..data.source_text import NOTE
+
+            self.notes += (NOTE,)
+            return self.embedded[d.source]()
+        splits = load_splits(d.source, d.config, config.data, self.offline, d.streaming)
+        if d.hold_out and not any(name in splits for name in d.eval):
+            name, rows = pick_split(splits, d.train, "train")
+            rows = first_rows(rows, config.limit, "train")
+            splits = splits | self._held_out(name, rows)
+        return splits
+
+    def _held_out(self, name: str, rows: Any) -> dict[str, Any]:
+        kept, held = self._parts(len(rows), round(1 / self.data.hold_out))
+        if not held:
+            raise DataError(f"hold_out={self.data.hold_out} of the {len(rows)} rows of split {name!r} is not a single one: "
+                            "give more data, or data with a split to evaluate on.")  # fmt: skip
+        which = "the last ones" if held[-1] - held[0] == len(held) - 1 else f"every {held[1] - held[0]}th"
+        self.notes += (f"held out for evaluation: {len(held):,} of the {len(rows):,} rows of split {name!r}, {which}",)
+        return {name: rows.select(kept), self.data.eval[0]: rows.select(held)}
+
+    def _parts(self, size: int, every: int) -> tuple[list[int], list[int]]:
+        """(rows to train on, rows to evaluate on): every so many, whatever the seed."""
+        kept, held = ([i for i in range(size) if (i % every == every - 1) is out] for out in (False, True))
+        return kept, held
+
+    def _chosen(self, size: int, limit: int | None) -> list[int]:
+        """Indices of a subset that the seed draws."""
+        if limit is None or limit >= size:
+            return list(range(size))
+        return torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))[:limit].sort().values.tolist()
+
+    def _text_column(self, split: Any, names: list[str], use: str) -> str:
+        column = pick_column(split, names, use)
+        kind = getattr(split.features[column], "dtype", "")
+        if kind not in ("string", "large_string"):
+            raise DataError(f"The column {column!r} must hold text; it holds {split.features[column]}.")
+        return column
+
+    # -- the tokenizer ------------------------------------------------------------------------------------------------
+
+    def _find_tokenizer(self, config: Any, split: Any, columns: list[str], both_directions: bool) -> None:
+        """Sets `tokenizer`, and `tokenizer_identity` for the cache. split, columns: the text to train one on, if need be."""
+        source, _, rest = models.source_of(config.model)
+        self.tokenizer = tokenizer_of(config.tokenizer, rest if source == "hf" else "", config.pretrained)
+        if self.tokenizer is None:
+            kind = family(getattr(self.configuration, "model_type", ""), both_directions)
+            self.tokenizer = trained_tokenizer(split.select_columns(columns), self.data.vocab_size, kind)
+            self.notes += (f"a tokenizer of {len(self.tokenizer):,} tokens was trained on the task's text ({kind})",)
+        self.tokenizer = with_padding(self.tokenizer)
+        self.tokenizer_identity = identity(self.tokenizer)
+        self._check_vocabulary()
+
+    def _check_vocabulary(self) -> None:
+        size = getattr(self.configuration, "vocab_size", None)
+        if self.pretrained and isinstance(size, int) and len(self.tokenizer) > size:
+            raise ConfigError(
+                f"The pretrained model has {size:,} tokens, fewer than the tokenizer's {len(self.tokenizer):,}: they do not "
+                "belong together. Leave tokenizer= out to take the model's own, or start from scratch with pretrained=false."
+            )
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    def _fields(self) -> dict[str, Any]:
+        """What a configuration must say of the tokenizer; of a pretrained one, only what it does not say itself."""
+        ids = {f"{use}_token_id": getattr(self.tokenizer, f"{use}_token_id") for use in ("pad", "bos", "eos")}
+        if self.pretrained:
+            missing = getattr(self.configuration, "pad_token_id", None) is None
+            return {"pad_token_id": ids["pad_token_id"]} if missing else {}
+        return {"vocab_size": len(self.tokenizer)} | ids
+
+    def _prepare(self, model: nn.Module, length: int, option: str) -> nn.Module:
+        """Note which inputs the model takes. Raises ConfigError when it has fewer positions than `length`."""
+        self._takes = set(inspect.signature(model.forward).parameters)
+        if getattr(getattr(model, "config", None), "type_vocab_size", 2) < 2:
+            self._takes.discard("token_type_ids")
+        limit, offset = _positions(model)
+        if limit is not None and length > limit:
+            more = "" if self.pretrained else f", or give the model more: model.max_position_embeddings={length + offset}"
+            raise ConfigError(f"{option} must be at most the {limit} positions that the model has; received {length}. "
+                              f"Give dataset.{option}={limit} or less{more}.")  # fmt: skip
+        return model
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits in fp32. No cache of keys and values: it is for generating text, and costs memory."""
+        inputs = {key: value for key, value in inputs.items() if key in self._takes}
+        outputs = model(**inputs, **({"use_cache": False} if "use_cache" in self._takes else {}))
+        return getattr(outputs, "logits", outputs).float()
+
+    def save_extras(self, folder: Path) -> None:
+        save_tokenizer(self.tokenizer, folder)
+
+
+def _positions(model: nn.Module) -> tuple[int | None, int]:
+    """(longest sequence, rows of the table that are not positions) of a model that learns a vector a position; None: any."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _POSITIONS and isinstance(module, nn.Embedding):
+            offset = module.padding_idx + 1 if module.padding_idx is not None else getattr(module, "offset", 0)
+            return module.num_embeddings - offset, offset
+    return None, 0
+
+
+def one_direction(configuration: Any) -> bool:
+    """Whether a model reads from left to right alone (GPT-2, Llama): its type has no masked language model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return configuration is not None and configuration.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def digest_of(*parts: Any) -> str:
+    """A hash of tensors, texts and `Ragged` columns."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if hasattr(part, "update"):
+            part.update(digest)
+        else:
+            digest.update(part.numpy() if isinstance(part, Tensor) else str(part).encode())
+    return digest.hexdigest()[:16]
