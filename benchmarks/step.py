@@ -25,7 +25,6 @@ from step_models import MODELS, make
 
 import ldp_search
 from ldp_search.core import native
-from ldp_search.core.registry import names
 from ldp_search.runner.memory import keep_freed_memory
 
 Subject = namedtuple("Subject", "model step")  # a model and its training step, a function without arguments
@@ -40,7 +39,9 @@ SPACES = {
     "learned 3-8, gradients 8, clip": {**LEARNED, **CLIP},
     "learned 3-8, gradients 8, torch formulas": {**LEARNED, "native": False},
     "learned 3-8, gradients 8, reference": {**LEARNED, "backend": "reference"},
-    **({"learned 3-8, gradients 8, int8": {**LEARNED, "backend": "int8"}} if "int8" in names("backend") else {}),
+    "learned 3-8, gradients 8, int8": {**LEARNED, "backend": "int8"},
+    "the same, int8, input_gradient=rounded": {**LEARNED, "backend": {"name": "int8", "input_gradient": "rounded"}},
+    "the same, int8, saved=half": {**LEARNED, "backend": "int8", "saved": "half"},
 }
 
 
