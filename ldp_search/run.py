@@ -56,7 +56,8 @@ def _run(words: list[str], as_program: bool) -> int:
         return 0
     status = _train(run)
     if status == 0:
-        _tell(table(run.output), sys.stdout)
+        if run.accelerator.is_main_process:  # which wrote the result; other machines may not have it at all
+            _tell(table(run.output), sys.stdout)
         run.accelerator.state.destroy_process_group()
     return status
 

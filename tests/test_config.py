@@ -127,7 +127,7 @@ def test_own_files(tmp_path):
     [
         ("recipe: {lrr: 1}", "Unknown key 'lrr' in the recipe of task"),
         ("dataset: {clases: 3}", "Unknown key 'clases' in `dataset` of task"),
-        ("kind: image_clasification", "Did you mean 'image_classification'?"),
+        ("kind: image_clasification", "Did you mean 'image_classification' or"),
         ("kinds: x", "Unknown key 'kinds' in task"),
         ("recipe: [1", "must be a readable YAML file"),
         ("- 1", "must hold a YAML mapping"),

@@ -133,3 +133,47 @@ def test_no_hub_at_all(asked, capsys):
     ):
         message, seconds = asked(capsys, "http://127.0.0.1:9", *words.split())
         assert seconds < 6 and f"{part} cannot be had: the hub at http://127.0.0.1:9 cannot be reached" in message
+
+
+def small_bert(folder) -> dict[str, bytes]:
+    """The files of a BERT checkpoint with its tokenizer, as the hub has them."""
+    import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film", "very", "not", "the"]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    transformers.BertForPreTraining(transformers.BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def sentences(n: int) -> bytes:
+    rows = {
+        "sentence": [f"a {'very ' * (i % 3)}{'good' if i % 2 else 'bad'} film" for i in range(n)],
+        "label": [i % 2 for i in range(n)],
+        "idx": list(range(n)),
+    }
+    label = datasets.ClassLabel(names=["negative", "positive"])
+    features = datasets.Features({"sentence": datasets.Value("string"), "label": label, "idx": datasets.Value("int32")})
+    return parquet(rows, features)
+
+
+def test_glue_with_bert_exactly_as_typed(tmp_path):
+    with hub() as (address, repos):
+        repos["google-bert/bert-base-uncased"] = small_bert(tmp_path / "bert")
+        repos["datasets/nyu-mll/glue"] = {
+            "README.md": CARD.format(name="sst2", evaluation="validation").encode(),
+            "sst2/train-00000-of-00001.parquet": sentences(128),
+            "sst2/validation-00000-of-00001.parquet": sentences(40),
+        }
+        done = launched(tmp_path, address, "task=glue", "model=bert")
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path)
+    assert (result["task"], result["model"], result["steps"]) == ("glue", "bert", 12)
+    assert result["metric"] == "accuracy" and 0 <= result["accuracy"] <= 1 and result["coverage"] > 0.9
+    (folder,) = (tmp_path / "runs").iterdir()
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(folder)("a good film")["input_ids"] == [2, 5, 6, 8, 3]

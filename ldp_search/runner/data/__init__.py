@@ -9,6 +9,7 @@ source_text.py  the same of text: the standard library's own source
 vocabulary.py   tokenizers, found or trained
 tokenized.py    texts as tokens, in a cache
 masking.py      tokens hidden for masked language modelling
+masks.py, pairs.py, moved.py, mask_folders.py, scenes.py   pictures with masks
 """
 
 from .columns import class_labels, class_names, pick_column, pick_split

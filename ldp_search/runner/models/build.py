@@ -36,13 +36,14 @@ COPIES = {
 
 
 def create_model(
-    spec: Any, pretrained: bool, timm: dict[str, Any] | None = None, hf: tuple[str, dict[str, Any]] | None = None,
+    spec: Any, pretrained: bool, timm: dict[str, Any] | None = None, hf: tuple[Any, dict[str, Any]] | None = None,
     own: dict[str, Any] | None = None, wrap_timm: Any = None,
 ) -> nn.Module:  # fmt: skip
     """The model of a setting `model`: a name, or a mapping of `name` and options.
 
     Args:
-        timm: arguments of timm.create_model. hf: name of the Auto class, and fields of the configuration. own: arguments that
+        timm: arguments of timm.create_model. hf: name of the Auto class (or what tells it from a configuration), and
+            fields of the configuration. own: arguments that
             a function of one's own may take. A library that is None has no models for the task.
         wrap_timm: called with (name, pretrained, **arguments) instead of timm.create_model.
 
@@ -99,7 +100,9 @@ def _reaching(name: str, pretrained: bool, options: dict[str, Any]) -> Iterator[
             repo = rest if source == "hf" else _timm_repository(rest)
             way_out = OFFLINE.format(repo=repo, scratch=scratch, copy=COPIES[source])
             raise ConfigError(f"The model {name!r} cannot be had: {trouble}, and it is not in the cache.\n{way_out}") from error
-        raise ConfigError(f"The model {name!r} with {options or 'no options'} cannot be made: {error}") from error
+        raise ConfigError(
+            f"The model {name!r} with {options or 'no options'} cannot be made: {type(error).__name__}: {error}"
+        ) from error
 
 
 def source_of(spec: Any) -> tuple[str, str, str]:

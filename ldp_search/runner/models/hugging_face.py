@@ -5,6 +5,7 @@ From scratch, an alias or a model type (`hf:bert`) needs no network: the configu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from ..overlay import ConfigError
 
 
 def create(
-    name: str, scratch: dict[str, Any], auto: str, pretrained: bool, fields: dict[str, Any], options: dict[str, Any]
-) -> nn.Module:
+    name: str, scratch: dict[str, Any], auto: str | Callable[[Any], str], pretrained: bool, fields: dict[str, Any],
+    options: dict[str, Any],
+) -> nn.Module:  # fmt: skip
     """A model of transformers in fp32.
 
     Args:
-        name: id, folder, or model type. scratch: configuration of an alias. auto: name of the Auto class. fields: what the
-            task needs the configuration to say. options: what the user wants it to say.
+        name: id, folder, or model type. scratch: configuration of an alias. auto: name of the Auto class, or what tells it
+            from a configuration. fields: what the task needs the configuration to say. options: what the user wants it to say.
 
     Raises:
         ConfigError: the configuration has no such field, or there are no weights to begin with.
@@ -30,7 +32,7 @@ def create(
     import transformers
 
     config = configuration(name, scratch, pretrained, fields, options)
-    cls = getattr(transformers, auto)
+    cls = getattr(transformers, auto(config) if callable(auto) else auto)
     transformers.logging.set_verbosity_error()  # of a new head, which is fresh by intention
     if not pretrained:
         return cls.from_config(config).float()
@@ -48,7 +50,8 @@ def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: 
         raise ConfigError("This model is not published with weights: train it from scratch with pretrained=false.")
     if not pretrained and not is_folder(name) and (scratch or name in CONFIG_MAPPING):
         kind = dict(scratch) or {"model_type": name}
-        model_type, given = kind.pop("model_type"), _nested(kind, options)
+        given = _nested(kind, options)
+        model_type = given.pop("model_type")
         flat = {k: v for k, v in options.items() if not isinstance(v, dict)}
         _check_fields(AutoConfig.for_model(model_type, **given), flat)
         return AutoConfig.for_model(model_type, **(given | flat | fields))  # at once: some fields follow from others
@@ -82,8 +85,19 @@ def place_of(name: str) -> str:
 
 
 def _nested(kind: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Configurations inside the configuration (a backbone's), which are made with it."""
-    return kind | {k: (kind.get(k) or {}) | v for k, v in options.items() if isinstance(v, dict)}
+    """Configurations inside the configuration (a backbone's), which are made with it. `kind` still has its model_type.
+
+    One that is only said in part is of the type that the outer one has by default, and gives the same features to it.
+    """
+    from transformers import AutoConfig
+
+    inner = {key: value for key, value in options.items() if isinstance(value, dict)}
+    default = AutoConfig.for_model(kind["model_type"]) if inner else None
+    for key, value in inner.items():
+        usual = getattr(default, key, None)
+        usual = {k: getattr(usual, k) for k in ("model_type", "out_features") if getattr(usual, k, None)}
+        inner[key] = usual | (kind.get(key) or {}) | value
+    return kind | inner
 
 
 def image_size(config: Any) -> int | None:
