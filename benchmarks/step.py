@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/step.py [models=resnet20,vit,bert,gpt2] [only=WORDS] [rounds=9] [keep=1] [json=FILE]
 
-A step is forward, backward and `ldp.step`, without an optimizer. only='saved=half;static' takes the variants that are
-named so, or whose names hold one of the words. keep=0 leaves the C library's memory settings as they are (ldp_search/runner/memory.py). "saved" is what autograd
-keeps for backward, in bytes of distinct storages without the parameters, and "peak" the largest sum of what torch allocates
-during a step; both as ratios to plain. Peers (torchao, Brevitas) are measured where they are installed (step_peers.py).
+A step is forward, backward and `ldp.step`, without an optimizer. only='saved=half;static' takes the variants that are named
+so, or whose names hold one of the words. keep=0 leaves the C library's memory settings as they are (runner/memory.py). "saved"
+is what autograd keeps for backward, in bytes of distinct storages without the parameters, and "peak" the largest sum of what
+torch allocates during a step; both as ratios to plain. Peers (torchao, Brevitas) are measured where they are installed
+(step_peers.py).
 """
 
 from __future__ import annotations

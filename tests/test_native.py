@@ -122,7 +122,7 @@ def test_stochastic_rounding_is_that_of_its_random_numbers(name, dtype, called):
     torch.manual_seed(3)
     seed = torch.empty((), dtype=torch.int64).random_().item()
     scale, offset, most = quantizer.grid(g, bits)
-    v = (g.float() - (0 if offset is None else offset)) / scale
+    v = (g.float() - (0 if offset is None else offset)) * (1 / scale)
     up = (v - v.floor()) > hashed(torch.arange(g.numel()).view(g.shape), seed)
     codes = (v.floor() + up).clamp(-most if offset is None else 0, most)
     assert "stochastic" in called and torch.equal(fast, (codes * scale + (0 if offset is None else offset)).to(dtype))

@@ -57,11 +57,12 @@ class Site:
         """The same of a product of `products.py`; axes: of the output channels in the weight."""
         c = self._on_device_of(x)
         x_grid, w_grid = self._input_grid(x, training), self._weight_grid(w, axes)
-        grad_bits = self.bits[2].detach() if self.quantize_grad else None
+        weight_bits, input_bits, grad_bits = self.bits.unbind()  # at once: one node of the graph
+        grad_bits = grad_bits.detach() if self.quantize_grad else None
         if c.relaxation.interpolates:  # a mixture of two grids lies on neither, so the backend gets none
             call = Call(x, w, bias, None, None, product, grad_bits, c.grad_quantizer)
-            return finish(call, _mix(x, self.bits[1], x_grid), _mix(w, self.bits[0], w_grid))
-        grids = x_grid(self.bits[1]), w_grid(self.bits[0])
+            return finish(call, _mix(x, input_bits, x_grid), _mix(w, weight_bits, w_grid))
+        grids = x_grid(input_bits), w_grid(weight_bits)
         return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
 
     def call(self, product: Product, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:

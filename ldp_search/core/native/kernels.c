@@ -302,8 +302,9 @@ static inline uint32_t noise(uint32_t i, uint32_t a, uint32_t b) {
 
 static inline __attribute__((always_inline)) void stochastic_run(const float *x, float *y, int64_t n, float s, float o, float most,
         float least, uint32_t first, uint32_t a, uint32_t b, int offset, int codes, float shift) {
+    float inverse = 1 / s;
     for (int64_t i = 0; i < n; i++) {
-        float v = (offset ? x[i] - o : x[i]) / s, whole = floorf(v);
+        float v = (offset ? x[i] - o : x[i]) * inverse, whole = floorf(v);
         float u = (float)(int32_t)(noise(first + (uint32_t)i, a, b) >> 8) * 0x1p-24f; /* [0, 1) */
         float c = v - whole > u ? whole + 1 : whole;
         c = c > most ? most : c;
