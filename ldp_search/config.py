@@ -66,6 +66,7 @@ class Config:
     clip_norm: float | None = _is(None, "largest norm of the gradient")
     precision: str = _is("fp32", "fp32 or bf16 (autocast)")
     compile: bool = _is(False, "compile the model with torch.compile")
+    overhead: bool = _is(True, "measure at the start what a step costs against the plain one, where that takes seconds")
     pretrained: bool = _is(False, "start from published weights")
     limit: int | None = _is(None, "train on this many samples only, drawn by the seed")
     eval_limit: int | None = _is(None, "evaluate on this many samples only")
@@ -109,7 +110,8 @@ COMPONENTS = ("dataset", "model", "optimizer", "policy", "relaxation", "weight_q
 LISTS = ("trackers", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
 RUN_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 SPACE_FIELDS = {f.name: f for f in dataclasses.fields(SearchSpace) if f.name not in RUN_FIELDS}  # both have a seed: one seed
-NOT_A_RESULT = ("config", "output", "resume", "trackers", "data_workers", "checkpoint_every", "data", "bad_rows")
+NOT_A_RESULT = ("config", "output", "resume", "trackers", "data_workers", "checkpoint_every", "data", "bad_rows",
+                "overhead")  # fmt: skip
 """Settings that may differ between a run and its continuation: the result does not depend on them (data is compared itself)."""
 
 

@@ -80,7 +80,8 @@ class Controller:
             self.space.cost_weight,
             self.space.seed,
         )
-        self.sites = [Site(self, n, row.axis, float(high[i, 2]) < FULL_PRECISION) for i, (n, row) in enumerate(rows.items())]
+        highest = map(tuple, high.tolist())
+        self.sites = [Site(self, name, row.axis, bits) for (name, row), bits in zip(rows.items(), highest, strict=True)]
         self._weights = owned_numel(rows.values())
         self.trajectory = Trajectory(self._names)
         self._allocate([row.channels for row in rows.values()])

@@ -12,6 +12,7 @@ from .layers import has_no_range
 from .owners import copy_with_model
 from .quantizers import Grid, Statistics, measure
 from .running import own_products
+from .space import FULL_PRECISION
 
 MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's code)
 
@@ -22,10 +23,12 @@ class Site:
     bits: (3,) leaf, whose `.grad` is a row of the controller's. ranges: (call sites, 4) moving averages of min, max, mean|x|
     and of 1 (their mass, for the bias correction) of the input; a module that runs twice in a forward has two call sites.
     x_clip, w_clip: leaves with the logarithms of the learned clips, or None. axis: of a layer's output channels.
+    highest: weight, input and gradient bits that are never exceeded.
     """
 
-    def __init__(self, controller, name: str, axis: int, quantize_grad: bool):
-        self.controller, self.name, self.axis, self.quantize_grad = controller, name, axis, quantize_grad
+    def __init__(self, controller, name: str, axis: int, highest: tuple):
+        self.controller, self.name, self.axis, self.highest = controller, name, axis, highest
+        self.quantize_grad = highest[2] < FULL_PRECISION
         self.bits = self.ranges = self.x_clip = self.w_clip = None
         self.call_site = 0  # of the next call in this forward
 
@@ -54,11 +57,13 @@ class Site:
         """The same of a product of `products.py`; axes: of the output channels in the weight."""
         c = self._on_device_of(x)
         x_grid, w_grid = self._input_grid(x, training), self._weight_grid(w, axes)
-        grad_bits = self.bits[2].detach() if self.quantize_grad else None
+        weight_bits, input_bits, grad_bits = self.bits.unbind()  # at once: one node of the graph
+        grad_bits = grad_bits.detach() if self.quantize_grad else None
         if c.relaxation.interpolates:  # a mixture of two grids lies on neither, so the backend gets none
             call = Call(x, w, bias, None, None, product, grad_bits, c.grad_quantizer)
-            return finish(call, _mix(x, self.bits[1], x_grid), _mix(w, self.bits[0], w_grid))
-        return c.backend(Call(x, w, bias, x_grid(self.bits[1]), w_grid(self.bits[0]), product, grad_bits, c.grad_quantizer))
+            return finish(call, _mix(x, input_bits, x_grid), _mix(w, weight_bits, w_grid))
+        grids = x_grid(input_bits), w_grid(weight_bits)
+        return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
 
     def call(self, product: Product, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:
         """`function(*args, **kwargs)`, a product met outside of layers, of quantized operands.

@@ -81,7 +81,13 @@ def _result(run: Session, row: dict[str, Any]) -> dict[str, Any]:
         "training_bitops": cost.training_bitops, "inference_bitops": cost.inference_bitops, "coverage": run.ldp.coverage.share,
         "steps": run.total_steps, "seconds": round(run.journal.seconds, 1), "processes": run.accelerator.num_processes,
         "device": run.accelerator.device.type, "data": run.task.fingerprint, "versions": _versions(),
-    }  # fmt: skip
+    } | _arithmetic(run)  # fmt: skip
+
+
+def _arithmetic(run: Session) -> dict[str, str]:
+    """Which layers ran in integers, where the backend tells."""
+    backend = run.ldp.backend
+    return {"arithmetic": backend.report(list(run.ldp.layers))} if hasattr(backend, "report") else {}
 
 
 def _versions() -> dict[str, str]:
@@ -134,6 +140,7 @@ def table(output: Path) -> str:
         ("time", f"{r['seconds']:.0f} s", f"{r['steps']:,} steps on {r['processes']} x {r['device']}"),
     ]
     body = "\n".join(f"  {name:<15} {value:>8}  {note}" for name, value, note in lines)
+    body += f"\n  {r['arithmetic']}" if r.get("arithmetic") else ""
     rival = "cyclic" if r["policy"] != "cyclic" else "ldp"
     again = _again(output)
     return (

@@ -121,6 +121,9 @@ def _coverage(run: Run, layers: list[Layer]) -> Iterator[str]:
         yield html.table(("what", "MACs", "share of MACs", "why"), rows, numeric=(1, 2))
     elif run.coverage:
         yield html.paragraph("Nothing is left out.")
+    arithmetic = run.result.get("arithmetic")
+    if isinstance(arithmetic, str):
+        yield html.paragraph(arithmetic[:1].upper() + arithmetic[1:] + ".")
 
 
 COLUMNS = (
