@@ -119,12 +119,34 @@ def test_a_broken_picture_is_named_by_its_file(folder, tmp_path, capsys):
     assert task.train_size == 23 and "green/3.png" in task.notes[0]
 
 
-def test_a_picture_that_breaks_later_is_replaced_by_the_next(folder):
+def test_a_picture_that_breaks_later_is_replaced_by_the_next_and_its_label(folder):
     task, _, _ = made(folder, "model=timm:test_resnet", "pretrained=false", "dataset.size=24")
-    expected = task.batch(torch.tensor([6]), None)[0]
-    file = folder / "validation" / "green" / "1.png"
+    expected, label = task.batch(torch.tensor([8]), None)
+    file = folder / "validation" / "green" / "3.png"  # the last of its class
     file.write_bytes(b"no picture any more")
-    assert torch.equal(task.batch(torch.tensor([5]), None)[0], expected) and task.stores[1].replaced == {5}
+    with pytest.warns(UserWarning, match="row 7 cannot be decoded and is replaced"):
+        found, its = task.batch(torch.tensor([7]), None)
+    assert torch.equal(found, expected) and its == label == 2
+
+
+def test_photographs_are_turned_as_they_say(tmp_path):
+    from ldp_search.runner.data.pictures import open_picture
+
+    picture, exif = Pillow.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)), Pillow.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture.save(tmp_path / "phone.png", exif=exif)
+    found = np.asarray(open_picture({"bytes": None, "path": str(tmp_path / "phone.png")}, 1))
+    assert np.array_equal(found, np.rot90(np.asarray(picture), -1))
+
+
+def test_odd_batches_are_mixed_and_smoothed_too(folder):
+    words = ("model=timm:test_resnet", "pretrained=false", "dataset.mixup=1.0", "dataset.label_smoothing=0.1")
+    task, _, _ = made(folder, *words, "dataset.size=24")
+    _, labels = task.batch(torch.tensor([0, 9, 17]), 0)  # one of each class
+    assert torch.allclose(labels.sum(1), torch.ones(3)) and (labels > 0.01).all()  # smoothed
+    assert (
+        torch.allclose(labels[2], torch.tensor([0.1 / 3, 0.1 / 3, 0.9 + 0.1 / 3])) and (labels[:2].max(1).values < 0.93).all()
+    )
 
 
 def test_a_run_on_ones_own_pictures(folder, tmp_path, capsys):

@@ -7,16 +7,18 @@ import pytest
 import torch
 from scipy import stats
 from sklearn import metrics as sk
-from test_report import make_run, text_of, unpainted  # noqa: F401 (a fixture)
+from test_report import make_run, png_pixels, text_of, unpainted  # noqa: F401 (a fixture)
 
 from ldp_search.runner.report import write_report
+from ldp_search.runner.report.comparison import metrics_of, scatter_figure
+from ldp_search.runner.report.groups import group_runs
 from ldp_search.runner.report.load import load_run
 from ldp_search.runner.tasks import metrics
 
 
-def of_metric(folder, name: str, values: list[float], seed: int = 0):
+def of_metric(folder, name: str, values: list[float], seed: int = 0, words=()):
     """A run whose metric is another one."""
-    make_run(folder, seed=seed)
+    make_run(folder, seed=seed, words=words)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("accuracy")
@@ -83,3 +85,16 @@ def test_metrics_where_a_class_is_absent():
     assert metrics.ious(empty).isnan().tolist() == [False, True, False]
     one_sided = torch.tensor([[4, 0], [0, 0]])
     assert metrics.matthews(one_sided) == 0.0 == sk.matthews_corrcoef([0] * 4, [0] * 4) and metrics.f1(one_sided) == 0.0
+
+
+def test_different_metrics_have_axes_of_their_own(tmp_path):
+    folders = [
+        of_metric(tmp_path / "seg", "mean_iou", [0.3, 0.5]),
+        of_metric(tmp_path / "lm", "perplexity", [90, 80.0], words=["lr=0.2"]),
+    ]
+    page = write_report(folders, tmp_path / "both")
+    assert "different metrics, each with an axis of its own" in text_of(page)
+    groups = group_runs([load_run(folder) for folder in folders])
+    assert [metric.title for metric in metrics_of(groups)] == ["Mean IoU", "Perplexity per token"]
+    alone, both = (png_pixels(scatter_figure(some)) for some in (groups[:1], groups))
+    assert len(both) > 1.8 * len(alone)

@@ -19,7 +19,7 @@ from accelerate.utils import send_to_device
 import ldp_search
 
 from .batches import TrainKeys
-from .journal import write_whole
+from .journal import finite, write_whole
 from .overlay import as_component
 from .session import CHECKPOINTS, Session, save_schedule
 from .tasks import display_name, metrics
@@ -45,10 +45,12 @@ def finish(run: Session) -> dict[str, Any]:
     if run.accelerator.is_main_process:
         save_schedule(run)
         allocation.save(run.output / "allocation.json")
+        if "transformers" in sys.modules:
+            sys.modules["transformers"].logging.disable_progress_bar()  # of a file that is written in a second
         ldp_search.save_pretrained(run.plain_model, run.output, create=run.task.creation(run.config.model))
         run.task.save_extras(run.output)
         _save_examples(run)
-        write_whole(run.output / "result.json", json.dumps(result, indent=1) + "\n")
+        write_whole(run.output / "result.json", json.dumps({k: finite(v) for k, v in result.items()}, indent=1) + "\n")
         write_report_page(run.output)
         shutil.rmtree(run.output / CHECKPOINTS, ignore_errors=True)  # everything of worth is beside it now
     return result

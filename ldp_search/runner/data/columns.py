@@ -18,7 +18,7 @@ def pick_split(splits: dict[str, Any], names: Sequence[str], use: str) -> tuple[
             return name, splits[name]
     raise DataError(
         f"The data for {use} must be a split called {' or '.join(repr(n) for n in names)}; the data has: "
-        f"{', '.join(splits)}. Name it in the task's file, or as a word: dataset.{use}=NAME."
+        f"{', '.join(sorted(splits))}. Name it in the task's file, or as a word: dataset.{use}=NAME."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from .stores import FULLY_CHECKED
 
 KEPT_BYTES = 1 << 29
 """Decoded pairs of a split are kept up to this size; those of larger splits are decoded when they are asked for."""
+SAMPLED = 1000
+"""So many pairs of a large set are decoded before the training."""
 
 
 class Pair(NamedTuple):
@@ -100,11 +103,13 @@ def nearest(size: int, new: int) -> np.ndarray:
 class Pairs:
     """The pairs of a split by place. kept: decoded ones, or None; then `read` decodes the row at a place.
 
-    A pair that turns out broken when it is decoded (in sets too large to be checked whole) is replaced by the next one.
+    A pair that turns out broken when it is decoded (in sets too large to be checked whole) is replaced by the next one, with a
+    warning.
     """
 
     def __init__(self, kept: list[Pair] | None, read: Callable[[int], Pair] | None = None, rows: list[int] | None = None):
         self.kept, self.read, self.rows = kept, read, rows or []
+        self.replaced: set[int] = set()  # rows of broken pairs that this process met
 
     def __len__(self) -> int:
         return len(self.kept if self.kept is not None else self.rows)
@@ -113,10 +118,13 @@ class Pairs:
         if self.kept is not None:
             return self.kept[place]
         for step in range(len(self.rows)):
+            row = self.rows[(place + step) % len(self.rows)]
             try:
-                return self.read(self.rows[(place + step) % len(self.rows)])
-            except Exception:  # Pillow, zlib and struct each raise their own
-                continue
+                return self.read(row)
+            except Exception as error:  # Pillow, zlib and struct each raise their own
+                if row not in self.replaced:
+                    self.replaced.add(row)
+                    warnings.warn(f"row {row} cannot be used and is replaced by the next: {error}", stacklevel=2)
         raise OSError(f"None of the {len(self.rows)} pictures can be decoded any more; was the data removed?")
 
     def __iter__(self) -> Iterator[Pair]:
@@ -132,15 +140,17 @@ class Pairs:
 
 
 def checked_pairs(read: PairReader, rows: list[int], faults: Faults) -> Pairs:
-    """The good ones among `rows`. All are decoded for it; of large sets, only headers are read.
+    """The good ones among `rows`. All are decoded for it; of large sets a thousand, spread over them, and headers of the rest:
+    what is wrong with a whole set (its classes, its sizes) is found so, and single broken ones are replaced later.
 
     Raises:
         DataError: as `faults` says.
     """
     whole, kept, size = len(rows) <= FULLY_CHECKED, {}, 0
+    decoded = set(rows if whole else rows[:: len(rows) // SAMPLED])
     for row in tqdm(rows, desc="checking pictures and masks", delay=3, leave=False, disable=None):
         try:
-            if not whole:
+            if row not in decoded:
                 read.header(row)
                 continue
             pair = read(row)
@@ -149,7 +159,7 @@ def checked_pairs(read: PairReader, rows: list[int], faults: Faults) -> Pairs:
             faults.where |= read.file(row)
             continue
         size += pair.picture.numel() + 2 * pair.mask.numel()
-        if size <= KEPT_BYTES:
+        if whole and size <= KEPT_BYTES:
             kept[row] = pair
     good = faults.kept(rows)
     return Pairs([kept[row] for row in good] if whole and size <= KEPT_BYTES else None, read, good)

@@ -38,7 +38,24 @@ def create(
         return cls.from_config(config).float()
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     dtype = {"dtype" if version >= (4, 56) else "torch_dtype": torch.float32}
-    return cls.from_pretrained(place_of(name), config=config, ignore_mismatched_sizes=True, **dtype)
+    options_of_loading = {"ignore_mismatched_sizes": True, "output_loading_info": True} | dtype
+    model, found = cls.from_pretrained(place_of(name), config=config, **options_of_loading)
+    _check_loaded(model, found, name)
+    return model
+
+
+def _check_loaded(model: nn.Module, found: dict[str, Any], name: str) -> None:
+    """Raises ConfigError where the published weights do not fill the network below the head, which alone may be fresh."""
+    inner = f"{model.base_model_prefix}."
+    wrong = [entry[0] if isinstance(entry, tuple) else entry for entry in found.get("mismatched_keys", ())]
+    wrong += [key for key in found.get("missing_keys", ()) if "pooler" not in key]  # many are published without theirs
+    below = sorted(key for key in wrong if key.startswith(inner) and hasattr(model, inner[:-1]))
+    if below:
+        raise ConfigError(
+            f"With pretrained=true the weights of {name} must fill the network below its head, but {len(below)} tensors have "
+            f"none that fit: {', '.join(below[:3])}{', ...' if len(below) > 3 else ''}. Leave out the model.FIELD=... that "
+            "changes sizes, or train from scratch with pretrained=false."
+        )
 
 
 def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -107,11 +124,11 @@ def image_size(config: Any) -> int | None:
 
 
 def processor_values(name: str) -> dict[str, Any]:
-    """Mean, deviation and size that a pretrained vision model was trained with, from its image processor; {} without one."""
+    """Mean and deviation that a pretrained vision model was trained with, from its image processor; {} without one."""
     from transformers import AutoImageProcessor
 
     try:
-        found = AutoImageProcessor.from_pretrained(name)
+        found = AutoImageProcessor.from_pretrained(place_of(name))
     except Exception:  # no file of it, or one for which a package is missing: the task's own values then hold
         return {}
     return {"mean": found.image_mean, "std": found.image_std} if getattr(found, "image_mean", None) else {}

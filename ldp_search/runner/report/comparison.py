@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ..tasks.metrics import Metric
 from .curves import accumulated
 from .groups import Group
 from .heatmap import draw_heatmap
@@ -18,40 +19,47 @@ def look(index: int) -> dict:
     return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[(index + index // len(SERIES)) % len(MARKERS)]}
 
 
-def units(groups: list[Group]) -> tuple[float, str, str]:
-    """(factor, unit, title) of the metric of these runs."""
-    metrics = [run.metric for group in groups for run in group.runs]
-    title = " or ".join(dict.fromkeys(metric.title for metric in metrics))
-    return (100, " %", title) if all(metric.percent for metric in metrics) else (1, "", title)
+def metrics_of(groups: list[Group]) -> list[Metric]:
+    """The metrics of these runs, each once: each has an axis of its own."""
+    return list(dict.fromkeys(run.metric for group in groups for run in group.runs))
+
+
+def _set_unit(axis, metric: Metric) -> None:
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} %" if metric.percent else f"{value:g}")
+
+
+def _shown(metric: Metric, values) -> np.ndarray:
+    return (100 if metric.percent else 1) * np.array(values)
 
 
 def scatter_figure(groups: list[Group]) -> bytes:
     """Metric against mean training cost: a point a run, the mean and standard deviation of each group around it."""
     any_finished = any(group.finished for group in groups)  # among these, half a training would only distort the scale
-    with drawing(WIDTH, 5.4) as (figure, png):
-        axis = figure.subplots()
-        drawn = sum(_scatter_group(axis, group, look(i), any_finished) for i, group in enumerate(groups))
-        axis.set_xlabel("training cost, mean over the run (static highest bits = 100 %)")
-        _, unit, title = units(groups)
-        axis.set_ylabel(title)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
-        axis.grid()
-        axis.set_axisbelow(True)
-        axis.margins(0.08)
-        if drawn:
-            beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0, "labelspacing": 1.0}
-            axis.legend(title="mean ± standard deviation", alignment="left", **beside)
-        else:
-            note = f"no run has {title} and cost yet"
-            axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", color=FAINT)
+    metrics = metrics_of(groups)
+    with drawing(WIDTH, 5.4 * len(metrics)) as (figure, png):
+        for axis, metric in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics, strict=True):
+            members = [(i, group) for i, group in enumerate(groups) if group.runs[0].metric == metric]
+            drawn = sum(_scatter_group(axis, group, look(i), any_finished) for i, group in members)
+            axis.set_xlabel("training cost, mean over the run (static highest bits = 100 %)")
+            axis.set_ylabel(metric.title)
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+            _set_unit(axis, metric)
+            axis.grid()
+            axis.set_axisbelow(True)
+            axis.margins(0.08)
+            if drawn:
+                beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0, "labelspacing": 1.0}
+                axis.legend(title="mean ± standard deviation", alignment="left", **beside)
+            else:
+                note = f"no run has {metric.title} and cost yet"
+                axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", color=FAINT)
     return bytes(png)
 
 
 def _scatter_group(axis, group: Group, style: dict, finished_only: bool) -> int:
     """Draw one group; the number of its points."""
     runs = group.finished if finished_only else group.runs
-    factor = units([group])[0]
+    factor = 100 if group.runs[0].metric.percent else 1
     points = [(100 * run.mean_cost, factor * run.score) for run in runs if None not in (run.mean_cost, run.score)]
     if not points:
         return 0
@@ -74,8 +82,9 @@ def _scatter_group(axis, group: Group, style: dict, finished_only: bool) -> int:
 def curves_figure(groups: list[Group]) -> bytes:
     """Metric, accumulated cost and mean bits over progress, every run a line, every group a colour."""
     with drawing(WIDTH, 4.4 + 0.2 * math.ceil(len(groups) / 3)) as (figure, png):
-        axes = figure.subplots(1, 3)
-        _, unit, title = units(groups)
+        metrics = metrics_of(groups)
+        *scores, spent, mean_bits = figure.subplots(1, len(metrics) + 2)
+        places = dict(zip(metrics, scores, strict=True))
         for i, group in enumerate(groups):
             for k, run in enumerate(group.runs):
                 line = {
@@ -84,23 +93,25 @@ def curves_figure(groups: list[Group]) -> bytes:
                     "linewidth": 1.4,
                 }
                 line |= {"alpha": 0.8, "label": elide(group.label, 44) if k == 0 else None}
-                _overlay(axes, run, line)
-        axes[1].plot([0, 1], [0, 100], color=FAINT, linestyle="--", linewidth=1.2, label="static highest bits")
-        for axis, text in zip(axes, (f"{title} (evaluation)", "Accumulated training cost", "Mean bits"), strict=True):
+                _overlay((places[run.metric], spent, mean_bits), run, line)
+        spent.plot([0, 1], [0, 100], color=FAINT, linestyle="--", linewidth=1.2, label="static highest bits")
+        titles = [*(metric.title for metric in metrics), "Accumulated cost", "Mean bits"]
+        for axis, text in zip((*scores, spent, mean_bits), titles, strict=True):
             axis.set_title(text)
-            axis.set_xlabel("progress of the training")
+            axis.set_xlabel("progress")
             axis.set_xlim(0, 1)
             axis.grid()
-        axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
-        axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-        handles, labels = axes[1].get_legend_handles_labels()
+        for metric, axis in places.items():
+            _set_unit(axis, metric)
+        spent.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+        handles, labels = spent.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return bytes(png)
 
 
 def _overlay(axes, run: Run, line: dict) -> None:
     x, y = run.curve(run.metric_name, "eval")
-    axes[0].plot(x, (100 if run.metric.percent else 1) * np.array(y), **line)
+    axes[0].plot(x, _shown(run.metric, y), marker="o", markersize=3, **line)  # there may be one evaluation alone
     x, y = accumulated(run)
     axes[1].plot(x, 100 * y, **line)
     if run.schedule is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import html
-from .comparison import curves_figure, scatter_figure, schedules_figure, units
+from .comparison import curves_figure, metrics_of, scatter_figure, schedules_figure
 from .groups import Group, group_runs
 from .heatmap import scale_of
-from .load import Run
+from .load import Run, named
 from .one import Pictures, run_sections, title_of
 from .schedule import KINDS
 from .words import digits, duration, percent, score
@@ -25,15 +25,15 @@ def comparison_sections(runs: list[Run], pictures: Pictures) -> Iterator[str]:
         return html.picture(png, file, caption)
 
     groups, scale = group_runs(runs), scale_of(*runs)
-    metric = units(groups)[2].lower()
+    metric = " or ".join(m.title for m in metrics_of(groups))
     yield from _caveats(runs)
     yield html.heading("Groups: runs that differ in their seed alone")
-    yield _group_table(groups, metric)
-    yield html.heading(f"{units(groups)[2]} against cost")
+    yield _group_table(groups, metric.lower())
+    yield html.heading(f"{metric} against cost")
     caption = "A small point a finished run, a large one the mean of its group with standard deviations"
     yield show("comparison.png", scatter_figure(groups), caption)
     yield html.heading("The runs")
-    yield _run_table(groups, metric)
+    yield _run_table(groups, metric.lower())
     yield html.heading("Over the training")
     yield show(
         "curves.png",
@@ -50,6 +50,9 @@ def _caveats(runs: list[Run]) -> Iterator[str]:
     yield html.note("Not finished, and therefore in no mean:", going)
     lacking = [f"{run.name}: {line}" for run in runs if run.finished for line in run.notes]
     yield html.note("Missing or unreadable:", lacking)
+    different = {f"{named(run.setting('task'))}: {run.metric.title}": None for run in runs}
+    if len({run.metric for run in runs}) > 1:
+        yield html.note("These runs have different metrics, each with an axis of its own:", list(different))
     scales: dict[tuple, list[str]] = {}
     for run in runs:
         scales.setdefault(tuple(run.highest(kind) for kind in KINDS), []).append(run.name)

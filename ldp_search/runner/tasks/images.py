@@ -133,8 +133,8 @@ class ImageClassification(Task):
 
     def batch(self, indices: Tensor, epoch: int | None) -> tuple[Tensor, Tensor]:
         which = 1 if epoch is None else 0
-        pictures = self.stores[which].batch(indices, epoch, self.data, self.seed)
-        labels = self.labels[which][indices]
+        pictures, places = self.stores[which].batch(indices, epoch, self.data, self.seed)
+        labels = self.labels[which][places]
         return self._mix(pictures, labels, epoch, indices) if self._mix and epoch is not None else (pictures, labels)
 
     # -- the model ----------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class ImageClassification(Task):
         return None if options is None else {"num_classes": len(self.names), "in_chans": self.data.channels} | options
 
     def example_inputs(self) -> tuple[Tensor]:
-        return (torch.zeros_like(self.stores[0].batch(torch.zeros(1, dtype=torch.long), None, self.data, self.seed)),)
+        return (torch.zeros_like(self.batch(torch.zeros(1, dtype=torch.long), None)[0]),)
 
     def save_extras(self, folder: Path) -> None:
         (folder / "classes.json").write_text(json.dumps(self.names) + "\n", encoding="utf-8")
@@ -190,11 +190,15 @@ class _Mixing:
         self.mixup = Mixup(data.mixup, data.cutmix, label_smoothing=data.label_smoothing, num_classes=classes)
 
     def __call__(self, pictures: Tensor, labels: Tensor, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-        if len(labels) % 2:  # timm mixes a batch with its reverse
-            return pictures, F.one_hot(labels, self.classes).to(pictures.dtype)
-        with seeded() as seed_all:
-            seed_all(sample_bits(self.seed + 1, epoch, indices[:1])[0])
-            return self.mixup(pictures, labels)
+        even = len(labels) // 2 * 2  # timm mixes a batch with its reverse: of an odd one, the last stays as it is
+        smoothing = self.mixup.label_smoothing
+        targets = F.one_hot(labels, self.classes) * (1 - smoothing) + smoothing / self.classes
+        if even:
+            with seeded() as seed_all:
+                seed_all(sample_bits(self.seed + 1, epoch, indices[:1])[0])
+                pictures, targets = pictures.clone(), targets.to(pictures.dtype)
+                pictures[:even], targets[:even] = self.mixup(pictures[:even].clone(), labels[:even])
+        return pictures, targets
 
 
 def _fingerprint(stores, labels) -> str:

@@ -101,11 +101,17 @@ class Segmentation(Task):
             raise DataError(f"{error}\nA folder of one's own has {LAYOUTS}.") from error
         for column in (image, mask):
             if not isinstance(split.features[column], datasets.Image):
-                raise DataError(f"The column {column!r} must hold pictures; it holds {split.features[column]}.")
+                holds = f"The column {column!r} must hold pictures; it holds {split.features[column]}."
+                raise DataError(f"{holds}\nA folder of one's own has {LAYOUTS}.")
             split = split.cast_column(column, datasets.Image(decode=False))
         rows = self._chosen(len(split), limit)
         faults = Faults(name, self.bad_rows)
         self.names = self.names or self._counted(split.select_columns([mask]), mask, rows)
+        taken = set(d.ids or range(len(self.names) + d.reduce_zero_label)) & set(d.ignore)
+        if taken:
+            raise DataError(
+                f"A value is a class or left out, not both; {sorted(taken)} of `ignore` are classes: dataset.ignore=[]."
+            )
         values = MaskValues(len(self.names), d.ignore, d.ids, d.reduce_zero_label)
         pairs = checked_pairs(PairReader(split, image, mask, values, d.size, use == "train"), rows, faults)
         self.notes += (faults.note,) if faults.note else ()

@@ -57,5 +57,7 @@ class SegmentationData:
             raise DataError(
                 f"`ids` must have a value for each of `classes`; there are {len(self.ids)} and {len(self.classes)}."
             )
+        if len(set(self.ids)) < len(self.ids) or not all(0 <= value < 2**16 for value in self.ids):
+            raise DataError(f"`ids` must be values of a mask, from 0 to 65535, each once; received {self.ids}.")
         if self.size is not None and self.size < 8:
             raise DataError(f"`size` must be 8 pixels or more; received {self.size}.")
