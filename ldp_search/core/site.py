@@ -21,8 +21,8 @@ MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's co
 class Site:
     """State of one row.
 
-    bits: (3,) leaf, whose `.grad` is a row of the controller's. grad_bits: the last of them (0-d), without gradient; None where
-    gradients stay as they are. ranges: (call sites, 4) moving averages of min, max, mean|x|
+    bits: (3,) leaf, whose `.grad` is a row of the controller's. grad_bits: the last of them (0-d), without gradient.
+    ranges: (call sites, 4) moving averages of min, max, mean|x|
     and of 1 (their mass, for the bias correction) of the input; a module that runs twice in a forward has two call sites.
     x_clip, w_clip: leaves with the logarithms of the learned clips, or None. axis: of a layer's output channels.
     highest: weight, input and gradient bits that are never exceeded.
@@ -62,7 +62,8 @@ class Site:
             quantizers = c.weight_quantizer, c.input_quantizer
             grids = scales.grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
             if grids is not None:
-                return c.backend(Call(x, w, bias, *grids, product, self.grad_bits, c.grad_quantizer, self))
+                grad_bits = self.grad_bits if self.quantize_grad else None
+                return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
         x_grid, w_grid = self._input_grid(x, training), self._weight_grid(w, axes)
         weight_bits, input_bits, grad_bits = self.bits.unbind()  # at once: one node of the graph
         grad_bits = grad_bits.detach() if self.quantize_grad else None
