@@ -21,9 +21,9 @@ MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's co
 class Site:
     """State of one row.
 
-    bits: (3,) leaf, whose `.grad` is a row of the controller's. grad_bits: the last of them (0-d), without gradient.
-    ranges: (call sites, 4) moving averages of min, max, mean|x|
-    and of 1 (their mass, for the bias correction) of the input; a module that runs twice in a forward has two call sites.
+    bits: (3,) leaf, whose `.grad` is a row of the controller's. grad_bits: the last of them (0-d), without gradient. ranges:
+    (call sites, 4) moving averages of min, max, mean|x| and of 1 (their mass, for the bias correction) of the input; a module
+    that runs twice in a forward has two call sites.
     x_clip, w_clip: leaves with the logarithms of the learned clips, or None. axis: of a layer's output channels.
     highest: weight, input and gradient bits that are never exceeded.
     """
@@ -39,7 +39,8 @@ class Site:
         return copy_with_model(self, self.controller, memo)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | dict.fromkeys(("bits", "grad_bits", "ranges", "x_clip", "w_clip"))  # handed out anew by the controller
+        handed_out_anew = "bits", "grad_bits", "ranges", "x_clip", "w_clip"
+        return self.__dict__ | dict.fromkeys(handed_out_anew)
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ = state | {k: v for k, v in self.__dict__.items() if v is not None}
@@ -61,7 +62,7 @@ class Site:
         if (training or c.gathering) and not c.relaxation.interpolates:
             quantizers = c.weight_quantizer, c.input_quantizer
             grids = scales.grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
-            if grids is not None:
+            if grids is not None:  # the same as below in fewer operations
                 grad_bits = self.grad_bits if self.quantize_grad else None
                 return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
         x_grid, w_grid = self._input_grid(x, training), self._weight_grid(w, axes)

@@ -3,8 +3,8 @@
 Fake quantization is bound by memory. torch makes six passes of what is one: subtract, divide, round, multiply, add, and a
 minimum and maximum. Here a pass is one function, equal to the formula that it stands for: `measure` (quantizers.measure),
 `rounded` and `sums` (fake_quantize.rounded and .backward), `stochastic` (a counter-based generator seeded by torch's own, so
-that a resumed run draws the same), `pack` and `unpack` (saved.py), codes instead of values, and what stands around integer
-products (`integers.py`, `int8.c`).
+that a resumed run draws the same), `pack` and `unpack` (saved.py), codes instead of values, what stands around integer
+products (`integers.py`, `int8.c`), and the small arithmetic of built-in grids (`grids.py`, `grids.c`).
 
 Who calls asks first: `takes(x)` says whether the kernels serve a tensor. They do not where there is no compiler, on other
 devices, for other types than fp32 and bf16, for strided and wrapped tensors, while compiling or tracing, and within

@@ -38,7 +38,7 @@ def reads(bits: Tensor) -> bool:
 
 
 class Scale(NamedTuple):
-    """A tensor's own grid, fp32, broadcastable against it. offset: None where zero is on the grid. slope: dscale/dbits, flat."""
+    """A tensor's own grid, fp32, broadcastable against it. offset: None where zero is on the grid. slope: flat dscale/dbits."""
 
     scale: Tensor
     offset: Tensor | None
@@ -46,7 +46,7 @@ class Scale(NamedTuple):
 
 
 def grid(x: Tensor, shape: tuple, each: list[int], form: int, bits: int, ranges: Tensor | None = None, momentum: float = 0.0):
-    """`Scale` of x; ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: address of the number."""
+    """`Scale` of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: a number's address."""
     scale, low, slope = (torch.empty(size, dtype=torch.float32) for size in (each, each, shape[1:2]))
     _kernel("ldp_grid")(
         x.data_ptr(), _TYPES[x.dtype], _Shape(*shape), form, bits, None if ranges is None else ranges.data_ptr(), momentum,

@@ -77,11 +77,14 @@ def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Ten
     return y
 
 
-def product(sums: Tensor, left, left_sums: Tensor, right, right_sums: Tensor, length: int, bias: Tensor | None, dtype) -> Tensor:
+def product(
+    sums: Tensor, left, left_sums: Tensor, right, right_sums: Tensor, length: int, bias: Tensor | None, dtype
+) -> Tensor:
     """What `to_values` makes of the sums of two matrices of codes; fp32 takes the memory of `sums`."""
     y = sums.view(torch.float32) if dtype == torch.float32 else torch.empty(sums.shape, dtype=dtype)
     rows, columns = sums.shape
-    bias, space = None if bias is None else bias.float().contiguous(), torch.empty(3 * columns + rows, dtype=torch.float32)
+    bias = None if bias is None else bias.float().contiguous()
+    space = torch.empty(3 * columns + rows, dtype=torch.float32)
     _kernel("ldp8_product")(
         sums.data_ptr(), y.data_ptr(), _TYPES[dtype], rows, columns, left.scale.data_ptr(), left.offset.data_ptr(),
         left_sums.data_ptr(), right.scale.data_ptr(), right.offset.data_ptr(), right.scale.numel() > 1, right_sums.data_ptr(),
