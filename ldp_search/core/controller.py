@@ -124,6 +124,7 @@ class Controller:
         start, ranges = inputs, self._ranges.split([row.call_sites for row in self.rows.values()])
         for row, site in enumerate(self.sites):
             site.bits = _leaf(self._bits[row], self._grads[row] if learn else None)
+            site.grad_bits = self._bits[row, 2]
             site.ranges = ranges[row]
             clip = slice(row, row + 1)
             site.x_clip = _leaf(self._clips[clip], None if self.frozen else self._clip_grads[clip]) if inputs else None

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..native import grids
 from ..native import integers as kernels
-from ..quantizers import Grid, draw_seed, round_stochastically_
+from ..quantizers import Grid, draw_seed, form, round_stochastically_
 from . import residual
 
 LARGEST = {1: 127, 2: 127 * 256 + 127}
@@ -83,21 +84,29 @@ def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[
     Codes of an affine grid start at 0, those of a symmetric one too where the data is never negative; they are moved by half
     of their range, so that 8 bits fit a signed byte and sums stay small.
     """
-    half = torch.exp2(bits - 1)
-    shift = half if grid.offset is not None else torch.where(_lowest(x, grid) < 0, 0, half)
-    offset = shift * grid.scale if grid.offset is None else shift * grid.scale + grid.offset
     fast = native.takes(x) and (shape := native.grid_shape(x, grid)) is not None
+    if fast and grid.offset is not None and grids.reads(bits):
+        shift, offset = grids.shift(bits, grid.scale, grid.offset)
+    else:
+        shift, offset = _shift(x, grid, bits)
     if fast and grid.scale.dim() == 0 and x.is_contiguous():
         values, packed = kernels.quantize(x, grid, shift, cells)
         return Codes(values, grid.scale, offset), packed
     if fast and shift.dim() == 0 and not cells:
-        return Codes(native.codes(x, grid, shape, float(shift)), grid.scale, offset), None
+        return Codes(native.codes(x, grid, shape, shift), grid.scale, offset), None
     place = x.float()
     if grid.low is not None:
         place = torch.maximum(torch.minimum(place, grid.high), grid.low)
     place = (place if grid.offset is None else place - grid.offset) / grid.scale
     values = torch.round(place).sub_(shift).clamp_(-128, 127).to(torch.int8)
     return Codes(values, grid.scale, offset), residual.pack(place, x, grid) if cells else None
+
+
+def _shift(x: Tensor, grid: Grid, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """(what codes are moved by, the offset that follows)."""
+    half = torch.exp2(bits - 1)
+    shift = half if grid.offset is not None else torch.where(_lowest(x, grid) < 0, 0, half)
+    return shift, shift * grid.scale if grid.offset is None else shift * grid.scale + grid.offset
 
 
 def _lowest(x: Tensor, grid: Grid) -> Tensor:
@@ -109,6 +118,9 @@ def _lowest(x: Tensor, grid: Grid) -> Tensor:
 
 def quantize_gradient(g: Tensor, bits: Tensor, quantizer) -> Codes:
     """A gradient in integers: what the gradient quantizer gives, as codes."""
+    if (known := form(quantizer)) is not None and native.takes(g) and grids.reads(bits):
+        values, grid = grids.gradient(g, known, bits, draw_seed(), torch.int8)
+        return Codes(values, *grid.unbind())
     scale, low, most = quantizer.grid(g, bits)
     shift = torch.zeros_like(most) if low is None else torch.exp2(bits - 1)
     if native.takes(g):
@@ -134,29 +146,37 @@ def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Ten
 def forward(x: Codes, w: Codes, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x_q @ w_q^T + bias from codes (rows, inputs) and (outputs, inputs)."""
     sums = product(x.values, w.values.t())
-    w_scale, w_offset = w.scale.view(-1), w.offset.view(-1)
-    column = x.offset * (w_scale * w.sum(1) + x.values.shape[1] * w_offset)
+    return to_product(sums, x, x.sum(1), w, w.sum(1), x.values.shape[1], bias, dtype)
+
+
+def to_product(
+    sums: Tensor, left: Codes, left_sums: Tensor, right: Codes, right_sums: Tensor, length: int, bias: Tensor | None, dtype
+) -> Tensor:
+    """left_q @ right_q + bias from the product of their codes, and their codes summed over the `length` summed over. Overwrites
+    `sums`. left: with one scale for all; right: with one for all or one a column.
+    """
+    if dtype in native.FLOATS and native.takes(left.scale):
+        return kernels.product(sums, left, left_sums, right, right_sums, length, bias, dtype)
+    scale, offset = right.scale.view(-1), right.offset.view(-1)
+    column = left.offset * (scale * right_sums + length * offset)
     column = column if bias is None else column + bias.float()
-    return to_values(sums, x.scale * w_scale, x.scale * x.sum(1), w_offset, column, dtype)
+    return to_values(sums, left.scale * scale, left.scale * left_sums, offset, column, dtype)
 
 
 def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
     """g_q^T @ x_q (outputs, inputs) from codes, or its transpose; fp32."""
     left, right = (x, g) if transposed else (g, x)
     sums = product(left.values.t(), right.values)
-    rows = left.sum(0) * (left.scale * right.offset)
-    column = right.sum(0) * (right.scale * left.offset) + len(g.values) * left.offset * right.offset
-    by = (left.scale * right.scale).expand(len(column))
-    return to_values(sums, by, rows, torch.ones_like(column), column, torch.float32)
+    return to_product(sums, left, left.sum(0), right, right.sum(0), len(g.values), None, torch.float32)
 
 
 def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """(int8, `number` planes side by side, scale): w_q = scale * (256 * high + low) to half a scale. One: high alone."""
-    low, high = torch.aminmax(w_q)
-    scale = torch.maximum(-low, high).div_(LARGEST[number]).clamp_min_(torch.finfo(torch.float32).tiny)
     for w, transposed in ((w_q, False), (w_q.t(), True)):
         if w.is_contiguous() and native.takes(w):
-            return kernels.planes(w, number, float(scale), transposed), scale
+            return kernels.planes(w, number, LARGEST[number], transposed)
+    low, high = torch.aminmax(w_q)
+    scale = torch.maximum(-low, high).div_(LARGEST[number]).clamp_min_(torch.finfo(torch.float32).tiny)
     whole = torch.round(w_q / scale)
     if number == 1:
         return whole.to(torch.int8), scale
@@ -195,8 +215,7 @@ def input_backward(gx: InputGradient, x: Codes, packed: Tensor | None, grid: Gri
         g, of_grid = residual.backward(gx.to_float(), x.values, packed, grid, need_grid)
         return g.to(dtype), of_grid
     clip = grid.low is not None
-    g, sums = kernels.input_gradient(*gx[:2], float(gx.scale), gx.column, x.values, packed, clip, dtype)
+    g, sums = kernels.input_gradient(*gx, x.values, packed, clip, dtype)
     if packed is None or not need_grid:
         return g, (None, None, None)
-    scale, low, high = (t.view(grid.scale.shape) for t in sums.unbind())
-    return g, (-scale, low if clip else None, high if clip else None)
+    return g, tuple(t.view(grid.scale.shape) for t in sums.unbind()) if clip else (sums.view(grid.scale.shape), None, None)

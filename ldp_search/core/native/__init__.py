@@ -3,8 +3,8 @@
 Fake quantization is bound by memory. torch makes six passes of what is one: subtract, divide, round, multiply, add, and a
 minimum and maximum. Here a pass is one function, equal to the formula that it stands for: `measure` (quantizers.measure),
 `rounded` and `sums` (fake_quantize.rounded and .backward), `stochastic` (a counter-based generator seeded by torch's own, so
-that a resumed run draws the same), `pack` and `unpack` (saved.py), codes instead of values, and what stands around integer
-products (`integers.py`, `int8.c`).
+that a resumed run draws the same), `pack` and `unpack` (saved.py), codes instead of values, what stands around integer
+products (`integers.py`, `int8.c`), and the small arithmetic of built-in grids (`grids.py`, `grids.c`).
 
 Who calls asks first: `takes(x)` says whether the kernels serve a tensor. They do not where there is no compiler, on other
 devices, for other types than fp32 and bf16, for strided and wrapped tensors, while compiling or tracing, and within
@@ -44,7 +44,7 @@ class _Grid(ctypes.Structure):
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "ldp_measure": (_P, _I, _Shape, _P, _P, _P, _I),
-    "ldp_round": (_P, _I, _P, _I, _Shape, _Grid, _F, _I),
+    "ldp_round": (_P, _I, _P, _I, _Shape, _Grid, _P, _I),
     "ldp_sums": (_P, _I, _P, _I, _Shape, _Grid, _P, _I),
     "ldp_stochastic": (_P, _I, _P, _I, _L, _P, _P, _P, ctypes.c_uint64, _F, _I),
     "ldp_pack": (_P, _L, _L, _P, _P, _P, _I),
@@ -168,20 +168,24 @@ def rounded(x: Tensor, grid, shape: tuple, dtype: torch.dtype) -> Tensor:
     """The values of the grid next to x, of `dtype`, in the memory layout of x."""
     y = torch.empty_like(x, dtype=dtype, requires_grad=False)
     types = _TYPES[x.dtype], _TYPES[dtype]
-    _library.ldp_round(x.data_ptr(), types[0], y.data_ptr(), types[1], _Shape(*shape), _grid(grid), 0.0, _threads(x.numel()))
+    _library.ldp_round(x.data_ptr(), types[0], y.data_ptr(), types[1], _Shape(*shape), _grid(grid), None, _threads(x.numel()))
     return y
 
 
-def codes(x: Tensor, grid, shape: tuple, shift: float) -> Tensor:
+def codes(x: Tensor, grid, shape: tuple, shift: Tensor) -> Tensor:
     """The codes of x on the grid (x_q = scale * code + offset) minus `shift`, as int8."""
     y = torch.empty_like(x, dtype=torch.int8, requires_grad=False)
-    _library.ldp_round(x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), 2, _Shape(*shape), _grid(grid), shift, _threads(x.numel()))
+    _library.ldp_round(
+        x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), 2, _Shape(*shape), _grid(grid), shift.data_ptr(), _threads(x.numel())
+    )
     return y
 
 
 def sums(g: Tensor, x: Tensor, grid, shape: tuple) -> Tensor:
-    """(3, channels) of dL/dscale, dL/dlow and dL/dhigh; g becomes 0 where x is clipped."""
-    out = torch.empty(3, shape[1])
+    """dL/dscale in the shape of the grid, or of a clipping one dL/dscale, dL/dlow and dL/dhigh, stacked; g becomes 0 where x
+    is clipped.
+    """
+    out = torch.empty(grid.scale.shape if grid.low is None else (3, *grid.scale.shape), dtype=torch.float32)
     types = _TYPES[x.dtype], _TYPES[g.dtype]
     _library.ldp_sums(
         x.data_ptr(), types[0], g.data_ptr(), types[1], _Shape(*shape), _grid(grid), out.data_ptr(), _threads(x.numel())

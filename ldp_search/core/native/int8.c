@@ -9,6 +9,10 @@
 #define OUTSIDE 15
 enum { FP32, BF16 };
 
+typedef struct { int64_t outer, channels, inner; } shape_t;
+
+void ldp_measure(const void *x, int type, shape_t s, float *low, float *high, float *spread, int threads);
+
 typedef float __attribute__((may_alias)) value_t; /* sums may be turned into values in place */
 
 static inline float from_bf16(uint16_t h) { uint32_t b = (uint32_t)h << 16; float f; memcpy(&f, &b, 4); return f; }
@@ -109,6 +113,22 @@ void ldp8_values(const int32_t *sums, void *y, int type, int64_t rows, int64_t c
         }
 }
 
+/* left_q @ right_q + bias from the sums of products of their codes, and the sums of their codes over the `length` summed over.
+   right_scale, right_offset: one a column, or (each 0) one for all. space: 3 * columns + rows. bias NULL: none. */
+void ldp8_product(const int32_t *sums, void *y, int type, int64_t rows, int64_t columns, const float *left_scale,
+        const float *left_offset, const int32_t *left_sums, const float *right_scale, const float *right_offset, int each,
+        const int32_t *right_sums, int64_t length, const float *bias, float *space, int threads) {
+    float *by = space, *across = by + columns, *column = across + columns, *row = column + columns;
+    float scale = *left_scale, offset = *left_offset;
+    for (int64_t j = 0; j < columns; j++) {
+        float s = right_scale[each ? j : 0], o = right_offset[each ? j : 0];
+        by[j] = scale * s, across[j] = o;
+        column[j] = offset * (s * (float)right_sums[j] + (float)length * o) + (bias ? bias[j] : 0);
+    }
+    for (int64_t i = 0; i < rows; i++) row[i] = scale * (float)left_sums[i];
+    ldp8_values(sums, y, type, rows, columns, by, row, across, column, 1, threads);
+}
+
 static void unpack(const uint8_t *packed, int64_t start, int64_t n, uint8_t *cells) {
     if (start % 2) { *cells++ = packed[start / 2] >> 4; start++, n--; }
     const uint8_t *p = packed + start / 2;
@@ -117,10 +137,11 @@ static void unpack(const uint8_t *packed, int64_t start, int64_t n, uint8_t *cel
 }
 
 /* gx_ij = (sums_ij, or low_ij + 256 high_ij of sums in two planes side by side) * scale + column_ij, and what packed cells give:
-   results = sum(gx * error) in steps, sums of gx below and above a clipped range, where gx becomes 0. packed NULL: gx alone. */
-void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, int64_t rows, int64_t columns, float scale,
-        const float *column, int64_t period, const int8_t *codes, const uint8_t *packed, int clip, float *results, int threads) {
+   results = -sum(gx * error) in steps, and of a clipped range sums of gx below and above, where gx becomes 0. packed NULL: gx alone. */
+void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, int64_t rows, int64_t columns,
+        const float *scale_of_all, const float *column, int64_t period, const int8_t *codes, const uint8_t *packed, int clip, float *results, int threads) {
     double error = 0, below = 0, above = 0;
+    float scale = *scale_of_all;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : error, below, above)
     for (int64_t i = 0; i < rows; i++)
         for (int64_t first = 0; first < columns; first += BLOCK) {
@@ -148,13 +169,19 @@ void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, in
             }
             store(gx, type, start, n, g);
         }
-    if (packed) results[0] = (float)(error / CELLS), results[1] = (float)below, results[2] = (float)above;
+    if (packed) results[0] = (float)(-error / CELLS);
+    if (packed && clip) results[1] = (float)below, results[2] = (float)above;
 }
 
 /* -- a weight in two planes ------------------------------------------------------------------------------------------------- */
 
-/* round(w / scale) = 256 * high + low; low NULL: in one plane. stride: from row to row of a plane. */
-void ldp8_planes(const float *w, int64_t rows, int64_t columns, float scale, int8_t *high, int8_t *low, int64_t stride) {
+/* round(w / scale) = 256 * high + low of at most `most`; low NULL: in one plane. stride: from row to row of a plane. */
+void ldp8_planes(const float *w, int64_t rows, int64_t columns, float most, float *found, int8_t *high, int8_t *low,
+        int64_t stride, int threads) {
+    float smallest, greatest;
+    ldp_measure(w, FP32, (shape_t){1, 1, rows * columns}, &smallest, &greatest, 0, threads);
+    float scale = (-smallest > greatest ? -smallest : greatest) / most;
+    scale = *found = scale < 0x1p-126f ? 0x1p-126f : scale;
     for (int64_t i = 0; i < rows; i++) {
         const float *v = w + i * columns;
         int8_t *h = high + i * stride, *l = low ? low + i * stride : 0;

@@ -19,9 +19,10 @@ _SIGNATURES = {
     "ldp8_row_sums": (_P, _L, _L, _P, _I),
     "ldp8_column_sums": (_P, _L, _L, _P, _I),
     "ldp8_values": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _L, _I),
-    "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _F, _P, _L, _P, _P, _I, _P, _I),
+    "ldp8_product": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _P, _I, _P, _L, _P, _P, _I),
+    "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _P, _P, _L, _P, _P, _I, _P, _I),
     "ldp8_columns": (_P, _P, _P, _I),
-    "ldp8_planes": (_P, _L, _L, _F, _P, _P, _L),
+    "ldp8_planes": (_P, _L, _L, _F, _P, _P, _P, _L, _I),
 }
 
 
@@ -58,7 +59,8 @@ def sums(values: Tensor, dim: int) -> Tensor:
 
 def _turns(column: Tensor, columns: int) -> tuple[Tensor, int]:
     """Rows that are added in turn, and how many there are."""
-    column = column.expand(*column.shape[:-1], columns).contiguous()
+    if column.shape[-1] != columns or not column.is_contiguous():
+        column = column.expand(*column.shape[:-1], columns).contiguous()
     return column, column.numel() // columns
 
 
@@ -75,35 +77,53 @@ def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Ten
     return y
 
 
+def product(
+    sums: Tensor, left, left_sums: Tensor, right, right_sums: Tensor, length: int, bias: Tensor | None, dtype
+) -> Tensor:
+    """What `to_values` makes of the sums of two matrices of codes; fp32 takes the memory of `sums`."""
+    y = sums.view(torch.float32) if dtype == torch.float32 else torch.empty(sums.shape, dtype=dtype)
+    rows, columns = sums.shape
+    bias = None if bias is None else bias.float().contiguous()
+    space = torch.empty(3 * columns + rows, dtype=torch.float32)
+    _kernel("ldp8_product")(
+        sums.data_ptr(), y.data_ptr(), _TYPES[dtype], rows, columns, left.scale.data_ptr(), left.offset.data_ptr(),
+        left_sums.data_ptr(), right.scale.data_ptr(), right.offset.data_ptr(), right.scale.numel() > 1, right_sums.data_ptr(),
+        length, _at(bias), space.data_ptr(), _threads(sums.numel()),
+    )  # fmt: skip
+    return y
+
+
 def input_gradient(
     sums: Tensor,
     planes: int,
-    scale: float,
+    scale: Tensor,
     column: Tensor,
     values: Tensor,
     packed: Tensor | None,
     clip: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """(dL/dx of `dtype`, (3,) of dL/dscale times the scale, dL/dlow and dL/dhigh where there are cells)."""
+    """(dL/dx of `dtype`, and where there are cells (1,) dL/dscale, or (3,) with dL/dlow and dL/dhigh where values are cut)."""
     rows, columns = sums.shape[0], sums.shape[1] // planes
     in_place = planes == 1 and dtype == torch.float32
     gx = sums.view(torch.float32) if in_place else torch.empty(rows, columns, dtype=dtype)
-    (column, period), results = _turns(column, columns), torch.empty(3)
+    (column, period), results = _turns(column, columns), torch.empty(3 if clip else 1, dtype=torch.float32)
     _kernel("ldp8_input_gradient")(
-        sums.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale, column.data_ptr(), period,
+        sums.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale.data_ptr(), column.data_ptr(), period,
         values.data_ptr(), _at(packed), clip, results.data_ptr(), _threads(sums.numel()),
     )  # fmt: skip
     return gx, results
 
 
-def planes(w: Tensor, number: int, scale: float, transposed: bool) -> Tensor:
-    """round(w / scale) in `number` int8 planes; w: contiguous (outputs, inputs), or its transpose."""
+def planes(w: Tensor, number: int, most: int, transposed: bool) -> tuple[Tensor, Tensor]:
+    """(round(w / scale) in `number` int8 planes, at most `most`; scale); w: contiguous (outputs, inputs), or its transpose."""
     rows, columns = w.shape
     out = torch.empty((number * rows, columns) if transposed else (rows, number * columns), dtype=torch.int8)
     low = out.data_ptr() + (rows * columns if transposed else columns) if number == 2 else None
-    _kernel("ldp8_planes")(w.data_ptr(), rows, columns, scale, out.data_ptr(), low, columns if transposed else number * columns)
-    return out.t() if transposed else out
+    scale, stride = torch.empty((), dtype=torch.float32), columns if transposed else number * columns
+    found = scale.data_ptr()
+    _kernel("ldp8_planes")(w.data_ptr(), rows, columns, most, found, out.data_ptr(), low, stride, _threads(w.numel()))
+    return out.t() if transposed else out, scale
 
 
 def columns(values: Tensor, kernel, stride, padding, dilation, places) -> Tensor:

@@ -180,8 +180,9 @@ static inline __attribute__((always_inline)) void round_run(const float *x, floa
 #define CODES(x, y, n, shift, each, offset, clip) round_run(x, y, n, ps, po, pl, ph, each, offset, clip, 1, shift)
 
 /* y = the values of the grid next to x, or (y of INT8) their codes minus `shift` */
-void ldp_round(const void *x, int x_type, void *y, int y_type, shape_t s, grid_t g, float shift, int threads) {
+void ldp_round(const void *x, int x_type, void *y, int y_type, shape_t s, grid_t g, const float *shift, int threads) {
     int one = s.channels == 1;
+    float moved = shift ? *shift : 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t k = 0; k < runs(s); k++) {
         float buffer[BLOCK], results[BLOCK];
@@ -189,7 +190,7 @@ void ldp_round(const void *x, int x_type, void *y, int y_type, shape_t s, grid_t
         PARAMETERS(r);
         const float *v = load(x, x_type, r.start, r.n, buffer);
         float *out = room(y, y_type, r.start, results);
-        if (y_type == INT8) CASES(CODES, v, out, r.n, shift); else CASES(VALUES, v, out, r.n, 0);
+        if (y_type == INT8) CASES(CODES, v, out, r.n, moved); else CASES(VALUES, v, out, r.n, 0);
         store(y, y_type, r.start, r.n, out);
     }
 }
@@ -253,11 +254,12 @@ static void sums_columns(const void *x, int x_type, void *gy, int g_type, shape_
     }
     for (int64_t i = 0; i < n; i++) {
         int64_t c = first + i;
-        results[c] = scale[i] / ps[i], results[s.channels + c] = low[i], results[2 * s.channels + c] = high[i];
+        results[c] = scale[i] / ps[i];
+        if (g.low) results[s.channels + c] = low[i], results[2 * s.channels + c] = high[i];
     }
 }
 
-/* results: (3, channels) of dL/dscale, dL/dlow, dL/dhigh */
+/* results: (3, channels) of dL/dscale, dL/dlow, dL/dhigh; the first row alone where nothing is clipped */
 void ldp_sums(const void *x, int x_type, void *gy, int g_type, shape_t s, grid_t g, float *results, int threads) {
     if (s.channels == 1) {
         shape_t flat = {1, 1, s.outer * s.inner};
@@ -268,7 +270,8 @@ void ldp_sums(const void *x, int x_type, void *gy, int g_type, shape_t s, grid_t
             sums_t t = sums_block(x, x_type, gy, g_type, g, 0, r.start, r.n);
             scale += t.scale, low += t.low, high += t.high;
         }
-        results[0] = (float)(scale / g.scale[0]), results[1] = (float)low, results[2] = (float)high;
+        results[0] = (float)(scale / g.scale[0]);
+        if (g.low) results[1] = (float)low, results[2] = (float)high;
         return;
     }
     if (along(s)) {
@@ -286,7 +289,7 @@ void ldp_sums(const void *x, int x_type, void *gy, int g_type, shape_t s, grid_t
                 t.scale += u.scale, t.low += u.low, t.high += u.high;
             }
         results[c] = (float)(t.scale / g.scale[c]);
-        results[s.channels + c] = (float)t.low, results[2 * s.channels + c] = (float)t.high;
+        if (g.low) results[s.channels + c] = (float)t.low, results[2 * s.channels + c] = (float)t.high;
     }
 }
 
