@@ -75,7 +75,7 @@ def _read(datasets: Any, place: Path, config: str | None, streaming: bool) -> An
         place = place / config
     if shards := _shards(place):
         return datasets.load_dataset("parquet", data_files=shards, streaming=streaming)
-    options = _CSV if type(datasets.load_dataset_builder(str(place))).__name__ == "Csv" else {}
+    options = _CSV if type(datasets.load_dataset_builder(str(place)).config).__name__ == "CsvConfig" else {}
     return datasets.load_dataset(str(place), streaming=streaming, **options)
 
 
