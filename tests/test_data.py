@@ -171,7 +171,7 @@ def test_other_columns_splits_and_classes(tmp_path, capsys):
     message = refused(tmp_path, capsys, write(tmp_path / "a", image="photo"))
     assert "image must be in a column called 'image' or 'img'; the data has the columns: photo, label" in message
     message = refused(tmp_path, capsys, write(tmp_path / "a"), eval="[dev]")
-    assert "must be a split called 'dev'; the data has: test, train" in message
+    assert "must be a split called 'dev'; the data has: " in message and "dataset.hold_out=0.1 keeps" in message
     message = refused(tmp_path, capsys, write(tmp_path / "b", classes=7))
     assert "The task has 4 classes, but column 'label' of split 'train' has 7" in message
     message = refused(tmp_path, capsys, write(tmp_path / "a"), image="[label]")

@@ -4,7 +4,7 @@
     FOLDER/images/val/b.jpg       FOLDER/masks/val/b.png        or  FOLDER/train, FOLDER/trainannot (CamVid of SegNet)
 
 ADE20K's (images/training, annotations/training) and Cityscapes's folders (leftImg8bit/train/CITY, gtFine/train/CITY) are found
-too. Without folders of splits (FOLDER/images, FOLDER/masks) every fifth pair, in the order of names, is for evaluation.
+too. Without folders of splits (FOLDER/images, FOLDER/masks) a fifth of the pairs, always the same, is for evaluation.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError
+from .subsets import spread
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 LAYOUTS = "pictures in images/train and masks of the same names in masks/train (and images/val, masks/val), or Parquet files"
@@ -53,8 +54,8 @@ def paired_folders(place: Path, splits: Sequence[str], image_suffix: str, mask_s
         pair = [place / folder for folder in pattern]
         if not found and all(folder.is_dir() for folder in pair):
             every = _pairs(pair, suffixes)
-            held = [i for i in range(len(every)) if i % 5 == 4]
-            found = {"train": every.select([i for i in range(len(every)) if i % 5 != 4]), "validation": every.select(held)}
+            kept, held = spread(len(every), 0.2)
+            found = {"train": every.select(kept), "validation": every.select(held)}
     return found or None
 
 

@@ -104,8 +104,7 @@ def check_pictures(split: Any, column: str, rows: list[int], channels: int, faul
                 raw = item.get("bytes")
                 Image.open(io.BytesIO(raw) if raw is not None else item["path"]).close()
         except Exception as error:
-            file = f" ({item['path']})" if isinstance(item, dict) and item.get("path") else ""
-            faults.add(row, f"the picture{file} cannot be decoded; {type(error).__name__}: {error}")
+            faults.add(row, f"the picture cannot be decoded; {type(error).__name__}: {error}")
 
 
 def load_pictures(

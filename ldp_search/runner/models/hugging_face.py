@@ -5,6 +5,7 @@ From scratch, an alias or a model type (`hf:bert`) needs no network: the configu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from ...core.registry import did_you_mean
 from ..overlay import ConfigError
+from .aliases import ALIASES
 
 
 def create(
@@ -33,6 +35,7 @@ def create(
 
     config = configuration(name, scratch, pretrained, fields, options)
     cls = getattr(transformers, auto(config) if callable(auto) else auto)
+    _check_head(config, cls)
     transformers.logging.set_verbosity_error()  # of a new head, which is fresh by intention
     if not pretrained:
         return cls.from_config(config).float()
@@ -56,6 +59,22 @@ def _check_loaded(model: nn.Module, found: dict[str, Any], name: str) -> None:
             f"none that fit: {', '.join(below[:3])}{', ...' if len(below) > 3 else ''}. Leave out the model.FIELD=... that "
             "changes sizes, or train from scratch with pretrained=false."
         )
+
+
+def _check_head(config: Any, cls: Any) -> None:
+    """Raises ConfigError where a type of model has no head for the task: transformers would list hundreds that have one."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    known = cls._model_mapping
+    if type(config) in known or hasattr(config, "auto_map"):  # code of its own comes with the model
+        return
+    types = {name: alias.config.get("model_type") for name, alias in ALIASES.items()}
+    fit = [name for name, kind in types.items() if kind and CONFIG_MAPPING[kind] in known]
+    head = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__.removeprefix("AutoModelFor"))
+    raise ConfigError(
+        f"The model type {config.model_type!r} has no head for this task ({head}). "
+        f"Some that have one: {', '.join(fit[:6])}; all types: the documentation of transformers.{cls.__name__}."
+    )
 
 
 def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: dict[str, Any], options: dict[str, Any]) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..data import DataError, Faults, first_rows, load_splits, pick_column, pick_split
+from ..data import DataError, Faults, first_rows, load_splits, pick_column, pick_split, shared_split, subset
 from ..data.mask_folders import LAYOUTS, names_in, paired_folders
 from ..data.masks import IGNORED, MaskValues, open_mask
 from ..data.moved import moved
@@ -58,10 +58,11 @@ class Segmentation(Task):
             from ..data.scenes import NAMES, SCENES, scenes
 
             self.names = NAMES
-            chosen = [self._chosen(size, limit) for size, limit in zip(SCENES, limits, strict=True)]
+            chosen = [subset(size, limit, self.seed) for size, limit in zip(SCENES, limits, strict=True)]
             self.pairs = [Pairs(scenes(half, rows)) for half, rows in enumerate(chosen)]
         else:
             splits = self._splits(config.data)
+            self.notes += shared_split(splits, data.train, data.eval)
             self.pairs = [self._read(splits, use, limit) for use, limit in zip(("train", "eval"), limits, strict=True)]
         self.train_size, self.eval_size = map(len, self.pairs)
         digest = hashlib.sha256(json.dumps(self.names).encode())
@@ -81,12 +82,6 @@ class Segmentation(Task):
                 return found
         return load_splits(d.source, d.config, given, OFFLINE, d.streaming)
 
-    def _chosen(self, size: int, limit: int | None) -> list[int]:
-        """Indices of a subset that the seed draws."""
-        if limit is None or limit >= size:
-            return list(range(size))
-        return torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))[:limit].sort().values.tolist()
-
     def _read(self, splits: dict[str, Any], use: str, limit: int | None) -> Pairs:
         """The pairs of a split; only as much of it as the limit asks for is looked at."""
         import datasets
@@ -104,7 +99,7 @@ class Segmentation(Task):
                 holds = f"The column {column!r} must hold pictures; it holds {split.features[column]}."
                 raise DataError(f"{holds}\nA folder of one's own has {LAYOUTS}.")
             split = split.cast_column(column, datasets.Image(decode=False))
-        rows = self._chosen(len(split), limit)
+        rows = subset(len(split), limit, self.seed)
         faults = Faults(name, self.bad_rows)
         self.names = self.names or self._counted(split.select_columns([mask]), mask, rows)
         taken = set(d.ids or range(len(self.names) + d.reduce_zero_label)) & set(d.ignore)
@@ -205,9 +200,6 @@ class Segmentation(Task):
 
     def example_inputs(self) -> tuple[Tensor]:
         return (torch.zeros(1, 3, *self.data.crop),)
-
-    def save_extras(self, folder: Path) -> None:
-        (folder / "classes.json").write_text(json.dumps(self.names) + "\n", encoding="utf-8")
 
     # -- what is measured ---------------------------------------------------------------------------------------------
 
