@@ -48,15 +48,15 @@ def columns(values: Tensor, kernel, stride, padding, dilation) -> Tensor:
 
 
 def chunks(values: Tensor, rows: int, width: int) -> Iterator[slice]:
-    """Slices of samples, of which each makes `rows` rows of `width` bytes; few enough for 32-bit sums over rows."""
-    most = max(1, min(CHUNK // (rows * width), integers.LONGEST_SUM // rows))
+    """Slices of samples, of which each makes `rows` rows of `width` bytes."""
+    most = max(1, CHUNK // (rows * width))
     return (slice(first, first + most) for first in range(0, len(values), most))
 
 
 @lru_cache(256)
 def inside(size, kernel, stride, padding, dilation) -> Tensor:
-    """(places, taps): 1 where a tap lies inside of the input, 0 where in its padding; fp32, on the CPU."""
-    return columns(torch.ones(1, *size, 1), kernel, stride, padding, dilation)
+    """(places, taps): 1 where a tap lies inside of the input, 0 where in its padding; fp64, on the CPU."""
+    return columns(torch.ones(1, *size, 1, dtype=torch.float64), kernel, stride, padding, dilation)
 
 
 def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_sums: bool) -> tuple[Tensor, Tensor | None]:
@@ -77,13 +77,13 @@ def forward(x: Codes, w: Codes, bias: Tensor | None, product, kernel, dtype: tor
     where = kernel, product.stride, product.padding, product.dilation
     sums, rows = products(x.values, w.values.t(), *where, True)
     size, outputs = tuple(x.values.shape[1:3]), len(w.values)
-    w_scale, w_offset, taps = w.scale.view(-1), w.offset.view(-1), kernel[0] * kernel[1]
+    x_scale, w_scale, w_offset, taps = x.scale.double(), w.scale.double().view(-1), w.offset.view(-1), kernel[0] * kernel[1]
     of_taps = w.values.view(outputs, taps, -1).sum(2, dtype=torch.int32) * w_scale[:, None] + (
         w.values.shape[1] // taps * w_offset[:, None]
     )
     column = x.offset * (inside(size, *where).to(w_scale.device) @ of_taps.t())
-    column = column if bias is None else column + bias.float()
-    y = integers.to_values(sums, x.scale * w_scale, x.scale * rows, w_offset, column, dtype)
+    column = column if bias is None else column + bias.double()
+    y = integers.to_values(sums, x_scale * w_scale, x_scale * rows, w_offset, column, dtype)
     return y.view(len(x.values), *_places(size, *where), outputs)
 
 
@@ -94,13 +94,16 @@ def weight_gradient(g: Codes, x: Codes, product, kernel) -> Tensor:
     valid = inside(tuple(x.values.shape[1:3]), *where).to(x.scale.device)
     total = column = 0
     for some in chunks(x.values, places, valid.shape[1] * x.values.shape[-1]):
-        rows = columns(x.values[some], *where)
-        total = total + integers.product(g.values[some].reshape(-1, outputs).t(), rows).float()
-        column = column + Codes(rows, x.scale, x.offset).sum(0).float()
-    gw = total.mul_(g.scale * x.scale).add_(column * (g.offset * x.scale)).view(outputs, valid.shape[1], -1)
-    of_places = Codes(g.values.reshape(samples, -1), g.scale, g.offset).sum(0).view(places, outputs).float()
-    of_taps = g.scale * (of_places.t() @ valid) + g.offset * samples * valid.sum(0)
-    return gw.add_((x.offset * of_taps)[:, :, None])
+        rows, of_rows = columns(x.values[some], *where), g.values[some].reshape(-1, outputs)
+        # One sample alone may have more places than 32 bits hold the sum over.
+        for part, of_part in zip(rows.split(integers.LONGEST_SUM), of_rows.split(integers.LONGEST_SUM), strict=True):
+            total = total + integers.product(of_part.t(), part).double()
+            column = column + Codes(part, x.scale, x.offset).sum(0).double()
+    g_scale, x_scale = g.scale.double(), x.scale.double()
+    gw = total.mul_(g_scale * x_scale).add_(column * (g.offset * x_scale)).view(outputs, valid.shape[1], -1)
+    of_places = Codes(g.values.reshape(samples, -1), g.scale, g.offset).sum(0).view(places, outputs).double()
+    of_taps = g_scale * (of_places.t() @ valid) + g.offset * samples * valid.sum(0)
+    return gw.add_((x.offset * of_taps)[:, :, None]).float()
 
 
 def input_gradient(g: Codes, w_q: Tensor, product, number: int) -> InputGradient:
@@ -112,8 +115,10 @@ def input_gradient(g: Codes, w_q: Tensor, product, number: int) -> InputGradient
     values, scale = integers.planes(turned.reshape(-1, w_q.shape[1]), number)
     sums, _ = products(g.values, values, *where, False)
     valid = inside(tuple(g.values.shape[1:3]), *where).to(scale.device)
-    column = g.offset * (valid @ turned.sum(2).view(valid.shape[1], -1))
-    return InputGradient(sums, number, scale * g.scale, column)
+    taps = valid.shape[1]
+    of_taps = integers.whole(values.view(taps, -1, values.shape[1]).sum(1, dtype=torch.int32), number)
+    column = g.offset * scale.double() * (valid @ of_taps)
+    return InputGradient(sums, number, scale.double() * g.scale.double(), column)
 
 
 def turns(product, kernel) -> bool:

@@ -8,6 +8,9 @@ of two such tensors is the product of the codes and terms of rank one, made of t
 The weight's scale s_j belongs to the output channel j. In dL/dw that is a row of the result; in dL/dx = g w_q it is the axis
 summed over, where no scale can be taken out of the sum. There the weight stands as integers of 16 bits with one scale for
 all, in two planes of 8 bits: 256 * high + low. One product with both planes side by side gives both sums.
+
+Where most values are the same, as the zeros of sparse data are, the terms are large and cancel. So they are exact integers until
+they meet in double precision: of what an fp32 sum of 2**31 would lose, nothing is lost.
 """
 
 from __future__ import annotations
@@ -29,14 +32,14 @@ LONGEST_SUM = 2**31 // 128**2 - 1
 
 
 class Codes(NamedTuple):
-    """A matrix on a grid: scale * values + offset. values: int8 (rows, columns); scale, offset: fp32, broadcastable."""
+    """A matrix on a grid: scale * values + offset. values: int8 (rows, columns); scale: fp32, offset: fp64, broadcastable."""
 
     values: Tensor
     scale: Tensor
     offset: Tensor
 
     def to_float(self) -> Tensor:
-        """The values on the grid, fp32."""
+        """The values on the grid, fp32, to the rounding of the offset."""
         return self.values.float().mul_(self.scale).add_(self.offset)
 
     def sum(self, dim: int) -> Tensor:
@@ -85,7 +88,8 @@ def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[
     """
     half = torch.exp2(bits - 1)
     shift = half if grid.offset is not None else torch.where(_lowest(x, grid) < 0, 0, half)
-    offset = shift * grid.scale if grid.offset is None else shift * grid.scale + grid.offset
+    offset = shift.double() * grid.scale.double()
+    offset = offset if grid.offset is None else offset + grid.offset
     fast = native.takes(x) and (shape := native.grid_shape(x, grid)) is not None
     if fast and grid.scale.dim() == 0 and x.is_contiguous():
         values, packed = kernels.quantize(x, grid, shift, cells)
@@ -116,17 +120,18 @@ def quantize_gradient(g: Tensor, bits: Tensor, quantizer) -> Codes:
     else:
         place = round_stochastically_(g.float() / scale if low is None else torch.sub(g.float(), low).div_(scale))
         values = place.sub_(shift).clamp_(-128, 127).to(torch.int8)
-    return Codes(values, scale, shift * scale if low is None else shift * scale + low)
+    offset = shift.double() * scale.double()
+    return Codes(values, scale, offset if low is None else offset + low)
 
 
 def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
-    """sums * by + row[:, None] * across + column, for vectors that belong to rows and columns. Overwrites `sums`.
+    """sums * by + row[:, None] * across + column, for fp64 vectors that belong to rows and columns. Overwrites `sums`.
 
     column: the same for all rows, or a matrix whose rows take turns.
     """
-    if dtype in native.FLOATS and native.takes(by):
+    if dtype in native.FLOATS and serves(sums):
         return kernels.to_values(sums, by, row, across, column, dtype)
-    y = sums.float().mul_(by).addcmul_(row[:, None], across)
+    y = sums.double().mul_(by).addcmul_(row[:, None], across)
     y.view(-1, *column.shape).add_(column) if column.dim() == 2 else y.add_(column)
     return y.to(dtype)
 
@@ -134,19 +139,20 @@ def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Ten
 def forward(x: Codes, w: Codes, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x_q @ w_q^T + bias from codes (rows, inputs) and (outputs, inputs)."""
     sums = product(x.values, w.values.t())
-    w_scale, w_offset = w.scale.view(-1), w.offset.view(-1)
+    x_scale, w_scale, w_offset = x.scale.double(), w.scale.double().view(-1), w.offset.view(-1)
     column = x.offset * (w_scale * w.sum(1) + x.values.shape[1] * w_offset)
-    column = column if bias is None else column + bias.float()
-    return to_values(sums, x.scale * w_scale, x.scale * x.sum(1), w_offset, column, dtype)
+    column = column if bias is None else column + bias.double()
+    return to_values(sums, x_scale * w_scale, x_scale * x.sum(1), w_offset, column, dtype)
 
 
 def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
     """g_q^T @ x_q (outputs, inputs) from codes, or its transpose; fp32."""
     left, right = (x, g) if transposed else (g, x)
     sums = product(left.values.t(), right.values)
-    rows = left.sum(0) * (left.scale * right.offset)
-    column = right.sum(0) * (right.scale * left.offset) + len(g.values) * left.offset * right.offset
-    by = (left.scale * right.scale).expand(len(column))
+    left_scale, right_scale = left.scale.double(), right.scale.double()
+    rows = left.sum(0) * (left_scale * right.offset)
+    column = right.sum(0) * (right_scale * left.offset) + len(g.values) * left.offset * right.offset
+    by = (left_scale * right_scale).expand(len(column))
     return to_values(sums, by, rows, torch.ones_like(column), column, torch.float32)
 
 
@@ -164,8 +170,17 @@ def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
     return torch.cat([high, whole.sub_(high, alpha=256)], 1).to(torch.int8), scale
 
 
+def whole(sums: Tensor, number: int) -> Tensor:
+    """Sums over `number` planes side by side as those of the integers that the planes hold, fp64."""
+    sums = sums.double()
+    if number == 1:
+        return sums
+    high, low = sums.chunk(2, -1)
+    return low.add(high, alpha=256)
+
+
 class InputGradient(NamedTuple):
-    """dL/dx as the products of integers left it: sums (rows, planes * inputs), int32; column: as in `to_values`."""
+    """dL/dx as the products of integers left it: sums (rows, planes * inputs), int32; scale, column: fp64, as in `to_values`."""
 
     sums: Tensor
     planes: int
@@ -174,24 +189,22 @@ class InputGradient(NamedTuple):
 
     def to_float(self) -> Tensor:
         """(rows, inputs), fp32."""
-        inputs = self.column.shape[-1]
-        sums = self.sums[:, :inputs].float()
-        if self.planes == 2:
-            sums = self.sums[:, inputs:].add(sums, alpha=256)
-        sums.mul_(self.scale)
+        sums = whole(self.sums, self.planes).mul_(self.scale)
         sums.view(-1, *self.column.shape if self.column.dim() == 2 else self.column.shape).add_(self.column)
-        return sums
+        return sums.float()
 
 
 def input_gradient(g: Codes, w_q: Tensor, number: int) -> InputGradient:
     """g_q @ w_q from codes (rows, outputs) and a weight on its grid (outputs, inputs) in `number` planes."""
     values, scale = planes(w_q, number)
-    return InputGradient(product(g.values, values), number, scale * g.scale, g.offset * w_q.sum(0))
+    # Of the planes and not of w_q: their rounding must cancel too where most gradients are the same.
+    column = g.offset * scale.double() * whole(Codes(values, scale, g.offset).sum(0), number)
+    return InputGradient(product(g.values, values), number, scale.double() * g.scale.double(), column)
 
 
 def input_backward(gx: InputGradient, x: Codes, packed: Tensor | None, grid: Grid, need_grid: bool, dtype: torch.dtype):
     """dL/dx of `dtype`, and gradients of the grid as `fake_quantize.backward` gives them, from codes and `residual` cells."""
-    if dtype not in native.FLOATS or not native.takes(gx.column):
+    if dtype not in native.FLOATS or not serves(gx.sums):
         g, of_grid = residual.backward(gx.to_float(), x.values, packed, grid, need_grid)
         return g.to(dtype), of_grid
     clip = grid.low is not None

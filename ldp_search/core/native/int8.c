@@ -4,19 +4,14 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bf16.h"
+
 #define BLOCK 4096 /* elements; even, so that no packed byte is shared by two threads */
 #define CELLS 15
 #define OUTSIDE 15
 enum { FP32, BF16 };
 
 typedef float __attribute__((may_alias)) value_t; /* sums may be turned into values in place */
-
-static inline float from_bf16(uint16_t h) { uint32_t b = (uint32_t)h << 16; float f; memcpy(&f, &b, 4); return f; }
-
-static inline uint16_t to_bf16(float f) {
-    uint32_t b; memcpy(&b, &f, 4);
-    return f != f ? 0x7fc0 : (uint16_t)((b + 0x7fff + ((b >> 16) & 1)) >> 16);
-}
 
 static inline void store(void *p, int type, int64_t start, int64_t n, const float *v) {
     if (type == FP32) { value_t *y = (value_t *)p + start; for (int64_t i = 0; i < n; i++) y[i] = v[i]; return; }
@@ -95,16 +90,18 @@ void ldp8_column_sums(const int8_t *v, int64_t rows, int64_t columns, int32_t *s
 
 /* -- from sums to values ---------------------------------------------------------------------------------------------------- */
 
+/* In double precision: the terms may be far larger than their sum. */
+
 /* y_ij = sums_ij * by_j + (row_i * across_j + column_ij); y may be the memory of sums. column: `period` rows that take turns. */
-void ldp8_values(const int32_t *sums, void *y, int type, int64_t rows, int64_t columns, const float *by, const float *row,
-        const float *across, const float *column, int64_t period, int threads) {
+void ldp8_values(const int32_t *sums, void *y, int type, int64_t rows, int64_t columns, const double *by, const double *row,
+        const double *across, const double *column, int64_t period, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t i = 0; i < rows; i++)
         for (int64_t first = 0; first < columns; first += BLOCK) {
             float results[BLOCK];
             int64_t n = columns - first < BLOCK ? columns - first : BLOCK, start = i * columns + first;
-            const float *b = by + first, *a = across + first, *c = column + i % period * columns + first;
-            for (int64_t j = 0; j < n; j++) results[j] = (float)sums[start + j] * b[j] + (row[i] * a[j] + c[j]);
+            const double *b = by + first, *a = across + first, *c = column + i % period * columns + first;
+            for (int64_t j = 0; j < n; j++) results[j] = (float)(sums[start + j] * b[j] + (row[i] * a[j] + c[j]));
             store(y, type, start, n, results);
         }
 }
@@ -118,8 +115,8 @@ static void unpack(const uint8_t *packed, int64_t start, int64_t n, uint8_t *cel
 
 /* gx_ij = (sums_ij, or low_ij + 256 high_ij of sums in two planes side by side) * scale + column_ij, and what packed cells give:
    results = sum(gx * error) in steps, sums of gx below and above a clipped range, where gx becomes 0. packed NULL: gx alone. */
-void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, int64_t rows, int64_t columns, float scale,
-        const float *column, int64_t period, const int8_t *codes, const uint8_t *packed, int clip, float *results, int threads) {
+void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, int64_t rows, int64_t columns, double scale,
+        const double *column, int64_t period, const int8_t *codes, const uint8_t *packed, int clip, float *results, int threads) {
     double error = 0, below = 0, above = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : error, below, above)
     for (int64_t i = 0; i < rows; i++)
@@ -128,9 +125,9 @@ void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, in
             uint8_t cells[BLOCK];
             int64_t n = columns - first < BLOCK ? columns - first : BLOCK, start = i * columns + first;
             const int32_t *s = sums + i * planes * columns + first, *low = s + columns;
-            const float *c = column + i % period * columns + first;
-            if (planes == 2) for (int64_t j = 0; j < n; j++) g[j] = ((float)low[j] + 256 * (float)s[j]) * scale + c[j];
-            else for (int64_t j = 0; j < n; j++) g[j] = (float)s[j] * scale + c[j];
+            const double *c = column + i % period * columns + first;
+            if (planes == 2) for (int64_t j = 0; j < n; j++) g[j] = (float)((low[j] + 256.0 * s[j]) * scale + c[j]);
+            else for (int64_t j = 0; j < n; j++) g[j] = (float)(s[j] * scale + c[j]);
             if (packed) {
                 float e = 0, b = 0, a = 0;
                 unpack(packed, start, n, cells);

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from . import _TYPES, _library_of_kernels, _threads
 
-_P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_P, _I, _L, _F, _D = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 _SIGNATURES = {
     "ldp8_input": (_P, _I, _L, _P, _P, _P, _P, _P, _P, _P, _I),
     "ldp8_row_sums": (_P, _L, _L, _P, _I),
     "ldp8_column_sums": (_P, _L, _L, _P, _I),
     "ldp8_values": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _L, _I),
-    "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _F, _P, _L, _P, _P, _I, _P, _I),
+    "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _D, _P, _L, _P, _P, _I, _P, _I),
     "ldp8_columns": (_P, _P, _P, _I),
     "ldp8_planes": (_P, _L, _L, _F, _P, _P, _L),
 }
@@ -63,7 +63,7 @@ def _turns(column: Tensor, columns: int) -> tuple[Tensor, int]:
 
 
 def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
-    """sums * by + row[:, None] * across + column; fp32 takes the memory of `sums`."""
+    """sums * by + row[:, None] * across + column (all fp64); fp32 takes the memory of `sums`."""
     y = sums.view(torch.float32) if dtype == torch.float32 else torch.empty(sums.shape, dtype=dtype)
     by, across = (t.expand(sums.shape[1]).contiguous() for t in (by, across))
     column, period = _turns(column, sums.shape[1])
