@@ -32,7 +32,7 @@ LONGEST_SUM = 2**31 // 128**2 - 1
 
 
 class Codes(NamedTuple):
-    """A matrix on a grid: scale * values + offset. values: int8 (rows, columns); scale: fp32, offset: fp64, broadcastable."""
+    """A matrix on a grid: scale * values + offset. values: int8 (rows, columns); scale: fp32; offset: fp64; broadcastable."""
 
     values: Tensor
     scale: Tensor
@@ -180,7 +180,7 @@ def whole(sums: Tensor, number: int) -> Tensor:
 
 
 class InputGradient(NamedTuple):
-    """dL/dx as the products of integers left it: sums (rows, planes * inputs), int32; scale, column: fp64, as in `to_values`."""
+    """dL/dx as the products of integers left it: sums (rows, planes * inputs), int32; scale, column: fp64."""
 
     sums: Tensor
     planes: int
