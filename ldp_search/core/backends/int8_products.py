@@ -9,8 +9,8 @@ The weight's scale s_j belongs to the output channel j. In dL/dw that is a row o
 summed over, where no scale can be taken out of the sum. There the weight stands as integers of 16 bits with one scale for
 all, in two planes of 8 bits: 256 * high + low. One product with both planes side by side gives both sums.
 
-Where most values are the same, as the zeros of sparse data are, the terms are large and cancel. So they are exact integers until
-they meet in double precision: of what an fp32 sum of 2**31 would lose, nothing is lost.
+Where most values are the same, as the zeros of sparse data are, the terms are large and cancel: they stay integers until they
+meet in double precision, since a sum of 2**31 has no room in fp32.
 """
 
 from __future__ import annotations
