@@ -27,8 +27,9 @@ from step_models import MODELS, make
 import ldp_search
 from ldp_search.core import native
 from ldp_search.runner.memory import keep_freed_memory
+from ldp_search.runner.step_cost import peak_bytes, saved_bytes
 
-Subject = namedtuple("Subject", "model step")  # a model and its training step, a function without arguments
+Subject = namedtuple("Subject", "model step forward")  # functions without arguments: a training step, and up to the loss
 CLIP = {"weight_quantizer": "clip", "input_quantizer": "clip"}
 LEARNED = {"policy": "learned", "target_cost": 0.5}
 SPACES = {
@@ -46,32 +47,29 @@ SPACES = {
 }
 
 
-def plain(model, loss, example) -> Subject:
+def _subject(model, forward) -> Subject:
     def step():
         model.zero_grad()
-        loss(model).backward()
+        forward().backward()
 
-    return Subject(model, step)
+    return Subject(model, step, forward)
+
+
+def plain(model, loss, example) -> Subject:
+    return _subject(model, lambda: loss(model))
 
 
 def autocast(model, loss, example) -> Subject:
-    def step():
-        model.zero_grad()
+    def forward():
         with torch.autocast("cpu", torch.bfloat16):
-            value = loss(model)
-        value.backward()
+            return loss(model)
 
-    return Subject(model, step)
+    return _subject(model, forward)
 
 
 def compiled(model, loss, example) -> Subject:
     function = torch.compile(model)
-
-    def step():
-        model.zero_grad()
-        loss(function).backward()
-
-    return Subject(model, step)
+    return _subject(model, lambda: loss(function))
 
 
 def searched(space: dict, wrap=plain):
@@ -89,7 +87,11 @@ def searched(space: dict, wrap=plain):
                 inner.step()
                 ldp.step(next(progress) / 1e6)
 
-        return Subject(model, step)
+        def forward():
+            with native.disabled() if formulas else _nothing():
+                return inner.forward()
+
+        return Subject(model, step, forward)
 
     return make_it
 
@@ -123,44 +125,6 @@ class _nothing:
         return False
 
 
-def saved_bytes(subject: Subject) -> int:
-    """Bytes that one forward keeps for backward, parameters excluded: of what the hooks that are in force make of them."""
-    own = {p.untyped_storage().data_ptr() for p in subject.model.parameters()}
-    seen, keep = {}, []
-
-    def count(result):
-        keep.append(result)
-        tensors = [result] if isinstance(result, torch.Tensor) else [result[0].codes, result[0].ranges]
-        for storage in (tensor.untyped_storage() for tensor in tensors):
-            if storage.data_ptr() not in own:
-                seen[storage.data_ptr()] = storage.nbytes()
-        return result
-
-    class Counting(torch.autograd.graph.saved_tensors_hooks):
-        def __init__(self, pack, unpack):
-            super().__init__(lambda tensor: count(pack(tensor)), unpack)
-
-    original, torch.autograd.graph.saved_tensors_hooks = torch.autograd.graph.saved_tensors_hooks, Counting
-    try:
-        with Counting(lambda tensor: tensor, lambda tensor: tensor):
-            subject.step()
-    finally:
-        torch.autograd.graph.saved_tensors_hooks = original
-    return sum(seen.values())
-
-
-def peak_bytes(subject: Subject) -> int:
-    """The largest sum of torch's allocations within a step, beyond what was there before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        subject.step()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
 def measure(name: str, only: list[str], rounds: int) -> dict[str, dict]:
     """{variant: time, spread, saved, peak} of one model, the first three relative to plain."""
     base, loss, example = make(name)
@@ -173,8 +137,8 @@ def measure(name: str, only: list[str], rounds: int) -> dict[str, dict]:
                 subjects[variant] = subject
     for subject in subjects.values():  # compiles, settles, touches the memory
         subject.step(), subject.step()
-    saved = {variant: saved_bytes(subject) for variant, subject in subjects.items()}
-    peak = {variant: peak_bytes(subject) for variant, subject in subjects.items()}
+    saved = {variant: saved_bytes(subject.model, subject.forward) for variant, subject in subjects.items()}
+    peak = {variant: peak_bytes(subject.step, torch.device("cpu")) for variant, subject in subjects.items()}
     times = {variant: [] for variant in subjects}
     gc.disable()
     for _ in range(rounds):

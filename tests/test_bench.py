@@ -5,7 +5,9 @@ import tiny
 import torch
 from torch import nn
 
+import ldp_search
 from ldp_search.bench import main
+from ldp_search.core import saved
 from ldp_search.run import main as run
 from ldp_search.runner import overhead, results, step_cost
 
@@ -67,6 +69,20 @@ def test_bytes_by_hand():
     model = nn.Sequential(nn.Linear(100, 50, bias=False), nn.Tanh())
     x = torch.randn(10, 100)
     assert step_cost.saved_bytes(model, lambda: model(x).sum()) == 4 * (10 * 100 + 10 * 50)  # the input, and tanh's output
+
+
+def test_bytes_of_packed_tensors_by_hand():
+    x, found = torch.randn(16, 512), {}
+    for mode in ("exact", "half"):
+        model = nn.Sequential(nn.Linear(512, 512, bias=False), nn.Tanh())
+        ldp_search.apply(model, "ldp", x, saved=mode, grad_bits=32)
+        found[mode] = step_cost.saved_bytes(model, lambda model=model: model(x).sum())
+    elements, ranges = 16 * 512, 2 * 4 * (16 * 512 // saved.BLOCK)
+    assert found["exact"] >= 2 * 4 * elements
+    assert found["exact"] - found["half"] == 2 * (4 * elements - 2 * elements - ranges)  # the input, and tanh's output
+
+
+def test_peak_by_hand():
     assert step_cost.peak_bytes(lambda: torch.empty(1000), torch.device("cpu")) == 4000
 
 

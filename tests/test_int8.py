@@ -13,6 +13,7 @@ from ldp_search.core import native, quantizers
 from ldp_search.core.backends import choice, int8_convolution, int8_products, residual
 from ldp_search.core.backends.int8_products import Codes
 from ldp_search.core.fake_quantize import rounded
+from ldp_search.core.products import ConvolutionProduct
 from ldp_search.core.quantizers import Grid, measure
 from ldp_search.core.registry import build
 
@@ -159,6 +160,21 @@ def test_the_largest_codes_do_not_overflow():
     torch.testing.assert_close(int8_products.forward(codes, codes, None, torch.float32), ends @ ends.t(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_sample_of_more_places_than_32_bits_hold_the_sum_of(kernels, kernel):
+    """Codes of -128 everywhere but in one place, as of a rectified input: 160,000 times 16,384."""
+    product = ConvolutionProduct((1, 1), (kernel // 2,) * 2, (1, 1), 1)
+    g, x = (torch.full((1, 400, 400, 1), -128, dtype=torch.int8) for _ in range(2))
+    g[0, 5, 5], x[0, 5, 5] = 127, 127
+    codes = [Codes(v, torch.tensor(1 / 255), torch.tensor(128 / 255, dtype=torch.float64)) for v in (g, x)]
+    with KERNELS[kernels]():
+        found = int8_convolution.weight_gradient(*codes, product, (kernel, kernel)).view(-1)
+    expected = torch.zeros(kernel * kernel)
+    expected[kernel * kernel // 2] = 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)  # of terms of 40,000 in fp32
+
+
 def test_products_of_single_rows_and_columns():
     for sizes in itertools.product((1, 2, 5), repeat=3):
         (m, k, n), draw = sizes, lambda *shape: torch.randint(-128, 128, shape, dtype=torch.int8)
@@ -277,6 +293,18 @@ def test_the_choice_is_measured_once_kept_and_reported(monkeypatch):
     ldp_search.controller(other).load_state_dict(ldp.state_dict())
     other(x).sum().backward()  # measures nothing: the iterator is at its end
     assert line in ldp_search.controller(other).summary()
+
+
+def test_a_layer_that_did_both_is_reported_so_whatever_came_last(monkeypatch):
+    seconds = iter([[3.0, 2.0], [1.0, 2.0], [3.0, 2.0]])
+    monkeypatch.setattr(choice, "_measure", lambda call, ways: next(seconds))
+    model = nn.Sequential(nn.Linear(8, 4))
+    ldp_search.apply(model, "ldp", torch.randn(2, 8), backend="int8")
+    for rows in (8, 64, 256):
+        model(torch.randn(rows, 8)).sum().backward()
+    assert "integer arithmetic: 1 of 1 layers (forward and backward; 0 not at every call)" in (
+        ldp_search.controller(model).summary()
+    )
 
 
 def test_measuring_leaves_no_trace():

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ldp_search
 from ldp_search.core import native, saved
+from ldp_search.runner.step_cost import saved_bytes
 
 
 def convolutional():
@@ -45,26 +46,7 @@ def gradients(model, x) -> dict:
 
 
 def kept_bytes(model, x) -> int:
-    """Of the storages that one forward keeps, parameters excluded, through whatever hooks it enters."""
-    own, seen, original = {p.data_ptr() for p in model.parameters()}, {}, torch.autograd.graph.saved_tensors_hooks
-
-    def note(result):
-        tensors = [result] if isinstance(result, torch.Tensor) else [result[0].codes, result[0].ranges]
-        seen.update({t.untyped_storage().data_ptr(): t for t in tensors if t.untyped_storage().data_ptr() not in own})
-        return result
-
-    class Noting(original):
-        def __init__(self, pack, unpack):
-            super().__init__(lambda t: note(pack(t)), unpack)
-
-    torch.autograd.graph.saved_tensors_hooks = Noting
-    try:
-        with Noting(lambda t: t, lambda t: t):
-            y = model(x)
-    finally:
-        torch.autograd.graph.saved_tensors_hooks = original
-    y.sum().backward()
-    return sum(t.untyped_storage().nbytes() for t in seen.values())
+    return saved_bytes(model, lambda: model(x).sum())
 
 
 @EVERY

@@ -14,7 +14,9 @@ torch.compile compiles, with sharded parameters, and without gradients.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +76,12 @@ class Keeper:
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def _pack(self, x: Tensor):
+        kept = self._kept(x)
+        if _running.watch is not None:
+            _running.watch(*([kept] if isinstance(kept, Tensor) else [kept[0].codes, kept[0].ranges]))
+        return kept
+
+    def _kept(self, x: Tensor):
         if x.dtype != torch.float32 or x.numel() < SMALLEST or type(x) is not Tensor:
             return x
         storage = x.untyped_storage()
@@ -103,9 +111,22 @@ class Keeper:
 class _Running(threading.local):
     def __init__(self):
         self.keepers: list[Keeper | None] = []
+        self.watch: Callable[..., None] | None = None
 
 
 _running = _Running()
+
+
+@contextlib.contextmanager
+def watched(see: Callable[..., None]):
+    """Within this context `see` is called with the tensors that keepers keep. Hooks around a model's forward see none of them:
+    autograd calls the innermost ones alone, which are the keeper's.
+    """
+    before, _running.watch = _running.watch, see
+    try:
+        yield
+    finally:
+        _running.watch = before
 
 
 def keep_exact(w: Tensor) -> None:

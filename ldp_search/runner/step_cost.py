@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from ..core import saved
+
 
 class Times(NamedTuple):
     """Seconds of the same work by two ways, one after the other, round by round."""
@@ -60,17 +62,23 @@ def _wait(device: torch.device) -> None:
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps for backward after `forward`, in distinct storages, parameters excluded. Runs backward too."""
+    """Bytes that autograd keeps for backward after `forward`, in distinct storages, parameters excluded. Runs backward too.
+
+    Of what saved="half" packs, the codes and their ranges count. forward: to a loss.
+    """
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
+    def see(*tensors: Tensor) -> None:
+        for storage in (tensor.untyped_storage() for tensor in tensors):
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        see(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with saved.watched(see), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = forward()
     total = sum(kept.values())
     loss.backward()

@@ -86,6 +86,8 @@ class Choices:
     def __init__(self):
         self.seconds: dict[str, list[float]] = {}
         self.reasons: dict[str, str | None] = {}
+        self.trained: set[str] = set()
+        self.mixed: set[str] = set()
         self.forward_only: set[str] = set()
 
     def slower(self, call: Call, ways: dict[str, Callable[[Call], Tensor]]) -> str | None:
@@ -96,11 +98,22 @@ class Choices:
         return None if self.seconds[key][0] < self.seconds[key][1] else SLOWER
 
     def note(self, call: Call, reason: str | None) -> None:
-        """A layer ran in integers, or did not for this reason. Training counts, evaluation only before any."""
-        name = call.site.name
-        if name in self.reasons and not torch.is_grad_enabled():
+        """A layer ran in integers, or did not for this reason. Training counts, evaluation only before any.
+
+        One that did both, as with inputs of several shapes, counts as integers, and is mixed.
+        """
+        name, learns = call.site.name, torch.is_grad_enabled()
+        if name in self.reasons and not learns:
             return
-        self.reasons[name] = reason
+        if name not in self.trained:
+            self.reasons[name] = reason
+        elif self.reasons[name] != reason:
+            if None in (reason, self.reasons[name]):
+                self.mixed.add(name)
+                reason = None
+            self.reasons[name] = reason
+        if learns:
+            self.trained.add(name)
         if reason is None and call.grad_bits is None:
             self.forward_only.add(name)
 
@@ -111,6 +124,8 @@ class Choices:
         ran = [name for name in names if self.reasons.get(name, "") is None]
         only = sum(name in self.forward_only for name in ran)
         how = "forward and backward" if not only else "forward" if only == len(ran) else f"{only} of them forward only"
+        mixed = [name for name in ran if name in self.mixed]
+        how += f"; {_some(mixed)} not at every call" if mixed else ""
         text = f"integer arithmetic: {len(ran)} of {len(names)} layers" + (f" ({how})" if ran else "")
         others: dict[str, list[str]] = {}
         for name in names:
@@ -131,10 +146,12 @@ def _some(names: list[str], most: int = 3) -> str:
 
 
 def _kind(call: Call) -> str:
-    """What the speed depends on. Rows to the next power of two: a batch of texts is a little longer or shorter each time."""
+    """What the speed depends on. Sizes to the next power of two: a batch of texts is a little longer or shorter each time."""
     x, w = call.x, call.w
-    rows = 1 << (_sizes(call)[0] - 1).bit_length()
-    options = "" if isinstance(call.product, LinearProduct) else f" {call.product.stride} {call.product.dilation}"
+    rows, options = _power(_sizes(call)[0]), ""
+    if not isinstance(call.product, LinearProduct):
+        size, p = "x".join(str(_power(n)) for n in x.shape[2:]), call.product
+        options = f" at {size}, stride {p.stride}, padding {p.padding}, dilation {p.dilation}"
     way = "backward too" if _learns(call) else "forward"
     precision = "" if call.grad_bits is not None else ", full gradients"
     transposed = " transposed" if call.product.transposed else ""
@@ -142,6 +159,11 @@ def _kind(call: Call) -> str:
         f"{x.device.type} x {torch.get_num_threads()}, {x.dtype} in {compute_dtype(x)}, {rows} rows, "
         f"weight{transposed} {tuple(w.shape)}{options}, {way}{precision}"
     )
+
+
+def _power(size: int) -> int:
+    """The next power of two."""
+    return 1 << (size - 1).bit_length()
 
 
 def _learns(call: Call) -> bool:

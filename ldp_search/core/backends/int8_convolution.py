@@ -48,8 +48,8 @@ def columns(values: Tensor, kernel, stride, padding, dilation) -> Tensor:
 
 
 def chunks(values: Tensor, rows: int, width: int) -> Iterator[slice]:
-    """Slices of samples, of which each makes `rows` rows of `width` bytes; few enough for 32-bit sums over rows."""
-    most = max(1, min(CHUNK // (rows * width), integers.LONGEST_SUM // rows))
+    """Slices of samples, of which each makes `rows` rows of `width` bytes."""
+    most = max(1, CHUNK // (rows * width))
     return (slice(first, first + most) for first in range(0, len(values), most))
 
 
@@ -94,13 +94,16 @@ def weight_gradient(g: Codes, x: Codes, product, kernel) -> Tensor:
     valid = inside(tuple(x.values.shape[1:3]), *where).to(x.scale.device)
     total = column = 0
     for some in chunks(x.values, places, valid.shape[1] * x.values.shape[-1]):
-        rows = columns(x.values[some], *where)
-        total = total + integers.product(g.values[some].reshape(-1, outputs).t(), rows).float()
-        column = column + Codes(rows, x.scale, x.offset).sum(0).float()
-    gw = total.mul_(g.scale * x.scale).add_(column * (g.offset * x.scale)).view(outputs, valid.shape[1], -1)
-    of_places = Codes(g.values.reshape(samples, -1), g.scale, g.offset).sum(0).view(places, outputs).float()
-    of_taps = g.scale * (of_places.t() @ valid) + g.offset * samples * valid.sum(0)
-    return gw.add_((x.offset * of_taps)[:, :, None])
+        rows, of_rows = columns(x.values[some], *where), g.values[some].reshape(-1, outputs)
+        # One sample alone may have more places than 32 bits hold the sum over.
+        for part, of_part in zip(rows.split(integers.LONGEST_SUM), of_rows.split(integers.LONGEST_SUM), strict=True):
+            total = total + integers.product(of_part.t(), part).double()
+            column = column + Codes(part, x.scale, x.offset).sum(0).double()
+    g_scale, x_scale = g.scale.double(), x.scale.double()
+    gw = total.mul_(g_scale * x_scale).add_(column * (g.offset * x_scale)).view(outputs, valid.shape[1], -1)
+    of_places = Codes(g.values.reshape(samples, -1), g.scale, g.offset).sum(0).view(places, outputs).double()
+    of_taps = g_scale * (of_places.t() @ valid.double()) + g.offset * samples * valid.sum(0)
+    return gw.add_((x.offset * of_taps)[:, :, None]).float()
 
 
 def input_gradient(g: Codes, w_q: Tensor, product, number: int) -> InputGradient:

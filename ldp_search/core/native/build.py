@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 # No contraction into fused operations: every one rounds as torch's does. The two others let rint and floor be instructions.
 FLAGS = (
     "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC",
@@ -55,7 +56,7 @@ def cache_folder() -> Path:
 
 def _fingerprint(compiler: str) -> str:
     """Of all that the result depends on. A home folder may be shared between machines with other processors."""
-    sources = [source.read_text() for source in SOURCES]
+    sources = [source.read_text() for source in [*SOURCES, *HEADERS]]
     parts = [*sources, compiler, *FLAGS, platform.platform(), platform.machine(), _processor()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bf16.h"
+
 #define BLOCK 4096 /* elements; even, so that no packed byte is shared by two threads */
 #define CELLS 15
 #define OUTSIDE 15
@@ -14,13 +16,6 @@ typedef struct { int64_t outer, channels, inner; } shape_t;
 void ldp_measure(const void *x, int type, shape_t s, float *low, float *high, float *spread, int threads);
 
 typedef float __attribute__((may_alias)) value_t; /* sums may be turned into values in place */
-
-static inline float from_bf16(uint16_t h) { uint32_t b = (uint32_t)h << 16; float f; memcpy(&f, &b, 4); return f; }
-
-static inline uint16_t to_bf16(float f) {
-    uint32_t b; memcpy(&b, &f, 4);
-    return f != f ? 0x7fc0 : (uint16_t)((b + 0x7fff + ((b >> 16) & 1)) >> 16);
-}
 
 static inline void store(void *p, int type, int64_t start, int64_t n, const float *v) {
     if (type == FP32) { value_t *y = (value_t *)p + start; for (int64_t i = 0; i < n; i++) y[i] = v[i]; return; }

@@ -8,19 +8,13 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bf16.h"
+
 #define BLOCK 4096
 enum { FP32, BF16, INT8 };
 
 typedef struct { int64_t outer, channels, inner; } shape_t;
 typedef struct { const float *scale, *offset, *low, *high; } grid_t; /* one value a channel; NULL: none */
-
-static inline float from_bf16(uint16_t h) { uint32_t b = (uint32_t)h << 16; float f; memcpy(&f, &b, 4); return f; }
-
-static inline uint16_t to_bf16(float f) { /* to nearest even, as torch; a NaN stays one */
-    uint32_t b; memcpy(&b, &f, 4);
-    uint32_t rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
-    return f != f ? 0x7fc0 : (uint16_t)rounded;
-}
 
 static inline const float *load(const void *p, int type, int64_t start, int64_t n, float *buffer) {
     if (type == FP32) return (const float *)p + start;
