@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/search_kills.py [kills=20] [trials=12]
 
-The tests do the same (tests/test_search_faults.py); here the counts are shown.
+The tests do the same with fewer kills (tests/test_search_faults.py); here the counts are shown.
 """
 
 import sys

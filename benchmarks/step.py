@@ -1,90 +1,227 @@
 """What a quantized training step costs: interleaved medians against the plain step of the same model.
 
-    OMP_NUM_THREADS=1 python benchmarks/step.py [model=cifar_resnet20] [batch=128] [rounds=7] [size=32] [keep=1]
+    OMP_NUM_THREADS=1 python benchmarks/step.py [models=resnet20,vit,bert,gpt2] [only=WORDS] [rounds=9] [keep=1] [json=FILE]
 
-keep=0 leaves the C library's memory settings as they are (see ldp_search/runner/memory.py). "saved" is what autograd keeps
-for backward, in bytes of distinct storages, as a ratio to plain.
+A step is forward, backward and `ldp.step`, without an optimizer. only='saved=half;static' takes the variants that are named
+so, or whose names hold one of the words. keep=0 leaves the C library's memory settings as they are (runner/memory.py). "saved"
+is what autograd keeps for backward, in bytes of distinct storages without the parameters, and "peak" the largest sum of what
+torch allocates during a step; both as ratios to plain. Peers (torchao, Brevitas) are measured where they are installed
+(step_peers.py).
 """
 
 from __future__ import annotations
 
 import copy
+import gc
+import json
 import platform
 import statistics
 import sys
 import time
+from collections import namedtuple
 
-import timm
+import step_peers
 import torch
-import torch.nn.functional as F
+from step_models import MODELS, make
 
 import ldp_search
-import ldp_search.runner.cifar_models  # noqa: F401  (registers the CIFAR networks with timm)
+from ldp_search.core import native
 from ldp_search.runner.memory import keep_freed_memory
 
+Subject = namedtuple("Subject", "model step")  # a model and its training step, a function without arguments
 CLIP = {"weight_quantizer": "clip", "input_quantizer": "clip"}
-VARIANTS = {
-    "plain": None,
-    "static, min/max, gradients full": {"policy": "static", "grad_bits": 32},
-    "static, min/max, gradients 8 bits": {"policy": "static"},
-    "learned, min/max, gradients 8 bits": {"target_cost": 0.5},
-    "learned, clip, gradients 8 bits": {"target_cost": 0.5, **CLIP},
-    "the same by the reference formulas": {"target_cost": 0.5, "backend": "reference", **CLIP},
+LEARNED = {"policy": "learned", "target_cost": 0.5}
+SPACES = {
+    "static 8, gradients full": {"policy": "static", "bits": 8, "grad_bits": 32},
+    "static 8, gradients 8": {"policy": "static", "bits": 8},
+    "learned 3-8, gradients full": {**LEARNED, "grad_bits": 32},
+    "learned 3-8, gradients 8": LEARNED,
+    "the same, saved=half": {**LEARNED, "saved": "half"},
+    "learned 3-8, gradients 8, clip": {**LEARNED, **CLIP},
+    "learned 3-8, gradients 8, torch formulas": {**LEARNED, "native": False},
+    "learned 3-8, gradients 8, reference": {**LEARNED, "backend": "reference"},
+    "learned 3-8, gradients 8, int8": {**LEARNED, "backend": "int8"},
+    "the same, int8, input_gradient=rounded": {**LEARNED, "backend": {"name": "int8", "input_gradient": "rounded"}},
+    "the same, int8, saved=half": {**LEARNED, "backend": "int8", "saved": "half"},
 }
 
 
-def saved_bytes(model, x, y) -> int:
-    """Bytes that one forward keeps for backward, parameters excluded."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    seen = {}
+def plain(model, loss, example) -> Subject:
+    def step():
+        model.zero_grad()
+        loss(model).backward()
 
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    return Subject(model, step)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = F.cross_entropy(model(x), y)
-    total = sum(seen.values())
-    loss.backward()
-    return total
+
+def autocast(model, loss, example) -> Subject:
+    def step():
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(model)
+        value.backward()
+
+    return Subject(model, step)
+
+
+def compiled(model, loss, example) -> Subject:
+    function = torch.compile(model)
+
+    def step():
+        model.zero_grad()
+        loss(function).backward()
+
+    return Subject(model, step)
+
+
+def searched(space: dict, wrap=plain):
+    """An LDP variant: `wrap` says how the model is called. native=False: without the C kernels."""
+    options = dict(space)
+    formulas = not options.pop("native", True)
+
+    def make_it(model, loss, example) -> Subject:
+        ldp_search.apply(model, ldp_search.SearchSpace(**options), example)
+        ldp, inner = ldp_search.controller(model), wrap(model, loss, example)
+        progress = iter(range(1, 1_000_000))
+
+        def step():
+            with native.disabled() if formulas else _nothing():
+                inner.step()
+                ldp.step(next(progress) / 1e6)
+
+        return Subject(model, step)
+
+    return make_it
+
+
+def variants() -> dict:
+    """{name: maker of a Subject from (model, loss, example)}; a maker returns None for a model that it does not take."""
+    return {
+        "plain fp32": plain,
+        "plain bf16 autocast": autocast,
+        "plain fp32, compiled": compiled,
+        **{name: searched(space) for name, space in SPACES.items()},
+        "learned 3-8, gradients 8, bf16 autocast": searched(LEARNED, autocast),
+        "learned 3-8, gradients 8, compiled": searched(LEARNED, compiled),
+        **{name: _peer(change) for name, change in step_peers.peers().items()},
+    }
+
+
+def _peer(change):
+    def make_it(model, loss, example) -> Subject | None:
+        model = change(model)
+        return None if model is None else plain(model, loss, example)
+
+    return make_it
+
+
+class _nothing:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return False
+
+
+def saved_bytes(subject: Subject) -> int:
+    """Bytes that one forward keeps for backward, parameters excluded: of what the hooks that are in force make of them."""
+    own = {p.untyped_storage().data_ptr() for p in subject.model.parameters()}
+    seen, keep = {}, []
+
+    def count(result):
+        keep.append(result)
+        tensors = [result] if isinstance(result, torch.Tensor) else [result[0].codes, result[0].ranges]
+        for storage in (tensor.untyped_storage() for tensor in tensors):
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage.nbytes()
+        return result
+
+    class Counting(torch.autograd.graph.saved_tensors_hooks):
+        def __init__(self, pack, unpack):
+            super().__init__(lambda tensor: count(pack(tensor)), unpack)
+
+    original, torch.autograd.graph.saved_tensors_hooks = torch.autograd.graph.saved_tensors_hooks, Counting
+    try:
+        with Counting(lambda tensor: tensor, lambda tensor: tensor):
+            subject.step()
+    finally:
+        torch.autograd.graph.saved_tensors_hooks = original
+    return sum(seen.values())
+
+
+def peak_bytes(subject: Subject) -> int:
+    """The largest sum of torch's allocations within a step, beyond what was there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        subject.step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def measure(name: str, only: list[str], rounds: int) -> dict[str, dict]:
+    """{variant: time, spread, saved, peak} of one model, the first three relative to plain."""
+    base, loss, example = make(name)
+    subjects, known = {}, variants()
+    for variant, maker in known.items():
+        asked = variant in only or any(word in variant for word in only if word not in known)
+        if variant == "plain fp32" or not only or asked:
+            subject = maker(copy.deepcopy(base), loss, example)
+            if subject is not None:
+                subjects[variant] = subject
+    for subject in subjects.values():  # compiles, settles, touches the memory
+        subject.step(), subject.step()
+    saved = {variant: saved_bytes(subject) for variant, subject in subjects.items()}
+    peak = {variant: peak_bytes(subject) for variant, subject in subjects.items()}
+    times = {variant: [] for variant in subjects}
+    gc.disable()
+    for _ in range(rounds):
+        for variant, subject in subjects.items():
+            start = time.perf_counter()
+            subject.step()
+            times[variant].append(time.perf_counter() - start)
+        gc.collect()
+    gc.enable()
+    unit = statistics.median(times["plain fp32"])
+    rows = {}
+    for variant, values in times.items():
+        ratios = sorted(value / one for value, one in zip(values, times["plain fp32"], strict=True))
+        rows[variant] = {
+            "ms": statistics.median(values) * 1e3,
+            "ratio": statistics.median(values) / unit,
+            "spread": (ratios[-1 - len(ratios) // 4] - ratios[len(ratios) // 4]) / 2,  # half the middle half
+            "saved": saved[variant] / saved["plain fp32"],
+            "peak": peak[variant] / peak["plain fp32"],
+            "saved_mib": saved[variant] / 2**20,
+        }
+    return rows
 
 
 def main(words: list[str]) -> None:
-    options = {"model": "cifar_resnet20", "batch": 128, "rounds": 7, "size": 32, "keep": 1}
+    options = {"models": ",".join(MODELS), "only": "", "rounds": 9, "keep": 1, "json": ""}
     for word in words:
         key, _, value = word.partition("=")
         if key not in options:
             sys.exit(f"Unknown word {word!r}; known: {', '.join(options)}")
         options[key] = type(options[key])(value)
+    if unknown := set(options["models"].split(",")) - set(MODELS):
+        sys.exit(f"Unknown models {sorted(unknown)}; known: {', '.join(MODELS)}")
     kept = bool(options["keep"]) and keep_freed_memory()
-    torch.manual_seed(0)
-    base = timm.create_model(options["model"], num_classes=10)
-    x, y = torch.randn(options["batch"], 3, options["size"], options["size"]), torch.randint(0, 10, (options["batch"],))
-    models = {}
-    for name, space in VARIANTS.items():
-        models[name] = copy.deepcopy(base)
-        if space is not None:
-            ldp_search.apply(models[name], ldp_search.SearchSpace(**space), x[:1])
-    saved = {name: saved_bytes(model, x, y) for name, model in models.items()}
-    times = {name: [] for name in models}
-    for turn in range(options["rounds"]):
-        for name, model in models.items():
-            start = time.perf_counter()
-            F.cross_entropy(model(x), y).backward()
-            if VARIANTS[name] is not None:
-                ldp_search.controller(model).step((turn + 1) / options["rounds"])
-            times[name].append(time.perf_counter() - start)
-    print(
-        f"{options}; torch {torch.__version__}, {torch.get_num_threads()} thread(s), {platform.machine()}, memory kept: {kept}"
-    )
-    plain = statistics.median(times["plain"])
-    for name, values in times.items():
-        spread = (max(values) - min(values)) / 2 / plain
-        ratio = statistics.median(values) / plain
-        kept_bytes = saved[name] / saved["plain"]
-        print(f"{name:<38} {statistics.median(values) * 1e3:8.0f} ms  x{ratio:.2f} ±{spread:.2f}  saved x{kept_bytes:.2f}")
+    where = f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {platform.machine()}"
+    print(f"{where}, native kernels {native.status()}, memory kept: {kept}, {options['rounds']} rounds")
+    results = {}
+    for name in options["models"].split(","):
+        rows = results[name] = measure(name, [w for w in options["only"].split(";") if w], options["rounds"])
+        plain_row = rows["plain fp32"]
+        print(f"\n{MODELS[name][0]} ({plain_row['ms']:.0f} ms, {plain_row['saved_mib']:.0f} MiB saved)")
+        print("| step | time | saved | peak |\n|---|---|---|---|")
+        for variant, r in rows.items():
+            print(f"| {variant} | {r['ratio']:.2f} ± {r['spread']:.2f} | {r['saved']:.2f} | {r['peak']:.2f} |", flush=True)
+    if options["json"]:
+        with open(options["json"], "w") as file:
+            json.dump({"where": where, "results": results}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -61,10 +61,12 @@ class Config:
     gamma: float = _is(0.1, "the factor of multistep")
     warmup: float = _is(0.0, "share of the run in which lr rises from 0")
     decay_norms: bool = _is(True, "whether weight_decay also holds for biases and norms")
+    head_lr_scale: float = _is(1.0, "factor on lr for the head: what follows the encoder, which may be pretrained")
     ema: float | None = _is(None, "decay of a moving average of the weights, which is then evaluated and saved")
     clip_norm: float | None = _is(None, "largest norm of the gradient")
     precision: str = _is("fp32", "fp32 or bf16 (autocast)")
     compile: bool = _is(False, "compile the model with torch.compile")
+    overhead: bool = _is(True, "measure at the start what a step costs against the plain one, where that takes seconds")
     pretrained: bool = _is(False, "start from published weights")
     limit: int | None = _is(None, "train on this many samples only, drawn by the seed")
     eval_limit: int | None = _is(None, "evaluate on this many samples only")
@@ -96,28 +98,20 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("epochs", "steps", "batch_size", "eval_batch_size", "accumulate", "limit", "eval_limit", "eval_every", "log_every"),
      lambda v: v >= 1, "at least 1"),
     (("seed", "data_workers", "weight_decay", "momentum"), lambda v: v >= 0, "0 or more"),
-    (("lr", "gamma", "clip_norm"), lambda v: v > 0, "greater than 0"),
+    (("lr", "gamma", "clip_norm", "head_lr_scale"), lambda v: v > 0, "greater than 0"),
     (("warmup",), lambda v: 0 <= v < 1, "a share of the run, 0 <= warmup < 1"),
     (("ema",), lambda v: 0 < v < 1, "between 0 and 1"),
     (("milestones",), lambda v: all(0 < x < 1 for x in v) and v == sorted(v), "rising shares of the run, e.g. [0.5, 0.75]"),
 )  # fmt: skip
 CHOICES = {"lr_schedule": ("multistep", "cosine", "linear", "constant"), "precision": ("fp32", "bf16"),
            "recipe": ("full", "quick"), "bad_rows": ("refuse", "skip")}  # fmt: skip
-COMPONENTS = (
-    "dataset",
-    "model",
-    "optimizer",
-    "policy",
-    "relaxation",
-    "weight_quantizer",
-    "input_quantizer",
-    "grad_quantizer",
-    "backend",
-)
+COMPONENTS = ("dataset", "model", "optimizer", "policy", "relaxation", "weight_quantizer", "input_quantizer",
+              "grad_quantizer", "backend")  # fmt: skip
 LISTS = ("trackers", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
 RUN_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 SPACE_FIELDS = {f.name: f for f in dataclasses.fields(SearchSpace) if f.name not in RUN_FIELDS}  # both have a seed: one seed
-NOT_A_RESULT = ("config", "output", "resume", "trackers", "data_workers", "checkpoint_every", "data", "bad_rows")
+NOT_A_RESULT = ("config", "output", "resume", "trackers", "data_workers", "checkpoint_every", "data", "bad_rows",
+                "overhead")  # fmt: skip
 """Settings that may differ between a run and its continuation: the result does not depend on them (data is compared itself)."""
 
 

@@ -40,7 +40,7 @@ def _run(words: list[str], as_program: bool) -> int:
     from .runner.memory import keep_freed_memory  # from here on imports take seconds: errors in the settings came first
 
     if as_program:
-        _share_cores()
+        share_cores()
         keep_freed_memory()
     if settings.study is not None:
         from .runner.search.command import search
@@ -56,19 +56,23 @@ def _run(words: list[str], as_program: bool) -> int:
         return 0
     status = _train(run)
     if status == 0:
-        _tell(table(run.output), sys.stdout)
+        if run.accelerator.is_main_process:  # which wrote the result; other machines may not have it at all
+            _tell(table(run.output), sys.stdout)
         run.accelerator.state.destroy_process_group()
     return status
 
 
 def _train(run: Any) -> int:
     """Train to the end and save everything; returns the exit status."""
+    from .runner.overhead import overhead
     from .runner.results import finish
     from .runner.stopping import stop_between_steps
     from .runner.train import Diverged, fit
 
     try:
         with stop_between_steps(run.accelerator.num_processes) as request:
+            if (line := overhead(run)) is not None:
+                run.journal.say(line)
             fit(run, request)
         finish(run)
         return 0
@@ -108,7 +112,7 @@ def _tell(text: str, stream: Any) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _share_cores() -> None:
+def share_cores() -> None:
     """Let idle threads sleep. OpenMP's spin by default, and on cores that other processes use too they take the time from
     those that compute: 44 steps on `digits` took 90 s instead of 6 s on two busy cores.
 

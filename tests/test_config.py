@@ -60,7 +60,7 @@ WRONG = {
     "batch_size=9999": "batch_size must be at most the 1442 training samples; received 9999",
     "batch_size=9 accumulate=2": "batch_size must divide by accumulate times the number of processes (2 x 1)",
     "policy=replay": "needs path=FILE",
-    "data=nowhere": "data=FOLDER must be a folder with the data",
+    "data=nowhere": "data= must be a folder or a file with the data",
 }
 
 
@@ -127,11 +127,11 @@ def test_own_files(tmp_path):
     [
         ("recipe: {lrr: 1}", "Unknown key 'lrr' in the recipe of task"),
         ("dataset: {clases: 3}", "Unknown key 'clases' in `dataset` of task"),
-        ("kind: image_clasification", "Did you mean 'image_classification'?"),
+        ("kind: image_clasification", "Did you mean 'image_classification' or"),
         ("kinds: x", "Unknown key 'kinds' in task"),
         ("recipe: [1", "must be a readable YAML file"),
         ("- 1", "must hold a YAML mapping"),
-        ("dataset: {source: digits, classes: 1}", "`classes` of an image task must be 2 or more"),
+        ("dataset: {source: digits, classes: 1}", "`classes` must be 2 or more"),
     ],
 )
 def test_wrong_files(text, message, tmp_path, capsys):

@@ -77,12 +77,12 @@ def test_saved_with_datasets_own_format(tmp_path):
 
 def test_pictures_are_resized_where_the_task_says_so(tmp_path):
     mixed = write(tmp_path / "data", pictures=[png(i, size=5 + i % 3) for i in range(20)])
-    assert task(tmp_path, mixed, size=8)[0].pictures[0].shape == (20, 3, 8, 8)
+    assert task(tmp_path, mixed, size=8)[0].stores[0].pictures.shape == (20, 3, 8, 8)
 
 
 def test_grey_pictures(tmp_path):
     made, _ = task(tmp_path, channels=1)
-    assert made.pictures[0].shape == (20, 1, 6, 6) and made.batch(torch.arange(4), 0)[0].shape == (4, 1, 6, 6)
+    assert made.stores[0].pictures.shape == (20, 1, 6, 6) and made.batch(torch.arange(4), 0)[0].shape == (4, 1, 6, 6)
 
 
 def test_limits_take_a_seeded_subset(tmp_path):
@@ -143,16 +143,16 @@ def test_an_epoch_visits_every_sample_once_whatever_the_processes():
 def test_digits_are_the_same_for_ever():
     settings = resolve([])
     digits = ImageClassification(ImageData(**settings.task.dataset), settings.config)
-    assert (digits.train_size, digits.eval_size, digits.fingerprint) == (1442, 355, "8ffc657dd741a259")
+    assert (digits.train_size, digits.eval_size, digits.fingerprint) == (1442, 355, "174ac6223419e2b7")
     assert digits.labels[1].bincount().tolist() == [35, 36, 35, 36, 36, 36, 36, 35, 34, 36]
-    pixels = digits.pictures[0].double() / 255
+    pixels = digits.stores[0].pictures.double() / 255
     assert abs(pixels.mean() - settings.task.dataset["mean"][0]) < 1e-3 > abs(pixels.std() - settings.task.dataset["std"][0])
 
 
 def test_missing_and_empty_folders(tmp_path, capsys):
     write(tmp_path / "pictures")
-    assert "there is no such folder. Did you mean 'pictures'?" in refused(tmp_path, capsys, tmp_path / "picturs")
-    assert "it is a file" in refused(tmp_path, capsys, tmp_path / "mine.yaml")
+    assert "Did you mean 'pictures'?" in refused(tmp_path, capsys, tmp_path / "picturs")
+    assert "data=FILE must end in .csv, .tsv" in refused(tmp_path, capsys, tmp_path / "mine.yaml")
     (tmp_path / "empty").mkdir()
     assert "is empty" in refused(tmp_path, capsys, tmp_path / "empty")
     (tmp_path / "empty" / "readme.txt").write_text("nothing")
@@ -171,22 +171,35 @@ def test_other_columns_splits_and_classes(tmp_path, capsys):
     message = refused(tmp_path, capsys, write(tmp_path / "a", image="photo"))
     assert "image must be in a column called 'image' or 'img'; the data has the columns: photo, label" in message
     message = refused(tmp_path, capsys, write(tmp_path / "a"), eval="[dev]")
-    assert "must be a split called 'dev'; the data has: train, test" in message
+    assert "must be a split called 'dev'; the data has: " in message and "dataset.hold_out=0.1 keeps" in message
     message = refused(tmp_path, capsys, write(tmp_path / "b", classes=7))
-    assert "The task has 4 classes, but column 'label' of split 'train' is declared with 7" in message
+    assert "The task has 4 classes, but column 'label' of split 'train' has 7" in message
     message = refused(tmp_path, capsys, write(tmp_path / "a"), image="[label]")
     assert "The column 'label' must hold pictures" in message
 
 
 def test_bad_rows_are_named(tmp_path, capsys):
     message = refused(tmp_path, capsys, write(tmp_path / "a", labels=[0] * 7 + [9] + [1] * 12))
-    assert "Labels must be integers from 0 to 3; row 7 of split 'train', column 'label', has 9" in message
+    assert "1 row of split 'train' cannot be used:\n  row 7: the label in column 'label' must be an integer from" in message
+    assert "it is 9\n" in message and "bad_rows=skip" in message
     broken = [png(i) for i in range(20)]
     broken[5] = broken[5][:40]
-    assert "Row 5 of split 'train' must hold a picture" in refused(tmp_path, capsys, write(tmp_path / "b", pictures=broken))
+    assert "row 5: the picture cannot be decoded" in refused(tmp_path, capsys, write(tmp_path / "b", pictures=broken))
     mixed = [png(i, size=6 + (i == 4)) for i in range(20)]
     message = refused(tmp_path, capsys, write(tmp_path / "c", pictures=mixed))
-    assert "row 0 of split 'train' is 6x6, row 4 is 7x7" in message and "size: PIXELS" in message
+    assert "row 4: the picture is 7x7, others are 6x6" in message and "dataset.size=PIXELS" in message
+
+
+@pytest.mark.parametrize("pipeline", ["memory", "timm"])
+def test_bad_rows_are_left_out_where_the_user_says_so(tmp_path, pipeline):
+    broken = [png(i) for i in range(20)]
+    broken[5], labels = broken[5][:40], [i % 4 for i in range(20)]
+    labels[7] = 9
+    words = ("bad_rows=skip", f"dataset.pipeline={pipeline}")
+    made, _ = task(tmp_path, write(tmp_path / "data", broken, labels), words)
+    assert made.train_size == 18 and made.eval_size == 8  # the first ten are the evaluation set
+    assert made.labels[0].tolist() == [i % 4 for i in range(20) if i not in (5, 7)]
+    assert "left out: 2 rows of split 'train'" in made.notes[0] and "row 5" in made.notes[0] and "it is 9" in made.notes[0]
 
 
 def test_a_hub_out_of_reach(tmp_path, capsys, monkeypatch):
@@ -198,7 +211,8 @@ def test_a_hub_out_of_reach(tmp_path, capsys, monkeypatch):
     status = main(["task=cifar10", f"output={tmp_path / 'run'}"])
     err = capsys.readouterr().err
     assert status == 2 and time.monotonic() - start < 15 and not (tmp_path / "run").exists()
-    assert "'uoft-cs/cifar10' cannot be had: the hub cannot be reached" in err
+    assert "'uoft-cs/cifar10' cannot be had: the hub at http://127.0.0.1:9 cannot be reached" in err
     assert all(way in err for way in ("data=FOLDER", "load_dataset('uoft-cs/cifar10')", "task=digits"))
     assert main(["model=hf:someone/net", f"output={tmp_path / 'run'}"]) == 2
-    assert "The model 'hf:someone/net' cannot be had: the hub cannot be reached" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "The model 'hf:someone/net' cannot be had: the hub at http://127.0.0.1:9 cannot be reached" in err

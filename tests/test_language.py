@@ -17,6 +17,7 @@ from ldp_search.runner import results
 from ldp_search.runner.batches import eval_loader, train_loader
 from ldp_search.runner.data import source_text
 from ldp_search.runner.data.masking import mask_tokens
+from ldp_search.runner.data.subsets import spread
 from ldp_search.runner.data.tokenized import Ragged
 from ldp_search.runner.tasks.language import objective
 
@@ -119,9 +120,9 @@ def test_documents_end(tmp_path):
     (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": f"document {i} " * 9}) + "\n" for i in range(40)))
     task, _ = make("task=text", f"data={tmp_path / 'own.jsonl'}", "dataset.documents=true", "model=gpt2", *WORDS)
     end, tokens = task.tokenizer.eos_token_id, task.streams[1].span(0, task.streams[1].total)
-    assert (tokens == end).sum() == 2 and tokens[-1] == end  # every twentieth row was held out
+    assert (tokens == end).sum() == 2 and tokens[-1] == end  # a twentieth of the rows
     text = task.tokenizer.decode(tokens)
-    assert text == "".join(f"document {i} " * 9 + "\n<|endoftext|>" for i in (19, 39))
+    assert text == "".join(f"document {i} " * 9 + "\n<|endoftext|>" for i in spread(40, 0.05)[1])
     task, _ = make("task=text", f"data={tmp_path / 'own.jsonl'}", "model=gpt2", *WORDS)
     text = task.tokenizer.decode(task.streams[1].span(0, task.streams[1].total))
     assert text == "".join(f"document {i} " * 9 + "\n" for i in (38, 39))  # of a running text, the end

@@ -310,7 +310,7 @@ def test_cut_off_and_repeated_lines_of_metrics(tmp_path, unpainted):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"split": "eval", "step": 19, "progress": 0.5, "accuracy": 0.77, "loss": NaN}\n{"split": "tra')
     run = load_run(folder)
-    assert run.accuracy == 0.77  # the later line of a step that a resume repeated
+    assert run.score == 0.77  # the later line of a step that a resume repeated
     assert [p for p, _ in zip(*run.curve("accuracy", "eval"), strict=True)] == [0.25, 0.5]
     assert "metrics.jsonl has 1 unreadable line" in text_of(write_report([folder], folder))
 
@@ -372,10 +372,10 @@ def test_groups_are_means_over_seeds_by_hand(tmp_path):
     ]
     groups = group_runs([load_run(folder) for folder in folders])
     assert [(group.label, len(group.runs)) for group in groups] == [("learned, target 0.45", 3), ("cyclic", 1)]
-    mean, spread, n = groups[0].mean_sd("accuracy")
+    mean, spread, n = groups[0].mean_sd("score")
     assert (mean, n) == (pytest.approx(0.93), 3)
     assert spread == pytest.approx(((0.03**2 + 0.01**2 + 0.04**2) / 2) ** 0.5)
-    assert groups[1].mean_sd("accuracy") == (0.80, None, 1)
+    assert groups[1].mean_sd("score") == (0.80, None, 1)
     text = text_of(write_report(folders, tmp_path / "out"))
     assert "4 runs side by side" in text
     assert "learned, target 0.45 3 0, 1, 2 93.00 ± 3.61 %" in text

@@ -136,7 +136,7 @@ WRONG = {
     "trials=2 storage=postgresql://nobody@127.0.0.1:1/none": "storage=postgresql://nobody@127.0.0.1:1/none cannot be opened",
     "trials=2 space=static": "A search needs `outer: {params: ...}` in search space 'static'",
     "trials=2 model=timm:cifar_resnet21": "Did you mean 'timm:cifar_resnet",
-    "trials=2 data=nowhere": "data=FOLDER must be a folder",
+    "trials=2 data=nowhere": "data= must be a folder or a file",
     "trials=2 resume=somewhere": "resume=... must be",
     "config=none.yaml": "config=FILE must be a YAML file of settings; there is no file 'none.yaml'",
 }

@@ -13,7 +13,7 @@ from toy_search import Postgres, search, search_under_fire
 
 from ldp_search.runner.search import best
 
-TRIALS, KILLS = 12, 20
+TRIALS, KILLS = 12, 8
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def undisturbed(tmp_path_factory):
     return results(folder / "calm.journal")
 
 
-def test_twenty_kills_on_a_journal(tmp_path, undisturbed):
+def test_kills_on_a_journal(tmp_path, undisturbed):
     journal, slow = tmp_path / "study.journal", toy_search.toy(nap=0.15)
     made = search_under_fire(journal, tmp_path / "out", TRIALS, workers=3, kills=KILLS, seed=1, train=slow)
     total = check_after_fire(journal, tmp_path / "out", "tune", undisturbed)
@@ -67,7 +67,7 @@ def test_twenty_kills_on_a_journal(tmp_path, undisturbed):
         json.loads(line)
 
 
-def test_twenty_kills_on_postgresql(tmp_path, postgres, undisturbed):
+def test_kills_on_postgresql(tmp_path, postgres, undisturbed):
     made = search_under_fire(
         postgres.url, tmp_path / "out", TRIALS, workers=3, kills=KILLS, seed=2, train=toy_search.toy(nap=0.25), study="fire"
     )

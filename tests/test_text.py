@@ -18,6 +18,7 @@ from ldp_search.run import main
 from ldp_search.runner import results
 from ldp_search.runner.batches import eval_loader, train_loader
 from ldp_search.runner.data import source_text, vocabulary
+from ldp_search.runner.data.subsets import spread
 from ldp_search.runner.data.vocabulary import identity, train_tokenizer
 from ldp_search.runner.tasks import text
 
@@ -287,7 +288,7 @@ def test_own_files_of_any_columns(tmp_path):
     tasks = [make(*words, f"data={tmp_path / name}")[0] for name in ("own.csv", "own.jsonl")]
     for task in tasks:
         assert task.names == ["bad", "fine", "good"] and (task.train_size, task.eval_size) == (27, 3)
-        assert task.labels[1].tolist() == [i % 3 for i in (9, 19, 29)]
+        assert task.labels[1].tolist() == [i % 3 for i in spread(30, 0.1)[1]]
         assert any("held out for evaluation: 3 of the 30 rows" in note for note in task.notes)
     assert torch.equal(tasks[0].batch(torch.arange(8), 0)["input_ids"], tasks[1].batch(torch.arange(8), 0)["input_ids"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from . import saved
 from .census import census, own_inputs
 from .controller import Controller
 from .layers import ATTRIBUTE as RECORD
@@ -56,6 +57,8 @@ def _check_fresh(model: nn.Module) -> None:
 def _take_up(model: nn.Module, controller: Controller) -> None:
     model.__dict__[ATTRIBUTE] = controller
     install(controller)
+    if controller.space.saved == "half":
+        controller.hooks |= saved.install(model)
 
 
 def find(model: nn.Module) -> Controller | None:

@@ -80,7 +80,8 @@ class Controller:
             self.space.cost_weight,
             self.space.seed,
         )
-        self.sites = [Site(self, n, row.axis, float(high[i, 2]) < FULL_PRECISION) for i, (n, row) in enumerate(rows.items())]
+        highest = map(tuple, high.tolist())
+        self.sites = [Site(self, name, row.axis, bits) for (name, row), bits in zip(rows.items(), highest, strict=True)]
         self._weights = owned_numel(rows.values())
         self.trajectory = Trajectory(self._names)
         self._allocate([row.channels for row in rows.values()])
@@ -123,6 +124,7 @@ class Controller:
         start, ranges = inputs, self._ranges.split([row.call_sites for row in self.rows.values()])
         for row, site in enumerate(self.sites):
             site.bits = _leaf(self._bits[row], self._grads[row] if learn else None)
+            site.grad_bits = self._bits[row, 2]
             site.ranges = ranges[row]
             clip = slice(row, row + 1)
             site.x_clip = _leaf(self._clips[clip], None if self.frozen else self._clip_grads[clip]) if inputs else None

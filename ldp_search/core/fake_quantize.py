@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import native
 from .quantizers import Grid
 
 
@@ -33,9 +34,20 @@ def _clamped(x: Tensor, grid: Grid) -> Tensor:
     return torch.maximum(low, grid.low) if torch.compiler.is_compiling() else torch.maximum(low, grid.low, out=low)
 
 
-def rounded(x: Tensor, grid: Grid) -> Tensor:
-    """The values of `reference`, without gradient: one fresh tensor, worked on in place, in fp32 whatever the autocast."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+def rounded(x: Tensor, grid: Grid, dtype: torch.dtype | None = None) -> Tensor:
+    """The values of `reference`, without gradient: a fresh tensor, computed in fp32 at least whatever the autocast.
+
+    dtype: of the result; None: that in which it is computed.
+    """
+    computed = torch.promote_types(x.dtype, torch.float32)
+    dtype = dtype or computed
+    if native.takes(x) and dtype in native.FLOATS and (shape := native.grid_shape(x, grid)) is not None:
+        return native.rounded(x, grid, shape, dtype)
+    return _rounded(x.to(computed), grid).to(dtype)
+
+
+def _rounded(x: Tensor, grid: Grid) -> Tensor:
+    """One fresh tensor, worked on in place."""
     if grid.low is not None:
         q = _clamped(x, grid)
         q = q.div_(grid.scale) if grid.offset is None else q.sub_(grid.offset).div_(grid.scale)
@@ -45,15 +57,24 @@ def rounded(x: Tensor, grid: Grid) -> Tensor:
     return q if grid.offset is None else q.add_(grid.offset)
 
 
-def backward(g: Tensor, x: Tensor, x_q: Tensor, grid: Grid, need_grid: bool) -> tuple[Tensor, tuple]:
-    """Gradients of `reference` from g = dL/dx_q. Overwrites `g` and `x_q`.
+def backward(g: Tensor, x: Tensor, grid: Grid, need_grid: bool, x_q: Tensor | None = None) -> tuple[Tensor, tuple]:
+    """Gradients of `reference` from g = dL/dx_q. Overwrites `g`, and `x_q` = rounded(x, grid) where it is at hand.
 
     Inside the range, dx_q/dx = 1 and dx_q/dscale = (x_q - x) / scale; outside, x_q follows the bound that clips it.
-    Floating-point signs instead of masks: boolean tensors cost a CPU three to ten times as much.
 
     Returns:
         dL/dx, and (dL/dscale, dL/dlow, dL/dhigh) with None for those not asked for.
     """
+    if grid.low is None and not need_grid:
+        return g, (None, None, None)
+    if native.takes(x, g) and (shape := native.grid_shape(x, grid)) is not None:
+        found = native.sums(g, x, grid, shape)
+        return g, (None, None, None) if not need_grid else (found, None, None) if grid.low is None else tuple(found.unbind())
+    return _backward(g, x, grid, need_grid, x_q)
+
+
+def _backward(g, x, grid, need_grid, x_q):
+    """Floating-point signs instead of masks: boolean tensors cost a CPU three to ten times as much."""
     low = high = None
     if grid.low is not None:
         outside = _clamped(x, grid).neg_().add_(x).sign_()  # 1 above, -1 below, 0 inside
@@ -64,8 +85,10 @@ def backward(g: Tensor, x: Tensor, x_q: Tensor, grid: Grid, need_grid: bool) -> 
             total = _sum(outside, g, grid.high)
             high, low = (total + difference) / 2, (total - difference) / 2
         g = g.addcmul_(g, outside.to(g.dtype), value=-1)
-    scale = _sum(x_q.sub_(x), g, grid.scale) / grid.scale if need_grid else None
-    return g, (scale, low, high)
+    if not need_grid:
+        return g, (None, None, None)
+    error = (_rounded(x.to(grid.scale.dtype), grid) if x_q is None else x_q).sub_(x)
+    return g, (_sum(error, g, grid.scale) / grid.scale, low, high)
 
 
 def _sum(a: Tensor, g: Tensor, like: Tensor) -> Tensor:
@@ -79,15 +102,13 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale, offset, low, high):
         ctx.save_for_backward(x, scale, offset, low, high)
-        return rounded(x, Grid(scale, offset, low, high)).to(x.dtype)
+        return rounded(x, Grid(scale, offset, low, high), x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         x, *grid = ctx.saved_tensors
-        grid = Grid(*grid)
-        x_q = rounded(x, grid) if ctx.needs_input_grad[1] else None
-        g, (scale, low, high) = backward(g.clone(), x, x_q, grid, ctx.needs_input_grad[1])
+        g, (scale, low, high) = backward(g.clone(), x, Grid(*grid), ctx.needs_input_grad[1])
         return g, scale, None, low, high
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import native
+from .native import grids as kernels
 from .registry import register
 
 SMALLEST_SCALE = 1e-30  # of a constant tensor, whose range is empty (the paper's 1e-8 would be above some weights at the start)
@@ -42,6 +44,9 @@ class Grid(NamedTuple):
 def measure(x: Tensor, axes: int | tuple[int, ...] | None = None, spread: bool = False) -> Statistics:
     """Statistics of `x`, of the whole tensor or of each slice along `axes` (the others kept, of size 1), in fp32."""
     axes = () if axes is None else (axes % x.dim(),) if isinstance(axes, int) else axes
+    if native.takes(x) and (shape := native.shape_along(x, axes)) is not None:
+        each = [n if d in axes else 1 for d, n in enumerate(x.shape)] if axes else []
+        return _statistics(native.measure(x, shape, spread), each)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if not axes:
         low, high = torch.aminmax(x)
@@ -51,6 +56,12 @@ def measure(x: Tensor, axes: int | tuple[int, ...] | None = None, spread: bool =
         low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
         mean = x.abs().mean(dims, keepdim=True, dtype=dtype) if spread else high
     return Statistics(low.to(dtype), high.to(dtype), mean.to(dtype))
+
+
+def _statistics(rows: Tensor, shape: list[int]) -> Statistics:
+    """From (2 or 3, channels); without a mean the maximum stands in its place, unused."""
+    low, high, *mean = rows.view(-1, *shape).unbind()
+    return Statistics(low, high, *mean or (high,))
 
 
 class Quantizer:
@@ -139,25 +150,60 @@ def round_stochastically_(x: Tensor) -> Tensor:
     return x.add_(0.5 + 2**-17).add_(noise, alpha=2**-16).floor_()
 
 
-@register("grad_quantizer", "stochastic")
-@dataclass
-class Stochastic:
-    """Gradient quantizer: affine min/max with stochastic rounding, unbiased: E[g_q] = g (method of CPT, FracTrain and LDP)."""
+class GradQuantizer:
+    """Base of the gradient quantizers: stochastic rounding, unbiased (E[g_q] = g), to the grid that `grid` says."""
+
+    def grid(self, g: Tensor, bits: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(scale, offset, largest code), 0-d and fp32; offset None: symmetric about an exact zero."""
+        raise TypeError(f"{type(self).__name__} must define grid(g, bits).")
 
     def __call__(self, g: Tensor, bits: Tensor) -> Tensor:
-        low, high = (bound.float() for bound in torch.aminmax(g))  # first, so that half precision does not round the range
-        scale = ((high - low) / (torch.exp2(bits) - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-        codes = round_stochastically_(torch.sub(g.float(), low).div_(scale))
-        return codes.mul_(scale).add_(low).to(g.dtype)
+        """g on its grid, a fresh tensor."""
+        if (known := form(self)) is not None and native.takes(g) and kernels.reads(bits):
+            return kernels.gradient(g, known, bits, draw_seed(), g.dtype)[0]
+        scale, offset, most = self.grid(g, bits)
+        if native.takes(g):
+            return native.stochastic(g, scale, offset, most, draw_seed(), g.dtype)
+        codes = round_stochastically_(g.float() / scale if offset is None else torch.sub(g.float(), offset).div_(scale))
+        codes = codes.mul_(scale)
+        return (codes if offset is None else codes.add_(offset)).to(g.dtype)
+
+
+def draw_seed() -> int:
+    """From torch's generator: `torch.manual_seed` and a resumed run repeat what follows from it."""
+    return torch.empty((), dtype=torch.int64).random_().item()
+
+
+@register("grad_quantizer", "stochastic")
+@dataclass
+class Stochastic(GradQuantizer):
+    """Gradient quantizer: affine min/max (method of CPT, FracTrain and LDP)."""
+
+    def grid(self, g, bits):
+        low, high, _ = measure(g)  # in fp32, so that half precision does not round the range
+        most = torch.exp2(bits) - 1
+        return ((high - low) / most).clamp_min(torch.finfo(torch.float32).tiny), low, most
 
 
 @register("grad_quantizer", "symmetric")
 @dataclass
-class SymmetricStochastic:
-    """Gradient quantizer with exact zero (a dead ReLU's gradient stays zero), symmetric range, unbiased."""
+class SymmetricStochastic(GradQuantizer):
+    """Gradient quantizer with exact zero (a dead ReLU's gradient stays zero) and a symmetric range."""
 
-    def __call__(self, g: Tensor, bits: Tensor) -> Tensor:
-        low, high = torch.aminmax(g)
-        bound = torch.maximum(-low, high).float()
-        scale = (bound / (torch.exp2(bits - 1) - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-        return round_stochastically_(g.float() / scale).mul_(scale).to(g.dtype)
+    def grid(self, g, bits):
+        low, high, _ = measure(g)
+        most = torch.exp2(bits - 1) - 1
+        return (torch.maximum(-low, high) / most).clamp_min(torch.finfo(torch.float32).tiny), None, most
+
+
+_FORMS = {
+    MinMax: kernels.MINMAX,
+    Symmetric: kernels.SYMMETRIC,
+    Stochastic: kernels.MINMAX,
+    SymmetricStochastic: kernels.SYMMETRIC,
+}
+
+
+def form(quantizer: Quantizer | GradQuantizer) -> int | None:
+    """Which closed form of the kernels equals `quantizer.grid`; None: none does. By exact type: a subclass has its own grid."""
+    return _FORMS.get(type(quantizer))

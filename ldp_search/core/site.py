@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from . import scales
 from .backends import Call, finish
 from .fake_quantize import fake_quantize, quantize_gradient
 from .functions import Product
@@ -12,6 +13,7 @@ from .layers import has_no_range
 from .owners import copy_with_model
 from .quantizers import Grid, Statistics, measure
 from .running import own_products
+from .space import FULL_PRECISION
 
 MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's code)
 
@@ -19,14 +21,17 @@ MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's co
 class Site:
     """State of one row.
 
-    bits: (3,) leaf, whose `.grad` is a row of the controller's. ranges: (call sites, 4) moving averages of min, max, mean|x|
-    and of 1 (their mass, for the bias correction) of the input; a module that runs twice in a forward has two call sites.
+    bits: (3,) leaf, whose `.grad` is a row of the controller's. grad_bits: the last of them (0-d), without gradient. ranges:
+    (call sites, 4) moving averages of min, max, mean|x| and of 1 (their mass, for the bias correction) of the input; a module
+    that runs twice in a forward has two call sites.
     x_clip, w_clip: leaves with the logarithms of the learned clips, or None. axis: of a layer's output channels.
+    highest: weight, input and gradient bits that are never exceeded.
     """
 
-    def __init__(self, controller, name: str, axis: int, quantize_grad: bool):
-        self.controller, self.name, self.axis, self.quantize_grad = controller, name, axis, quantize_grad
-        self.bits = self.ranges = self.x_clip = self.w_clip = None
+    def __init__(self, controller, name: str, axis: int, highest: tuple):
+        self.controller, self.name, self.axis, self.highest = controller, name, axis, highest
+        self.quantize_grad = highest[2] < FULL_PRECISION
+        self.bits = self.grad_bits = self.ranges = self.x_clip = self.w_clip = None
         self.call_site = 0  # of the next call in this forward
 
     def __deepcopy__(self, memo: dict):
@@ -34,7 +39,8 @@ class Site:
         return copy_with_model(self, self.controller, memo)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | dict.fromkeys(("bits", "ranges", "x_clip", "w_clip"))  # handed out anew by the controller
+        handed_out_anew = "bits", "grad_bits", "ranges", "x_clip", "w_clip"
+        return self.__dict__ | dict.fromkeys(handed_out_anew)
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ = state | {k: v for k, v in self.__dict__.items() if v is not None}
@@ -53,12 +59,20 @@ class Site:
     def product(self, x: Tensor, w: Tensor, bias: Tensor | None, product, training: bool, axes: tuple) -> Tensor:
         """The same of a product of `products.py`; axes: of the output channels in the weight."""
         c = self._on_device_of(x)
+        if (training or c.gathering) and not c.relaxation.interpolates:
+            quantizers = c.weight_quantizer, c.input_quantizer
+            grids = scales.grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
+            if grids is not None:  # the same as below in fewer operations
+                grad_bits = self.grad_bits if self.quantize_grad else None
+                return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
         x_grid, w_grid = self._input_grid(x, training), self._weight_grid(w, axes)
-        grad_bits = self.bits[2].detach() if self.quantize_grad else None
+        weight_bits, input_bits, grad_bits = self.bits.unbind()  # at once: one node of the graph
+        grad_bits = grad_bits.detach() if self.quantize_grad else None
         if c.relaxation.interpolates:  # a mixture of two grids lies on neither, so the backend gets none
             call = Call(x, w, bias, None, None, product, grad_bits, c.grad_quantizer)
-            return finish(call, _mix(x, self.bits[1], x_grid), _mix(w, self.bits[0], w_grid))
-        return c.backend(Call(x, w, bias, x_grid(self.bits[1]), w_grid(self.bits[0]), product, grad_bits, c.grad_quantizer))
+            return finish(call, _mix(x, input_bits, x_grid), _mix(w, weight_bits, w_grid))
+        grids = x_grid(input_bits), w_grid(weight_bits)
+        return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
 
     def call(self, product: Product, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:
         """`function(*args, **kwargs)`, a product met outside of layers, of quantized operands.
@@ -136,17 +150,24 @@ class Site:
     def _input_statistics(self, x: Tensor, training: bool) -> Statistics:
         """The batch's own statistics in training, their moving averages in evaluation."""
         batch = measure(x.detach(), None, self.controller.input_quantizer.learned_clip)
-        if _recomputing():  # a checkpointed forward runs again, perhaps in another order: it was recorded the first time
+        ranges = self._next_ranges()
+        if ranges is None:
             return batch
-        ranges = self.ranges[self.call_site]
-        if len(self.ranges) > 1:
-            self.call_site = (self.call_site + 1) % len(self.ranges)
         if training or self.controller.gathering:
             ranges.lerp_(torch.stack([*batch, torch.ones_like(batch.low)]).to(ranges.dtype), MOMENTUM)
             return batch
         known = ranges[3] > 0  # before any training there is no average: the batch's own range serves
         average = (ranges[:3] / ranges[3].clamp_min(1e-12)).to(batch.low.dtype)
         return Statistics(*torch.where(known, average, torch.stack(list(batch))).unbind())
+
+    def _next_ranges(self) -> Tensor | None:
+        """The moving averages (4,) of the call site whose turn it is; None: they are not to be touched."""
+        if _recomputing():  # a checkpointed forward runs again, perhaps in another order: it was recorded the first time
+            return None
+        ranges = self.ranges[self.call_site]
+        if len(self.ranges) > 1:
+            self.call_site = (self.call_site + 1) % len(self.ranges)
+        return ranges
 
 
 def _recomputing() -> bool:

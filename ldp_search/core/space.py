@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .registry import build, describe, did_you_mean
+from .saved import MODES
 
 MAX_BITS = 16
 """The most bits a code may have: fp32 arithmetic holds codes of up to 24 bits exactly, 16 keeps a margin for ranges."""
@@ -43,7 +44,8 @@ class SearchSpace:
     attention: bool = False  # quantize products of two activations too: attention's query-key and weights-value products
     embeddings: bool = False  # quantize the rows that nn.Embedding looks up
     min_coverage: float = 0.0  # refuse a model of which a smaller share of the MACs would be quantized
-    backend: Any = "simulate"  # how quantized products are computed: simulate, reference
+    backend: Any = "simulate"  # how quantized products are computed: simulate, int8, reference
+    saved: str = "exact"  # what is kept for backward: exact, or half (16-bit codes of every large fp32 tensor)
     seed: int = 0  # of everything random that the policy and the relaxation draw
 
     def __post_init__(self):
@@ -57,8 +59,9 @@ class SearchSpace:
         for pattern, (low, high) in self.fixed.items():
             if low != high:
                 raise ValueError(f"fixed[{pattern!r}] must be one number of bits; received the range ({low}, {high}).")
-        if self.granularity not in GRANULARITIES:
-            raise ValueError(f"Unknown granularity {self.granularity!r}.{did_you_mean(self.granularity, GRANULARITIES)}")
+        for name, known in (("granularity", GRANULARITIES), ("saved", MODES)):
+            if (word := getattr(self, name)) not in known:
+                raise ValueError(f"Unknown {name} {word!r}.{did_you_mean(word, known)}")
         if self.tie and self.weight_bits != self.input_bits:
             raise ValueError(
                 f"tie=True shares bits between weights and inputs, so their ranges must be equal; received "
@@ -84,7 +87,7 @@ class SearchSpace:
             **dict.fromkeys(("target_cost", "cost_weight", "min_coverage"), (number, "a number")),
             "seed": (int, "a whole number"),
             "fixed": (dict, "a mapping of name patterns to bits"),
-            "granularity": (str, "a word"),
+            **dict.fromkeys(("granularity", "saved"), (str, "a word")),
         }
         for name, (types, words) in wanted.items():
             value = getattr(self, name)

@@ -21,7 +21,7 @@ def of(controller) -> dict:
         "generator": controller.generator.get_state(),
         "progress": controller._progress,
         "frozen": controller.frozen,
-    }
+    } | ({"backend": controller.backend.state_dict()} if hasattr(controller.backend, "state_dict") else {})
 
 
 def load(controller, state: dict) -> None:
@@ -49,5 +49,7 @@ def load(controller, state: dict) -> None:
     controller.policy.load_state_dict(state["policy"])
     controller.trajectory.load_state_dict(state["trajectory"])
     controller.generator.set_state(state["generator"])
+    if "backend" in state and hasattr(controller.backend, "load_state_dict"):
+        controller.backend.load_state_dict(state["backend"])
     controller._progress, controller.frozen = state["progress"], state["frozen"]
     controller._hand_out()

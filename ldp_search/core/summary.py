@@ -23,6 +23,8 @@ def summarize(controller) -> str:
         f"weights {cost.weight_mib:,.3f} MiB",
         f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {controller.survey.inputs}",
     ]
+    if hasattr(controller.backend, "report"):
+        lines.append(controller.backend.report(list(bits)))
     lines += [f"  left out: {item.name}: {item.macs:,} MACs ({item.reason})" for item in coverage.left_out]
     return "\n".join(lines)
 

@@ -19,15 +19,18 @@ REACH_SECONDS = 4.0
 
 
 def settle_hub(kind: str | None = None, repo: str = "") -> str | None:
-    """Ask the hub, briefly, for a repository (kind: "models" or "datasets"); None: it is there.
+    """Ask the hub, briefly, for a repository (kind: "models" or "datasets") and for a file of it; None: all is well.
 
-    Where the hub cannot be reached, its clients are told so and then look into their cache only.
+    Where it is not, the hub's clients, which would try for minutes, are told so and then look into their cache only.
 
     Returns:
         What is the trouble, as the beginning of a sentence.
     """
     trouble = _trouble(f"/api/{kind}/{repo}" if kind else "")
-    if trouble is not None and not trouble.startswith(MISSING):
+    if trouble is None and kind:  # files come from other machines than answers: these may be there and those not
+        trouble = _trouble(f"/{'datasets/' if kind == 'datasets' else ''}{repo}/resolve/main/README.md", of_a_file=True)
+    if trouble is not None:
+        _found_out["trouble"] = trouble
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported ...
         import datasets
         import huggingface_hub.constants
@@ -36,23 +39,29 @@ def settle_hub(kind: str | None = None, repo: str = "") -> str | None:
     return trouble
 
 
-MISSING = "the hub does not have it"
+_found_out: dict[str, str] = {}  # what the trouble was when this process told the clients that there is no hub
 
 
-def _trouble(path: str = "") -> str | None:
+def _trouble(path: str = "", of_a_file: bool = False) -> str | None:
     switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
     if any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches):
-        return "the hub may not be asked (HF_HUB_OFFLINE is set)"
+        return _found_out.get("trouble", "the hub may not be asked (HF_HUB_OFFLINE is set)")
     import urllib.error
     import urllib.request
 
-    request = urllib.request.Request(_endpoint() + path, method="GET" if path else "HEAD", headers=_authorization())
+    method = "GET" if path and not of_a_file else "HEAD"
+    request = urllib.request.Request(_endpoint() + path, method=method, headers=_authorization())
     try:
         urllib.request.urlopen(request, timeout=REACH_SECONDS).close()
     except urllib.error.HTTPError as error:
-        if path and error.code in (401, 403, 404):  # the hub answers 401 for what does not exist, unless one is logged in
-            return f"{MISSING} (HTTP {error.code} for {request.full_url}), or it is private and needs `hf auth login`"
-        return f"the hub at {_endpoint()} answers with HTTP {error.code}" if error.code >= 500 else None
+        if error.code >= 500:
+            return f"the hub at {_endpoint()} answers with HTTP {error.code}"
+        if method == "GET" and error.code in (401, 403, 404):  # 401 for what does not exist, unless one is logged in
+            private = "or it is private and needs `hf auth login`"
+            return f"the hub does not have it (HTTP {error.code} for {request.full_url}), {private}"
+        return None  # it answered, and a repository need not have this file
+    except TimeoutError:
+        return f"the hub at {_endpoint()} does not answer within {REACH_SECONDS:g} s"
     except (OSError, ValueError):
         return f"the hub at {_endpoint()} cannot be reached"
     return None

@@ -43,7 +43,7 @@ class Journal:
     def row(self, split: str, step: int, values: dict[str, Any]) -> dict[str, Any]:
         """Write one line, and give it to the trackers."""
         row = {"split": split, "step": step} | values | {"seconds": round(self.seconds, 2)}
-        line = json.dumps({key: _finite(value) for key, value in row.items()}) + "\n"
+        line = json.dumps({key: finite(value) for key, value in row.items()}) + "\n"
         self.text += line
         if self.accelerator.is_main_process:
             with open(self.path, "a") as file:
@@ -69,7 +69,7 @@ class Journal:
             tracker.finish()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -43,13 +43,39 @@ def create_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _groups(model: nn.Module, config: Any) -> list[dict[str, Any]]:
-    """The trainable parameters; where `decay_norms` is off, those of one dimension (biases, norms) in a group without decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if config.decay_norms:
-        return [{"params": parameters}]
-    groups = [{"params": [p for p in parameters if p.dim() > 1]}, {"params": [p for p in parameters if p.dim() < 2]}]
-    groups[1]["weight_decay"] = 0.0
-    return [group for group in groups if group["params"]]
+    """The trainable parameters in groups: where `decay_norms` is off, those of one dimension (biases, norms) without decay;
+    where `head_lr_scale` is not 1, those of the head with `lr_scale`, by which the training loop multiplies lr.
+    """
+    head = _head(model) if config.head_lr_scale != 1 else set()
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            key = (config.decay_norms or parameter.dim() > 1, id(parameter) in head)
+            groups.setdefault(key, {"params": []})["params"].append(parameter)
+    for (decays, in_head), group in groups.items():
+        group |= ({} if decays else {"weight_decay": 0.0}) | ({"lr_scale": config.head_lr_scale} if in_head else {})
+    return [groups[key] for key in sorted(groups, key=lambda key: (not key[0], key[1]))]
+
+
+BODIES = ("encoder", "backbone", "model.pixel_level_module.encoder")
+
+
+def _head(model: nn.Module) -> set[int]:
+    """Identities of the parameters outside of the body: what a pretrained model gets anew for its task.
+
+    The body is a submodule of one of the names in BODIES, or what transformers calls the base model; of timm's classifiers,
+    everything but the classifier. Raises ConfigError where none of these is there.
+    """
+    names = [name for name, _ in model.named_modules()]
+    own = [name for name in (*BODIES, getattr(model, "base_model_prefix", "")) if name and name in names]
+    if own:
+        body = {id(p) for p in model.get_submodule(own[0]).parameters()}
+        return {id(p) for p in model.parameters()} - body
+    if hasattr(model, "get_classifier"):
+        return {id(p) for p in model.get_classifier().parameters()}
+    raise ConfigError(
+        f"head_lr_scale needs a model that says what its head is; {type(model).__name__} does not: leave it at 1."
+    )
 
 
 def lr_factor(config: Any, progress: float) -> float:

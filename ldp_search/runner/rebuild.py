@@ -2,6 +2,7 @@
 
 {"source": "timm", "architecture": "resnet18", "kwargs": {"num_classes": 10}}
 {"source": "transformers", "class": "BertForSequenceClassification", "attention": "sdpa"}     the rest is in config.json
+{"source": "segmenter", "kwargs": {"name": "resnet18", "classes": 11, "width": 64}}           models/segmenter.py
 {"source": "none", "reason": "..."}                                                           load_pretrained(folder, model)
 """
 
@@ -24,6 +25,8 @@ def recipe(model: nn.Module, create: dict[str, Any] | None = None) -> dict[str, 
     """The recipe of `model`. create: what timm.create_model was given beyond the name, where it cannot be seen in the model."""
     if is_transformers(model):
         return _transformers_recipe(model)
+    if _is_segmenter(model):
+        return _segmenter_recipe(model)
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if architecture is None:
         return {"source": "none", "reason": f"{plain_class(model).__name__} is neither timm's nor of transformers"}
@@ -40,10 +43,12 @@ def build(recipe: dict[str, Any], folder: Path, like: nn.Module | None = None) -
         ValueError: there is no recipe, or it does not work with the installed packages.
     """
     source = "transformers" if like is not None else recipe.get("source")
-    if source not in ("timm", "transformers"):
+    if source not in ("timm", "transformers", "segmenter"):
         raise ValueError(f"{folder} does not say how to make its model ({recipe.get('reason', 'unknown source')}): {REMEDY}.")
     try:
         with torch.random.fork_rng():
+            if source == "segmenter":
+                return _build_segmenter(recipe)
             return _build_timm(recipe) if source == "timm" else _build_transformers(recipe, folder, like)
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"{folder} has a model that {source} cannot make here: {error}\nOr {REMEDY}.") from error
@@ -142,6 +147,32 @@ def _build_timm(recipe: dict, device: str = "cpu") -> nn.Module:
 
     with torch.device(device):
         return timm.create_model(recipe["architecture"], pretrained=False, **recipe["kwargs"])
+
+
+# -- our own decoder ------------------------------------------------------------------------------------------------
+
+
+def _is_segmenter(model: nn.Module) -> bool:
+    """By name: a model of someone else's must not load the module."""
+    cls = plain_class(model)
+    return cls.__module__ == f"{__package__}.models.segmenter" and cls.__name__ == "Segmenter"
+
+
+def _segmenter_recipe(model: nn.Module) -> dict[str, Any]:
+    found = {"source": "segmenter", "kwargs": model.made_with}
+    try:
+        other = difference(_build_segmenter(found), model)
+    except Exception as error:  # whatever timm makes of arguments that have changed their meaning
+        other = str(error)
+    return found if other is None else {"source": "none", "reason": f"a Segmenter with {model.made_with} is another: {other}"}
+
+
+def _build_segmenter(recipe: dict) -> nn.Module:
+    """Nothing but this one class, with arguments that are plain data."""
+    from .models.segmenter import build as build_segmenter
+
+    with torch.random.fork_rng():
+        return build_segmenter(recipe["kwargs"])
 
 
 # -- comparison -----------------------------------------------------------------------------------------------------

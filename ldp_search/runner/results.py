@@ -19,7 +19,7 @@ from accelerate.utils import send_to_device
 import ldp_search
 
 from .batches import TrainKeys
-from .journal import write_whole
+from .journal import finite, write_whole
 from .overlay import as_component
 from .session import CHECKPOINTS, Session, save_schedule
 from .tasks import display_name, metrics
@@ -45,10 +45,12 @@ def finish(run: Session) -> dict[str, Any]:
     if run.accelerator.is_main_process:
         save_schedule(run)
         allocation.save(run.output / "allocation.json")
+        if "transformers" in sys.modules:
+            sys.modules["transformers"].logging.disable_progress_bar()  # of a file that is written in a second
         ldp_search.save_pretrained(run.plain_model, run.output, create=run.task.creation(run.config.model))
         run.task.save_extras(run.output)
         _save_examples(run)
-        write_whole(run.output / "result.json", json.dumps(result, indent=1) + "\n")
+        write_whole(run.output / "result.json", json.dumps({k: finite(v) for k, v in result.items()}, indent=1) + "\n")
         write_report_page(run.output)
         shutil.rmtree(run.output / CHECKPOINTS, ignore_errors=True)  # everything of worth is beside it now
     return result
@@ -81,7 +83,13 @@ def _result(run: Session, row: dict[str, Any]) -> dict[str, Any]:
         "training_bitops": cost.training_bitops, "inference_bitops": cost.inference_bitops, "coverage": run.ldp.coverage.share,
         "steps": run.total_steps, "seconds": round(run.journal.seconds, 1), "processes": run.accelerator.num_processes,
         "device": run.accelerator.device.type, "data": run.task.fingerprint, "versions": _versions(),
-    }  # fmt: skip
+    } | _arithmetic(run)  # fmt: skip
+
+
+def _arithmetic(run: Session) -> dict[str, str]:
+    """Which layers ran in integers, where the backend tells."""
+    backend = run.ldp.backend
+    return {"arithmetic": backend.report(list(run.ldp.layers))} if hasattr(backend, "report") else {}
 
 
 def _versions() -> dict[str, str]:
@@ -134,6 +142,7 @@ def table(output: Path) -> str:
         ("time", f"{r['seconds']:.0f} s", f"{r['steps']:,} steps on {r['processes']} x {r['device']}"),
     ]
     body = "\n".join(f"  {name:<15} {value:>8}  {note}" for name, value, note in lines)
+    body += f"\n  {r['arithmetic']}" if r.get("arithmetic") else ""
     rival = "cyclic" if r["policy"] != "cyclic" else "ldp"
     again = _again(output)
     return (

@@ -74,7 +74,11 @@ def fit(run: Session, request: StopRequest, on_evaluate: Callable[[dict[str, Any
             due = _log(run, unit == "seconds" and time.monotonic() - saved_at >= every) or due
         if run.step % (run.steps_per_epoch * config.eval_every) == 0 or last:
             row = evaluate(run, "eval")
-            if run.best is None or metric(run.task.metric).better(row[run.task.metric], run.best[run.task.metric]):
+            if (
+                run.best is None
+                or not math.isfinite(run.best[run.task.metric])
+                or metric(run.task.metric).better(row[run.task.metric], run.best[run.task.metric])
+            ):
                 run.best = row
             if on_evaluate is not None:
                 on_evaluate(row)
@@ -108,12 +112,12 @@ def _log(run: Session, due: bool) -> bool:
 def evaluate(run: Session, split: str) -> dict[str, Any]:
     """Metrics on the evaluation set, at the bits in force; written as a line of metrics and returned."""
     model, accelerator = run.plain_model, run.accelerator
-    if accelerator.num_processes > 1:  # batch-norm statistics differ between processes; the main one's are those saved
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, 0)
     model.eval()
     sums = None
     with run.ema.applied() if run.ema is not None and split != "final" else nullcontext():
+        if accelerator.num_processes > 1:  # batch-norm statistics differ between processes; the main one's are those saved
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
         for batch in eval_loader(run.task, run.config, accelerator.process_index, accelerator.num_processes):
             found = run.task.measure(model, send_to_device(batch, accelerator.device, non_blocking=True))[1]
             sums = found if sums is None else sums + found

@@ -23,6 +23,7 @@ Learn how many bits each layer of a network needs, at each moment of its trainin
   python -m ldp_search.run trials=30 storage=study.journal     a search: Optuna around it; the same command goes on with it
   optuna-dashboard study.journal --artifact-dir study/artifacts         ... to watch it
   python -m ldp_search.report runs/A runs/B                    runs side by side
+  python -m ldp_search.bench model=timm:resnet18               what a step costs on this machine
 
   --list tasks|spaces|models|policies|quantizers      --print-config [KEY=VALUE ...]      --version
 """

@@ -4,7 +4,8 @@ A backend is called with everything that a product needs and returns y, differen
 """
 
 from .call import Call, finish
+from .int8 import Int8
 from .reference import Reference
 from .simulate import Simulate
 
-__all__ = ["Call", "Reference", "Simulate", "finish"]
+__all__ = ["Call", "Int8", "Reference", "Simulate", "finish"]

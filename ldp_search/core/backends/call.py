@@ -12,7 +12,10 @@ from ..quantizers import Grid
 
 
 class Call(NamedTuple):
-    """One quantized product: operands, their grids, and how the gradient of its output is quantized (None: not at all)."""
+    """One quantized product: operands, their grids, and how the gradient of its output is quantized (None: not at all).
+
+    site: the row of the search that it belongs to, for those who look at the bits themselves.
+    """
 
     x: Tensor
     w: Tensor
@@ -22,6 +25,7 @@ class Call(NamedTuple):
     product: object
     grad_bits: Tensor | None
     grad_quantizer: object
+    site: object = None
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import fake_quantize as fq
+from .. import saved
 from ..quantizers import Grid
 from ..registry import register
 from .call import Call, compute_dtype
@@ -21,6 +22,7 @@ class Simulate:
     def __call__(self, call: Call) -> Tensor:
         x_grid, w_grid = call.x_grid, call.w_grid
         options = (call.product, call.grad_quantizer, compute_dtype(call.x))
+        saved.keep_exact(call.w)
         return _Product.apply(call.x, call.w, call.bias, call.grad_bits, *x_grid, *w_grid, options)
 
 
@@ -32,8 +34,8 @@ class _Product(torch.autograd.Function):
         *grids, (product, grad_quantizer, dtype) = grids_and_options
         ctx.save_for_backward(x, w, grad_bits, *grids)
         ctx.options = product, grad_quantizer, dtype, None if bias is None else bias.dtype
-        x_q = fq.rounded(x, Grid(*grids[:4])).to(dtype)
-        w_q = fq.rounded(w, Grid(*grids[4:])).to(dtype)
+        x_q = fq.rounded(x, Grid(*grids[:4]), dtype)
+        w_q = fq.rounded(w, Grid(*grids[4:]), dtype)
         y = product.forward(x_q, w_q, None if bias is None else bias.to(dtype))
         # A one-dimensional convolution gives a view, which a caller could not add to in place once it comes from here.
         return torch.ops.aten._unsafe_view(y, y.shape) if not torch.compiler.is_compiling() and y._is_view() else y
@@ -49,15 +51,17 @@ class _Product(torch.autograd.Function):
         need_x, need_w = need[0] or x_bits, need[1] or w_bits
 
         g = gy if grad_bits is None else grad_quantizer(gy, grad_bits)
-        x_q = fq.rounded(x, x_grid) if need_w or x_bits else x
-        w_q = fq.rounded(w, w_grid) if need_x or w_bits else w
+        x_q = fq.rounded(x, x_grid, dtype) if need_w else x
+        w_q = fq.rounded(w, w_grid, dtype) if need_x else w
         gx, gw = product.backward(g.to(dtype), x_q.to(dtype), w_q.to(dtype), need_x, need_w)
         gb = product.bias_grad(gy).to(bias_dtype) if need[2] else None
 
         grid_x = grid_w = (None, None, None)
         if need_x:
-            gx, grid_x = fq.backward(gx.to(x.dtype), x, x_q, x_grid, x_bits)
+            x_q = x_q if need_w and dtype == x_grid.scale.dtype else None
+            gx, grid_x = fq.backward(gx.to(x.dtype), x, x_grid, x_bits, x_q)
         if need_w:
-            gw, grid_w = fq.backward(gw.to(w.dtype), w, w_q, w_grid, w_bits)
+            w_q = w_q if need_x and dtype == w_grid.scale.dtype else None
+            gw, grid_w = fq.backward(gw.to(w.dtype), w, w_grid, w_bits, w_q)
         scale_low_high = (grid_x[0], None, *grid_x[1:], grid_w[0], None, *grid_w[1:])
         return gx, gw, gb, None, *scale_low_high, None

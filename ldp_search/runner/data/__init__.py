@@ -1,7 +1,9 @@
 """Data sets: where they come from, what is picked out of them, and what is wrong with single rows.
 
 sources.py    the hub, folders, files; one message where they cannot be had
-columns.py    splits and columns by name, labels
+columns.py    splits and columns by name
+subsets.py    which rows: drawn by the seed, held out for evaluation
+labels.py     labels as class indices
 faults.py     rows that cannot be used
 pictures.py   pictures in memory, and their augmentation
 embedded.py   real data that needs no network
@@ -9,21 +11,28 @@ source_text.py  the same of text: the standard library's own source
 vocabulary.py   tokenizers, found or trained
 tokenized.py    texts as tokens, in a cache
 masking.py      tokens hidden for masked language modelling
+masks.py, pairs.py, moved.py, mask_folders.py, scenes.py   pictures with masks
 """
 
-from .columns import class_labels, class_names, pick_column, pick_split
+from .columns import pick_column, pick_split
 from .errors import DataError
-from .faults import Faults, files_of
+from .faults import Faults, picture_file
+from .labels import Classes, one_class_note
 from .sources import first_rows, load_splits
+from .subsets import check_share, hold_out, shared_split, subset
 
 __all__ = [
+    "Classes",
     "DataError",
     "Faults",
-    "class_labels",
-    "class_names",
-    "files_of",
+    "check_share",
     "first_rows",
+    "hold_out",
     "load_splits",
+    "one_class_note",
     "pick_column",
     "pick_split",
+    "picture_file",
+    "shared_split",
+    "subset",
 ]

@@ -6,19 +6,29 @@ Everything is looked at before the training begins, so that no bad row ends a ru
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
+
+if TYPE_CHECKING:
+    from .subsets import Origin
 
 SHOWN = 5
 POLICIES = ("refuse", "skip")
 
 
 class Faults:
-    """The bad rows of one split. policy: `refuse` or `skip`. where: what tells a row's file, {row: name}, where it is known."""
+    """The bad rows of one split.
 
-    def __init__(self, split: str, policy: str, where: dict[int, str] | None = None):
-        self.split, self.policy, self.where = split, policy, where or {}
+    Args:
+        policy: `refuse` or `skip`. file: tells the file of a row, or None; asked for the rows that are shown alone, since it
+            may read them. origin: where the split's rows were before it was divided, so that they are found there.
+    """
+
+    def __init__(self, split: str, policy: str, file: Callable[[int], str | None] | None = None, origin: Origin | None = None):
+        self.split, self.policy, self.file, self.origin = origin.split if origin else split, policy, file, origin
+        self.where: dict[int, str] = {}  # files of rows that are known already
         self.rows: dict[int, str] = {}
 
     def add(self, row: int, why: str) -> None:
@@ -26,11 +36,13 @@ class Faults:
         self.rows.setdefault(row, why)
 
     def kept(self, rows: list[int]) -> list[int]:
-        """`rows` without the bad ones.
+        """`rows` without the bad ones. Others than `rows` (outside of what a limit draws) are of no concern, and forgotten.
 
         Raises:
             DataError: there are bad ones and they are to be refused, or no other rows are left.
         """
+        asked = set(rows)
+        self.rows = {row: why for row, why in self.rows.items() if row in asked}
         if self.rows and self.policy == "refuse":
             raise DataError(
                 f"{self._count()} of split {self.split!r} cannot be used:\n{self._listed()}\n"
@@ -50,14 +62,18 @@ class Faults:
         return f"{len(self.rows):,} row{'s' if len(self.rows) > 1 else ''}"
 
     def _listed(self) -> str:
-        lines = [f"  row {row}{self._file(row)}: {why}" for row, why in list(self.rows.items())[:SHOWN]]
+        lines = [f"  row {self._number(row)}{self._file(row)}: {why}" for row, why in list(self.rows.items())[:SHOWN]]
         rest = Counter(why.partition(";")[0] for why in list(self.rows.values())[SHOWN:])
         return "\n".join(lines + [f"  and {n:,} more: {why}" for why, n in rest.most_common(3)])
 
+    def _number(self, row: int) -> int:
+        return self.origin.rows[row] if self.origin else row
+
     def _file(self, row: int) -> str:
-        return f" ({self.where[row]})" if row in self.where else ""
+        file = self.where.get(row) or (self.file(row) if self.file else None)
+        return f" ({file})" if file else ""
 
 
-def files_of(items: list[Any]) -> dict[int, str]:
-    """{place: file name} of encoded pictures, as `datasets` holds them with decode=False, where they come from files."""
-    return {i: item["path"] for i, item in enumerate(items) if isinstance(item, dict) and item.get("path")}
+def picture_file(item: Any) -> str | None:
+    """The file of an encoded picture, as `datasets` holds it with decode=False, where it comes from one."""
+    return item.get("path") if isinstance(item, dict) else None

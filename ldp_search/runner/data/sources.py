@@ -12,6 +12,7 @@ from .errors import DataError
 
 _NOT_DATA = (KeyboardInterrupt, MemoryError)
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+_CSV = {"keep_default_na": False, "na_values": [""]}  # "None" and "NA" are words like others
 FORMATS = "Parquet, CSV, JSONL or text files named train-*, test-* (or lying in folders train/, test/), or pictures in folders"
 
 
@@ -63,15 +64,19 @@ def _read(datasets: Any, place: Path, config: str | None, streaming: bool) -> An
     if place.is_file():
         if place.suffix not in READERS:
             raise DataError(f"data=FILE must end in {', '.join(READERS)}; received {str(place)!r}.")
-        options = {"delimiter": "\t"} if place.suffix == ".tsv" else {}
+        options = _CSV if READERS[place.suffix] == "csv" else {}
+        options = options | ({"delimiter": "\t"} if place.suffix == ".tsv" else {})
         return datasets.load_dataset(READERS[place.suffix], data_files=str(place), streaming=streaming, **options)
     if (place / "dataset_dict.json").is_file():
         return datasets.load_from_disk(str(place))
+    if (place / "state.json").is_file():  # a single split, saved by save_to_disk
+        return {"train": datasets.load_from_disk(str(place))}
     if config and (place / config).is_dir():  # the layout of collections on the hub: a folder for each
         place = place / config
     if shards := _shards(place):
         return datasets.load_dataset("parquet", data_files=shards, streaming=streaming)
-    return datasets.load_dataset(str(place), streaming=streaming)
+    options = _CSV if type(datasets.load_dataset_builder(str(place)).config).__name__ == "CsvConfig" else {}
+    return datasets.load_dataset(str(place), streaming=streaming, **options)
 
 
 def _shards(place: Path) -> dict[str, list[str]]:

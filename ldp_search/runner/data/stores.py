@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,12 +30,12 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def batch(self, indices: Tensor, epoch: int | None, data: Any, seed: int) -> Tensor:
-        """(N, C, H, W) fp32: cropped and mirrored in training (epoch given), normalized."""
+    def batch(self, indices: Tensor, epoch: int | None, data: Any, seed: int) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) fp32: cropped and mirrored in training (epoch given), normalized; and the places, `indices`."""
         pictures = self.pictures[indices]
         if epoch is not None and (data.pad or data.flip):
             pictures = augment(pictures, data.pad, data.flip, random_bits(seed, epoch, indices))
-        return normalize(pictures, data.mean, data.std)
+        return normalize(pictures, data.mean, data.std), indices
 
     def digest(self) -> bytes:
         return str(tuple(self.pictures.shape)).encode() + hashlib.sha256(self.pictures.numpy()).digest()
@@ -43,36 +45,40 @@ class Encoded:
     """Pictures of any size in a column of a data set, transformed one by one by timm's pipeline.
 
     transforms: {training?: PIL picture -> (C, H, W)}, set when the model is known. A picture that turns out to be broken when
-    it is decoded (in sets too large to decode twice) is replaced by the next one, and counted in `replaced`.
+    it is decoded (in sets too large to decode twice) is replaced by the next one, with a warning.
     """
 
     def __init__(self, split: Any, column: str, rows: list[int], channels: int):
         self.split, self.column, self.rows, self.channels = split, column, rows, channels
         self.transforms: dict[bool, Callable] = {}
-        self.replaced: set[int] = set()
+        self.replaced: set[int] = set()  # places of broken pictures that this process met
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, indices: Tensor, epoch: int | None, data: Any, seed: int) -> Tensor:
-        """(N, C, H, W) fp32, through the transforms."""
+    def batch(self, indices: Tensor, epoch: int | None, data: Any, seed: int) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) fp32, through the transforms, and the places that they are from, where their labels are too."""
+        found = [self.picture(i) for i in indices.tolist()]
+        places = torch.tensor([place for place, _ in found])
         if epoch is None:
-            return torch.stack([self.transforms[False](self.picture(i)) for i in indices.tolist()])
+            return torch.stack([self.transforms[False](picture) for _, picture in found]), places
         with seeded() as seed_all:
             out = []
-            for i, bits in zip(indices.tolist(), sample_bits(seed, epoch, indices), strict=True):
+            for (_, picture), bits in zip(found, sample_bits(seed, epoch, indices), strict=True):
                 seed_all(bits)
-                out.append(self.transforms[True](self.picture(i)))
-            return torch.stack(out)
+                out.append(self.transforms[True](picture))
+            return torch.stack(out), places
 
-    def picture(self, place: int) -> Any:
-        """The PIL picture at a place among the rows."""
+    def picture(self, place: int) -> tuple[int, Any]:
+        """(place, PIL picture): the one at a place among the rows, or the next good one."""
         for step in range(len(self.rows)):
             at = (place + step) % len(self.rows)
             try:
-                return open_picture(self.split[self.rows[at]][self.column], self.channels)
-            except Exception:  # Pillow, zlib and struct each raise their own; the check before the training says so if it can
-                self.replaced.add(at)
+                return at, open_picture(self.split[self.rows[at]][self.column], self.channels)
+            except Exception as error:  # Pillow, zlib and struct each raise their own
+                if at not in self.replaced:
+                    self.replaced.add(at)
+                    warnings.warn(f"row {self.rows[at]} cannot be decoded and is replaced by the next: {error}", stacklevel=2)
         raise OSError(f"None of the {len(self.rows)} pictures can be decoded any more; was the data removed?")
 
     def digest(self) -> bytes:
@@ -80,7 +86,7 @@ class Encoded:
         digest = hashlib.sha256(str(self.rows).encode())
         for place in range(0, len(self.rows), max(1, len(self.rows) // 100)):
             item = self.split[self.rows[place]][self.column]
-            digest.update(item.get("bytes") or str(item.get("path")).encode())
+            digest.update(item["bytes"] if item.get("bytes") is not None else Path(item["path"]).read_bytes())
         return digest.digest()
 
 
@@ -98,8 +104,7 @@ def check_pictures(split: Any, column: str, rows: list[int], channels: int, faul
                 raw = item.get("bytes")
                 Image.open(io.BytesIO(raw) if raw is not None else item["path"]).close()
         except Exception as error:
-            file = f" ({item['path']})" if isinstance(item, dict) and item.get("path") else ""
-            faults.add(row, f"the picture{file} cannot be decoded; {type(error).__name__}: {error}")
+            faults.add(row, f"the picture cannot be decoded; {type(error).__name__}: {error}")
 
 
 def load_pictures(

@@ -3,6 +3,8 @@
 aliases.py        short names
 build.py          what a name stands for, and what can go wrong
 hugging_face.py   models of transformers
+segmenter.py      encoders of timm with a decoder, for segmentation
+semantic.py       outputs and losses of the families of segmentation models
 """
 
 from .aliases import ALIASES, Alias

@@ -27,6 +27,9 @@ _DEBERTA = {
     "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "max_position_embeddings": 512,
     "type_vocab_size": 0,
 }  # fmt: skip
+_STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+_SWIN_TINY = {"backbone_config": {"model_type": "swin", **_STAGES}}
+_CONVNEXT_TINY = {"backbone_config": {"model_type": "convnext", **_STAGES}}
 
 ALIASES = {
     **{f"resnet{depth}": Alias(f"timm:cifar_resnet{depth}", note="the CIFAR one") for depth in (20, 32, 38, 44, 56, 74, 110)},
@@ -56,5 +59,16 @@ ALIASES = {
     "deberta": Alias("hf:microsoft/deberta-v3-base", _DEBERTA),
     "gpt2": Alias("hf:openai-community/gpt2", {"model_type": "gpt2"}),
     "distilgpt2": Alias("hf:distilbert/distilgpt2", {"model_type": "gpt2", "n_layer": 6}),
+    "segformer": Alias("hf:nvidia/mit-b0", {"model_type": "segformer"}, note="for segmentation"),
+    "upernet": Alias(
+        "hf:openmmlab/upernet-convnext-tiny", {"model_type": "upernet", **_CONVNEXT_TINY}, note="for segmentation"
+    ),
+    "dpt": Alias("hf:Intel/dpt-large-ade", {"model_type": "dpt"}, note="for segmentation"),
+    "mask2former": Alias(
+        "hf:facebook/mask2former-swin-tiny-ade-semantic", {"model_type": "mask2former", **_SWIN_TINY}, note="for segmentation"
+    ),
+    "maskformer": Alias(
+        "hf:facebook/maskformer-swin-tiny-ade", {"model_type": "maskformer", **_SWIN_TINY}, note="for segmentation"
+    ),
     "llama-tiny": Alias("", _TINY_LLAMA, note="a Llama of 4 layers, 256 wide, from scratch"),
 }

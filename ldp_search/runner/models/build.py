@@ -22,21 +22,28 @@ from .aliases import ALIASES, Alias
 
 OFFLINE = (
     "Three ways out:\n"
-    "  hf:FOLDER           a local copy of the model's files (model=hf:/path/to/folder)\n"
+    "  {copy}\n"
     "  the cache           with a network: python -c \"import huggingface_hub as h; h.snapshot_download('{repo}')\";\n"
     "                      then copy that machine's ~/.cache/huggingface here\n"
     "  pretrained=false    the same network from scratch, which needs no download{scratch}"
 )
 
 
+COPIES = {
+    "hf": "hf:FOLDER           a local copy of the model's files: model=hf:/path/to/folder",
+    "timm": "a file              its weights: pretrained=false model.checkpoint_path=/path/to/model.safetensors",
+}
+
+
 def create_model(
-    spec: Any, pretrained: bool, timm: dict[str, Any] | None = None, hf: tuple[str, dict[str, Any]] | None = None,
+    spec: Any, pretrained: bool, timm: dict[str, Any] | None = None, hf: tuple[Any, dict[str, Any]] | None = None,
     own: dict[str, Any] | None = None, wrap_timm: Any = None,
 ) -> nn.Module:  # fmt: skip
     """The model of a setting `model`: a name, or a mapping of `name` and options.
 
     Args:
-        timm: arguments of timm.create_model. hf: name of the Auto class, and fields of the configuration. own: arguments that
+        timm: arguments of timm.create_model. hf: name of the Auto class (or what tells it from a configuration), and
+            fields of the configuration. own: arguments that
             a function of one's own may take. A library that is None has no models for the task.
         wrap_timm: called with (name, pretrained, **arguments) instead of timm.create_model.
 
@@ -90,9 +97,12 @@ def _reaching(name: str, pretrained: bool, options: dict[str, Any]) -> Iterator[
     except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
         if trouble is not None:
             scratch = "" if source == "timm" or _known(rest, alias) else ", where the configuration is at hand"
-            way_out = OFFLINE.format(repo=rest, scratch=scratch)
+            repo = rest if source == "hf" else _timm_repository(rest)
+            way_out = OFFLINE.format(repo=repo, scratch=scratch, copy=COPIES[source])
             raise ConfigError(f"The model {name!r} cannot be had: {trouble}, and it is not in the cache.\n{way_out}") from error
-        raise ConfigError(f"The model {name!r} with {options or 'no options'} cannot be made: {error}") from error
+        raise ConfigError(
+            f"The model {name!r} with {options or 'no options'} cannot be made: {type(error).__name__}: {error}"
+        ) from error
 
 
 def source_of(spec: Any) -> tuple[str, str, str]:
@@ -117,9 +127,22 @@ def _trouble(source: str, rest: str, alias: Alias, pretrained: bool) -> str | No
     """What the hub says, where it is needed; None where it is not, or all is well."""
     if source == "hf" and rest and not Path(rest).expanduser().is_dir() and (pretrained or not _known(rest, alias)):
         return settle_hub("models", rest)
-    if source == "timm" and rest.startswith("hf-hub:"):
-        return settle_hub("models", rest.removeprefix("hf-hub:"))
-    return settle_hub() if source == "timm" and pretrained else None
+    if source == "timm" and (pretrained or rest.startswith("hf-hub:")):
+        repository = _timm_repository(rest)
+        return settle_hub("models", repository) if repository else None
+    return None
+
+
+def _timm_repository(name: str) -> str:
+    """Where timm finds the weights of a model on the hub; empty where it has none there."""
+    if name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:")
+    import timm
+
+    from .. import cifar_models  # noqa: F401
+
+    found = timm.models.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    return getattr(found, "hf_hub_id", None) or ""
 
 
 def _known(rest: str, alias: Alias) -> bool:

@@ -5,6 +5,8 @@ From scratch, an alias or a model type (`hf:bert`) needs no network: the configu
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,18 @@ from torch import nn
 
 from ...core.registry import did_you_mean
 from ..overlay import ConfigError
+from .aliases import ALIASES
 
 
 def create(
-    name: str, scratch: dict[str, Any], auto: str, pretrained: bool, fields: dict[str, Any], options: dict[str, Any]
-) -> nn.Module:
+    name: str, scratch: dict[str, Any], auto: str | Callable[[Any], str], pretrained: bool, fields: dict[str, Any],
+    options: dict[str, Any],
+) -> nn.Module:  # fmt: skip
     """A model of transformers in fp32.
 
     Args:
-        name: id, folder, or model type. scratch: configuration of an alias. auto: name of the Auto class. fields: what the
-            task needs the configuration to say. options: what the user wants it to say.
+        name: id, folder, or model type. scratch: configuration of an alias. auto: name of the Auto class, or what tells it
+            from a configuration. fields: what the task needs the configuration to say. options: what the user wants it to say.
 
     Raises:
         ConfigError: the configuration has no such field, or there are no weights to begin with.
@@ -30,13 +34,47 @@ def create(
     import transformers
 
     config = configuration(name, scratch, pretrained, fields, options)
-    cls = getattr(transformers, auto)
+    cls = getattr(transformers, auto(config) if callable(auto) else auto)
+    _check_head(config, cls)
     transformers.logging.set_verbosity_error()  # of a new head, which is fresh by intention
     if not pretrained:
         return cls.from_config(config).float()
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     dtype = {"dtype" if version >= (4, 56) else "torch_dtype": torch.float32}
-    return cls.from_pretrained(place_of(name), config=config, ignore_mismatched_sizes=True, **dtype)
+    options_of_loading = {"ignore_mismatched_sizes": True, "output_loading_info": True} | dtype
+    model, found = cls.from_pretrained(place_of(name), config=config, **options_of_loading)
+    _check_loaded(model, found, name)
+    return model
+
+
+def _check_loaded(model: nn.Module, found: dict[str, Any], name: str) -> None:
+    """Raises ConfigError where the published weights do not fill the network below the head, which alone may be fresh."""
+    inner = f"{model.base_model_prefix}."
+    wrong = [entry[0] if isinstance(entry, tuple) else entry for entry in found.get("mismatched_keys", ())]
+    wrong += [key for key in found.get("missing_keys", ()) if "pooler" not in key]  # many are published without theirs
+    below = sorted(key for key in wrong if key.startswith(inner) and hasattr(model, inner[:-1]))
+    if below:
+        raise ConfigError(
+            f"With pretrained=true the weights of {name} must fill the network below its head, but {len(below)} tensors have "
+            f"none that fit: {', '.join(below[:3])}{', ...' if len(below) > 3 else ''}. Leave out the model.FIELD=... that "
+            "changes sizes, or train from scratch with pretrained=false."
+        )
+
+
+def _check_head(config: Any, cls: Any) -> None:
+    """Raises ConfigError where a type of model has no head for the task: transformers would list hundreds that have one."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    known = cls._model_mapping
+    if type(config) in known or hasattr(config, "auto_map"):  # code of its own comes with the model
+        return
+    types = {name: alias.config.get("model_type") for name, alias in ALIASES.items()}
+    fit = [name for name, kind in types.items() if kind and CONFIG_MAPPING[kind] in known]
+    head = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__.removeprefix("AutoModelFor"))
+    raise ConfigError(
+        f"The model type {config.model_type!r} has no head for this task ({head}). "
+        f"Some that have one: {', '.join(fit[:6])}; all types: the documentation of transformers.{cls.__name__}."
+    )
 
 
 def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -48,7 +86,8 @@ def configuration(name: str, scratch: dict[str, Any], pretrained: bool, fields: 
         raise ConfigError("This model is not published with weights: train it from scratch with pretrained=false.")
     if not pretrained and not is_folder(name) and (scratch or name in CONFIG_MAPPING):
         kind = dict(scratch) or {"model_type": name}
-        model_type, given = kind.pop("model_type"), _nested(kind, options)
+        given = _nested(kind, options)
+        model_type = given.pop("model_type")
         flat = {k: v for k, v in options.items() if not isinstance(v, dict)}
         _check_fields(AutoConfig.for_model(model_type, **given), flat)
         return AutoConfig.for_model(model_type, **(given | flat | fields))  # at once: some fields follow from others
@@ -82,8 +121,19 @@ def place_of(name: str) -> str:
 
 
 def _nested(kind: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Configurations inside the configuration (a backbone's), which are made with it."""
-    return kind | {k: (kind.get(k) or {}) | v for k, v in options.items() if isinstance(v, dict)}
+    """Configurations inside the configuration (a backbone's), which are made with it. `kind` still has its model_type.
+
+    One that is only said in part is of the type that the outer one has by default, and gives the same features to it.
+    """
+    from transformers import AutoConfig
+
+    inner = {key: value for key, value in options.items() if isinstance(value, dict)}
+    default = AutoConfig.for_model(kind["model_type"]) if inner else None
+    for key, value in inner.items():
+        usual = getattr(default, key, None)
+        usual = {k: getattr(usual, k) for k in ("model_type", "out_features") if getattr(usual, k, None)}
+        inner[key] = usual | (kind.get(key) or {}) | value
+    return kind | inner
 
 
 def image_size(config: Any) -> int | None:
@@ -93,11 +143,11 @@ def image_size(config: Any) -> int | None:
 
 
 def processor_values(name: str) -> dict[str, Any]:
-    """Mean, deviation and size that a pretrained vision model was trained with, from its image processor; {} without one."""
+    """Mean and deviation that a pretrained vision model was trained with, from its image processor; {} without one."""
     from transformers import AutoImageProcessor
 
     try:
-        found = AutoImageProcessor.from_pretrained(name)
+        found = AutoImageProcessor.from_pretrained(place_of(name))
     except Exception:  # no file of it, or one for which a package is missing: the task's own values then hold
         return {}
     return {"mean": found.image_mean, "std": found.image_std} if getattr(found, "image_mean", None) else {}

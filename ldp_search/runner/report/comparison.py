@@ -1,4 +1,4 @@
-"""The figures of several runs: accuracy against cost, their curves over each other, their schedules side by side."""
+"""The figures of several runs: metric against cost, their curves over each other, their schedules side by side."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ..tasks.metrics import Metric
 from .curves import accumulated
 from .groups import Group
 from .heatmap import draw_heatmap
@@ -18,54 +19,72 @@ def look(index: int) -> dict:
     return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[(index + index // len(SERIES)) % len(MARKERS)]}
 
 
+def metrics_of(groups: list[Group]) -> list[Metric]:
+    """The metrics of these runs, each once: each has an axis of its own."""
+    return list(dict.fromkeys(run.metric for group in groups for run in group.runs))
+
+
+def _set_unit(axis, metric: Metric) -> None:
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} %" if metric.percent else f"{value:g}")
+
+
+def _shown(metric: Metric, values) -> np.ndarray:
+    return (100 if metric.percent else 1) * np.array(values)
+
+
 def scatter_figure(groups: list[Group]) -> bytes:
-    """Accuracy against mean training cost: a point a run, the mean and standard deviation of each group around it."""
+    """Metric against mean training cost: a point a run, the mean and standard deviation of each group around it."""
     any_finished = any(group.finished for group in groups)  # among these, half a training would only distort the scale
-    with drawing(WIDTH, 5.4) as (figure, png):
-        axis = figure.subplots()
-        drawn = sum(_scatter_group(axis, group, look(i), any_finished) for i, group in enumerate(groups))
-        axis.set_xlabel("training cost, mean over the run (static highest bits = 100 %)")
-        axis.set_ylabel("accuracy")
-        for side in (axis.xaxis, axis.yaxis):
-            side.set_major_formatter(lambda value, _: f"{value:g} %")
-        axis.grid()
-        axis.set_axisbelow(True)
-        axis.margins(0.08)
-        if drawn:
-            beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0, "labelspacing": 1.0}
-            axis.legend(title="mean ± standard deviation", alignment="left", **beside)
-        else:
-            note = "no run has accuracy and cost yet"
-            axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", color=FAINT)
+    metrics = metrics_of(groups)
+    with drawing(WIDTH, 5.4 * len(metrics)) as (figure, png):
+        for axis, metric in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics, strict=True):
+            members = [(i, group) for i, group in enumerate(groups) if group.runs[0].metric == metric]
+            drawn = sum(_scatter_group(axis, group, look(i), any_finished) for i, group in members)
+            axis.set_xlabel("training cost, mean over the run (static highest bits = 100 %)")
+            axis.set_ylabel(metric.title)
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+            _set_unit(axis, metric)
+            axis.grid()
+            axis.set_axisbelow(True)
+            axis.margins(0.08)
+            if drawn:
+                beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0, "labelspacing": 1.0}
+                axis.legend(title="mean ± standard deviation", alignment="left", **beside)
+            else:
+                note = f"no run has {metric.title} and cost yet"
+                axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", color=FAINT)
     return bytes(png)
 
 
 def _scatter_group(axis, group: Group, style: dict, finished_only: bool) -> int:
     """Draw one group; the number of its points."""
     runs = group.finished if finished_only else group.runs
-    points = [(100 * run.mean_cost, 100 * run.accuracy) for run in runs if None not in (run.mean_cost, run.accuracy)]
+    factor = 100 if group.runs[0].metric.percent else 1
+    points = [(100 * run.mean_cost, factor * run.score) for run in runs if None not in (run.mean_cost, run.score)]
     if not points:
         return 0
     small = {"linestyle": "", "markersize": 5, "zorder": 4, "markeredgewidth": 0.8}
     edge = {"markeredgecolor": "white"} if finished_only else {"markerfacecolor": "white"}
     axis.plot(*zip(*points, strict=True), **small, **edge, **style)
-    (cost, cost_sd, n), (accuracy, accuracy_sd, _) = group.mean_sd("mean_cost"), group.mean_sd("accuracy")
+    (cost, cost_sd, n), (score, score_sd, _) = group.mean_sd("mean_cost"), group.mean_sd("score")
     label = f"{elide(group.label, 44)}  (n = {n})"
-    if cost is None or accuracy is None:
+    if cost is None or score is None:
         axis.plot([], [], linestyle="", markerfacecolor="white", label=f"{elide(group.label, 44)}  (not finished)", **style)
         return len(points)
     large = {"linestyle": "", "markersize": 13, "alpha": 0.4, "markeredgecolor": "none", "zorder": 2}
-    axis.plot(100 * cost, 100 * accuracy, label=label, **large, **style)
+    axis.plot(100 * cost, factor * score, label=label, **large, **style)
     if n > 1:
-        spread = {"xerr": 100 * (cost_sd or 0), "yerr": 100 * (accuracy_sd or 0)}
-        axis.errorbar(100 * cost, 100 * accuracy, fmt="none", ecolor=style["color"], capsize=4, elinewidth=1.6, **spread)
+        spread = {"xerr": 100 * (cost_sd or 0), "yerr": factor * (score_sd or 0)}
+        axis.errorbar(100 * cost, factor * score, fmt="none", ecolor=style["color"], capsize=4, elinewidth=1.6, **spread)
     return len(points)
 
 
 def curves_figure(groups: list[Group]) -> bytes:
-    """Accuracy, accumulated cost and mean bits over progress, every run a line, every group a colour."""
+    """Metric, accumulated cost and mean bits over progress, every run a line, every group a colour."""
     with drawing(WIDTH, 4.4 + 0.2 * math.ceil(len(groups) / 3)) as (figure, png):
-        axes = figure.subplots(1, 3)
+        metrics = metrics_of(groups)
+        *scores, spent, mean_bits = figure.subplots(1, len(metrics) + 2)
+        places = dict(zip(metrics, scores, strict=True))
         for i, group in enumerate(groups):
             for k, run in enumerate(group.runs):
                 line = {
@@ -74,23 +93,25 @@ def curves_figure(groups: list[Group]) -> bytes:
                     "linewidth": 1.4,
                 }
                 line |= {"alpha": 0.8, "label": elide(group.label, 44) if k == 0 else None}
-                _overlay(axes, run, line)
-        axes[1].plot([0, 1], [0, 100], color=FAINT, linestyle="--", linewidth=1.2, label="static highest bits")
-        for axis, title in zip(axes, ("Accuracy (evaluation)", "Accumulated training cost", "Mean bits"), strict=True):
-            axis.set_title(title)
-            axis.set_xlabel("progress of the training")
+                _overlay((places[run.metric], spent, mean_bits), run, line)
+        spent.plot([0, 1], [0, 100], color=FAINT, linestyle="--", linewidth=1.2, label="static highest bits")
+        titles = [*(metric.title for metric in metrics), "Accumulated cost", "Mean bits"]
+        for axis, text in zip((*scores, spent, mean_bits), titles, strict=True):
+            axis.set_title(text)
+            axis.set_xlabel("progress")
             axis.set_xlim(0, 1)
             axis.grid()
-        for axis in axes[:2]:
-            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-        handles, labels = axes[1].get_legend_handles_labels()
+        for metric, axis in places.items():
+            _set_unit(axis, metric)
+        spent.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+        handles, labels = spent.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return bytes(png)
 
 
 def _overlay(axes, run: Run, line: dict) -> None:
-    x, y = run.curve("accuracy", "eval")
-    axes[0].plot(x, 100 * np.array(y), **line)
+    x, y = run.curve(run.metric_name, "eval")
+    axes[0].plot(x, _shown(run.metric, y), marker="o", markersize=3, **line)  # there may be one evaluation alone
     x, y = accumulated(run)
     axes[1].plot(x, 100 * y, **line)
     if run.schedule is not None:

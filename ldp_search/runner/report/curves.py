@@ -1,4 +1,4 @@
-"""The course of a run as curves: accuracy, loss, accumulated cost and cost in force over progress."""
+"""The course of a run as curves: metric, loss, accumulated cost and cost in force over progress."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .style import FAINT, SERIES, WIDTH, drawing
 
 
 def course_figure(run: Run) -> bytes:
-    """Accuracy, loss, accumulated cost and cost in force over the training."""
+    """Metric, loss, accumulated cost and cost in force over the training."""
     with drawing(WIDTH, 6.6) as (figure, png):
-        (accuracy, spent), (loss, force) = figure.subplots(2, 2, sharex=True)
-        _metric(accuracy, run, "accuracy", "Accuracy", percent=True)
+        (score, spent), (loss, force) = figure.subplots(2, 2, sharex=True)
+        _metric(score, run, run.metric_name, run.metric.title, run.metric.percent)
         _metric(loss, run, "loss", "Loss", percent=False)
         _accumulated(spent, run)
         _in_force(force, run)
-        for axis in (accuracy, loss, spent, force):
+        for axis in (score, loss, spent, force):
             axis.set_xlim(0, 1)
             axis.grid()
             axis.set_axisbelow(True)

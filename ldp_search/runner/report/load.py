@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ..tasks.metrics import METRICS, Metric, metric
 from .locate import FILES, require_run
 from .schedule import Schedule, read_schedule
 
@@ -85,9 +86,21 @@ class Run:
         return f"static {'/'.join(map(str, found))} bits" if found else "static highest bits"
 
     @property
-    def accuracy(self) -> float | None:
-        """The last accuracy: of the finished model, else of the newest evaluation. A fraction, 0 to 1."""
-        return first(self.result.get("accuracy"), self.last("accuracy", "final"), self.last("accuracy", "eval"))
+    def metric_name(self) -> str:
+        """What says how good the model is: as the result has it, else the first known metric that was evaluated."""
+        rows = [row for row in self.metrics if row.get("split") in ("eval", "final")]
+        seen = (name for name in METRICS if any(name in row for row in rows))
+        return str(self.result.get("metric") or next(seen, "accuracy"))
+
+    @property
+    def metric(self) -> Metric:
+        return metric(self.metric_name)
+
+    @property
+    def score(self) -> float | None:
+        """The last value of the metric: of the finished model, else of the newest evaluation."""
+        name = self.metric_name
+        return first(self.result.get(name), self.last(name, "final"), self.last(name, "eval"))
 
     @property
     def mean_cost(self) -> float | None:

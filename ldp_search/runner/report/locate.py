@@ -8,7 +8,7 @@ from pathlib import Path
 
 FILES = {
     "config.yaml": "the configuration",
-    "metrics.jsonl": "loss, accuracy and cost over the training",
+    "metrics.jsonl": "loss, metrics and cost over the training",
     "schedule.parquet": "the bits over the training",
     "allocation.json": "the final bits, MACs and coverage",
     "result.json": "the result, written at the end",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import Any
 
@@ -16,7 +16,7 @@ from .heatmap import schedule_figure
 from .layers import Layer, layers_of, left_out, total_macs
 from .load import Run, named, number
 from .style import BitScale
-from .words import count, describe, digits, duration, percent
+from .words import count, describe, digits, duration, percent, score
 
 Pictures = dict[str, bytes]
 """File name -> PNG, filled while the sections are written."""
@@ -51,10 +51,21 @@ def run_sections(run: Run, scale: BitScale, pictures: Pictures, prefix: str = ""
         yield show("layers.png", layers_figure(layers, scale, "Bits at the end" if run.finished else "Bits now"), caption)
     if run.metrics:
         yield html.heading("The training")
-        caption = f"Accuracy and loss; cost accumulated and in force, relative to {run.static_name}"
+        caption = f"{run.metric.title} and loss; cost accumulated and in force, relative to {run.static_name}"
         yield show("training.png", course_figure(run), caption)
+    yield from _examples(run, show)
     yield from _coverage(run, layers)
     yield from _repeat(run)
+
+
+def _examples(run: Run, show: Callable[[str, bytes, str], str]) -> Iterator[str]:
+    """Predictions beside the truth, where the task has drawn them."""
+    found = sorted(run.folder.glob("examples*.png"))
+    if found:
+        yield html.heading("Predictions")
+    for path in found:
+        about = path.with_name(f"{path.name}.txt")
+        yield show(path.name, path.read_bytes(), about.read_text(encoding="utf-8").strip() if about.is_file() else path.stem)
 
 
 def headline(run: Run) -> list[tuple[str, str, str]]:
@@ -62,7 +73,7 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
     target = run.target_cost
     kind = "of the finished model" if run.finished else "at the newest evaluation"
     cards = [
-        ("Accuracy", percent(run.accuracy, 2), kind if run.accuracy is not None else "not evaluated yet"),
+        (run.metric.title, score(run), kind if run.score is not None else "not evaluated yet"),
         (
             "Training cost",
             percent(run.mean_cost),
@@ -110,6 +121,9 @@ def _coverage(run: Run, layers: list[Layer]) -> Iterator[str]:
         yield html.table(("what", "MACs", "share of MACs", "why"), rows, numeric=(1, 2))
     elif run.coverage:
         yield html.paragraph("Nothing is left out.")
+    arithmetic = run.result.get("arithmetic")
+    if isinstance(arithmetic, str):
+        yield html.paragraph(arithmetic[:1].upper() + arithmetic[1:] + ".")
 
 
 COLUMNS = (

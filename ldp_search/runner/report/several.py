@@ -1,17 +1,17 @@
-"""The report on several runs, side by side: accuracy against cost, seeds as spread, then each run on its own."""
+"""The report on several runs, side by side: metric against cost, seeds as spread, then each run on its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from . import html
-from .comparison import curves_figure, scatter_figure, schedules_figure
+from .comparison import curves_figure, metrics_of, scatter_figure, schedules_figure
 from .groups import Group, group_runs
 from .heatmap import scale_of
-from .load import Run
+from .load import Run, named
 from .one import Pictures, run_sections, title_of
 from .schedule import KINDS
-from .words import digits, duration, percent
+from .words import digits, duration, percent, score
 
 MOST_SCHEDULES = 24  # schedules drawn side by side; past this, one of each group
 MOST_DETAILS = 12  # runs shown in full below the comparison; past this the page would be too heavy to open
@@ -25,14 +25,15 @@ def comparison_sections(runs: list[Run], pictures: Pictures) -> Iterator[str]:
         return html.picture(png, file, caption)
 
     groups, scale = group_runs(runs), scale_of(*runs)
+    metric = " or ".join(m.title for m in metrics_of(groups))
     yield from _caveats(runs)
     yield html.heading("Groups: runs that differ in their seed alone")
-    yield _group_table(groups)
-    yield html.heading("Accuracy against cost")
+    yield _group_table(groups, metric.lower())
+    yield html.heading(f"{metric} against cost")
     caption = "A small point a finished run, a large one the mean of its group with standard deviations"
     yield show("comparison.png", scatter_figure(groups), caption)
     yield html.heading("The runs")
-    yield _run_table(groups)
+    yield _run_table(groups, metric.lower())
     yield html.heading("Over the training")
     yield show(
         "curves.png",
@@ -49,6 +50,9 @@ def _caveats(runs: list[Run]) -> Iterator[str]:
     yield html.note("Not finished, and therefore in no mean:", going)
     lacking = [f"{run.name}: {line}" for run in runs if run.finished for line in run.notes]
     yield html.note("Missing or unreadable:", lacking)
+    different = {f"{named(run.setting('task'))}: {run.metric.title}": None for run in runs}
+    if len({run.metric for run in runs}) > 1:
+        yield html.note("These runs have different metrics, each with an axis of its own:", list(different))
     scales: dict[tuple, list[str]] = {}
     for run in runs:
         scales.setdefault(tuple(run.highest(kind) for kind in KINDS), []).append(run.name)
@@ -61,8 +65,8 @@ def _caveats(runs: list[Run]) -> Iterator[str]:
         yield html.note(title, lines)
 
 
-def _group_table(groups: list[Group]) -> str:
-    columns = ("group", "n", "seeds", "accuracy", "training cost", "target", "inference cost", "weights, MiB", "time")
+def _group_table(groups: list[Group], metric: str) -> str:
+    columns = ("group", "n", "seeds", metric, "training cost", "target", "inference cost", "weights, MiB", "time")
     rows = []
     for group in groups:
         n = f"{len(group.finished)}" + (f" of {len(group.runs)}" if len(group.finished) < len(group.runs) else "")
@@ -72,7 +76,7 @@ def _group_table(groups: list[Group]) -> str:
                 group.label,
                 n,
                 seeds,
-                _spread(group, "accuracy", 2),
+                _score(group),
                 _spread(group, "mean_cost", 2),
                 percent(group.runs[0].target_cost, 1),
                 _spread(group, "inference_cost", 1),
@@ -83,6 +87,14 @@ def _group_table(groups: list[Group]) -> str:
     return html.table(columns, rows, numeric=(1, 3, 4, 5, 6, 7, 8))
 
 
+def _score(group: Group) -> str:
+    """Mean ± sample standard deviation of the metric."""
+    if group.runs[0].metric.percent:
+        return _spread(group, "score", 2)
+    mean, spread, _ = group.mean_sd("score")
+    return "–" if mean is None else f"{mean:.4g}" if spread is None else f"{mean:.4g} ± {spread:.2g}"
+
+
 def _spread(group: Group, quantity: str, places: int) -> str:
     """Mean ± sample standard deviation, in percent."""
     mean, spread, _ = group.mean_sd(quantity)
@@ -91,14 +103,14 @@ def _spread(group: Group, quantity: str, places: int) -> str:
     return f"{100 * mean:.{places}f} %" if spread is None else f"{100 * mean:.{places}f} ± {100 * spread:.{places}f} %"
 
 
-def _run_table(groups: list[Group]) -> str:
-    columns = ("run", "group", "seed", "accuracy", "training cost", "inference cost", "weights, MiB", "time", "state")
+def _run_table(groups: list[Group], metric: str) -> str:
+    columns = ("run", "group", "seed", metric, "training cost", "inference cost", "weights, MiB", "time", "state")
     rows = [
         (
             run.name,
             group.label,
             "–" if run.seed is None else run.seed,
-            percent(run.accuracy, 2),
+            score(run),
             percent(run.mean_cost, 2),
             percent(run.inference_cost),
             digits(run.weight_mib, 3),

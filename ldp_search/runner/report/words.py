@@ -147,6 +147,11 @@ def percent(value: float | None, places: int = 1) -> str:
     return "–" if value is None or np.isnan(value) else f"{100 * value:.{places}f}\N{NO-BREAK SPACE}%"
 
 
+def score(run: Run) -> str:
+    """The run's metric, in its own unit."""
+    return percent(run.score, 2) if run.metric.percent else run.metric.show(run.score)
+
+
 def count(value: float | None) -> str:
     """A large count with its unit: 40.8 M."""
     if value is None or np.isnan(value):

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from ...config import Settings
 from ..overlay import ConfigError
 from ..setup import on_cpu
+from ..tasks.metrics import metric
 from . import launch
 from .best import write_best
 from .notes import announce, dashboard_command, line_of, write_note
@@ -44,6 +45,7 @@ def search(settings: Settings, words: list[str]) -> int:
         raise ConfigError("workers=... and isolation=process start processes of their own, and so does the launcher of this "
                           f"command ({ranks.count} of them): give one or the other.")  # fmt: skip
     plan.facts |= ranks.agree(lambda: facts_of(settings, ranks.count))
+    plan.direction = "maximize" if metric(plan.facts["metric"]).higher else "minimize"
     plan.identity |= {"processes": ranks.count, "data (fingerprint)": plan.facts["data"]}
     study = ranks.agree(lambda: _begun(plan))
     status = launch.run_workers(plan, words, _open(plan, begin=False)) if in_children else _work(plan, settings, ranks)

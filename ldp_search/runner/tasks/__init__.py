@@ -7,6 +7,7 @@ images.py    image classification
 text_base.py what the two kinds of text tasks share: their splits, their tokenizer, what they ask of a model
 text.py      text classification and regression: one text or two, one label
 language.py  language modelling, causal and masked
+segmentation.py       semantic segmentation; segmentation_examples.py draws its predictions
 """
 
 from .base import Task

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ class Task:
     train_size, eval_size: numbers of samples. metric: the key of `metrics` that says how good a model is (`metrics.py` knows
     in which direction). fingerprint: a hash of the data, so that a run is only continued on the same. notes: lines for the
     user, about rows that were left out for instance. looks_at: the settings of Config that an object of the kind depends on,
-    so that a search loads its data once; None: it may be any.
+    so that a search loads its data once; None: it may be any. names: of the classes, where there are any.
     """
 
     @dataclass
@@ -25,6 +27,7 @@ class Task:
     metric = "accuracy"
     looks_at: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    names: Sequence[str] = ()
     train_size: int
     eval_size: int
     fingerprint: str
@@ -66,7 +69,9 @@ class Task:
         raise TypeError(f"{type(self).__name__} must define metrics(sums).")
 
     def save_extras(self, folder: Path) -> None:
-        """Write what the saved model needs beside it to be used (a tokenizer, the names of the classes)."""
+        """Write what the saved model needs beside it to be used: the names of the classes (a kind adds a tokenizer, say)."""
+        if self.names:
+            (folder / "classes.json").write_text(json.dumps(list(self.names)) + "\n", encoding="utf-8")
 
     def examples(self, model: nn.Module) -> dict[str, tuple[bytes, str]]:
         """{file name: (PNG, caption)} of some predictions beside the truth, for the report."""

@@ -16,6 +16,7 @@ KINDS = {
     "image_classification": "ldp_search.runner.tasks.images:ImageClassification",
     "text_classification": "ldp_search.runner.tasks.text:TextClassification",
     "language_modelling": "ldp_search.runner.tasks.language:LanguageModelling",
+    "segmentation": "ldp_search.runner.tasks.segmentation:Segmentation",
 }
 """A kind of task is a subclass of Task in a module of its own; a file names the kind, or one's own class as "module:Class"."""
 

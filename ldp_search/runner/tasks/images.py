@@ -8,9 +8,7 @@ usual recipe, with RandAugment, random erasing, mixup and CutMix by option).
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import models
-from ..data import DataError, Faults, class_labels, class_names, files_of, first_rows, load_splits, pick_column, pick_split
+from ..data import (
+    Classes,
+    DataError,
+    Faults,
+    check_share,
+    first_rows,
+    hold_out,
+    load_splits,
+    one_class_note,
+    pick_column,
+    pick_split,
+    picture_file,
+    subset,
+)
 from ..data.embedded import digits
 from ..data.pictures import MODES
+from ..data.seeded import sample_bits, seeded
 from ..data.stores import Encoded, InMemory, check_pictures, load_pictures
 from .base import Task
 
@@ -36,6 +48,7 @@ class ImageData:
     config: str | None = None  # which of the hub's configurations
     train: list[str] = field(default_factory=lambda: ["train"])
     eval: list[str] = field(default_factory=lambda: ["validation", "val", "test"])
+    hold_out: float = 0.0  # share of the training rows to evaluate on, where the data has no split for it
     image: list[str] = field(default_factory=lambda: ["image", "img"])
     label: list[str] = field(default_factory=lambda: ["label", "labels"])
     classes: int = 0  # 0: as many as the data has
@@ -56,6 +69,7 @@ class ImageData:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
+        check_share(self.hold_out)
         if self.classes < 0 or self.classes == 1:
             raise DataError(f"`classes` must be 2 or more, or 0 for those of the data; received {self.classes}.")
         if self.channels not in MODES:
@@ -86,23 +100,19 @@ class ImageClassification(Task):
             halves = [self._subset(*half, limit) for half, limit in zip(digits(), limits.values(), strict=True)]
         else:
             splits = load_splits(data.source, data.config, config.data, OFFLINE, data.streaming)
-            self.names = []
+            splits, self.origins, self.notes = hold_out(splits, data, config.limit)
+            self.classes = Classes(data.classes)
             halves = [self._read(splits, use, limit) for use, limit in limits.items()]
+            self.names = self.classes.names
         self.stores, self.labels = zip(*halves, strict=True)
         self.train_size, self.eval_size = (len(labels) for labels in self.labels)
         self.fingerprint = _fingerprint(self.stores, self.labels)
-        self._mix = _mixing(data, len(self.names))
+        self._mix = _Mixing(data, len(self.names), self.seed) if data.mixup or data.cutmix else None
 
     # -- the data -----------------------------------------------------------------------------------------------------
 
-    def _chosen(self, size: int, limit: int | None) -> Tensor:
-        """Indices of a subset that the seed draws."""
-        if limit is None or limit >= size:
-            return torch.arange(size)
-        return torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))[:limit].sort().values
-
     def _subset(self, pictures: Tensor, labels: Tensor, limit: int | None) -> tuple[InMemory, Tensor]:
-        keep = self._chosen(len(labels), limit)
+        keep = torch.tensor(subset(len(labels), limit, self.seed))
         return InMemory(pictures[keep]), labels[keep]
 
     def _read(self, splits: dict[str, Any], use: str, limit: int | None) -> tuple[Any, Tensor]:
@@ -110,31 +120,31 @@ class ImageClassification(Task):
         import datasets
 
         d = self.data
-        name, split = pick_split(splits, getattr(d, use), use)
+        name, split = pick_split(splits, getattr(d, use), use, can_hold_out=True)
         split = first_rows(split, limit, use)
         image, label = pick_column(split, d.image, "image"), pick_column(split, d.label, "label")
-        self.names = self.names or class_names(split, label, d.classes, name)
         if not isinstance(split.features[image], datasets.Image):
             raise DataError(f"The column {image!r} must hold pictures; it holds {split.features[image]}.")
         split = split.cast_column(image, datasets.Image(decode=False))
-        rows = self._chosen(len(split), limit).tolist()
-        chosen = split.select(rows)
-        faults = Faults(name, self.bad_rows, {rows[i]: file for i, file in files_of([chosen[0][image]]).items()})
-        found = class_labels(split.select_columns([label]), label, self.names, faults)
+        rows = subset(len(split), limit, self.seed)
+        faults = Faults(name, self.bad_rows, lambda row: picture_file(split[row][image]), self.origins.get(name))
+        found = self.classes.labels(split.select_columns([label]), label, name, faults)
         if d.pipeline == "memory":
             store, rows = load_pictures(split, image, rows, d.channels, d.size, faults)
         else:
             check_pictures(split, image, rows, d.channels, faults)
             rows = faults.kept(rows)
             store = Encoded(split, image, rows, d.channels)
+        labels = [found[row] for row in rows]
         self.notes += (faults.note,) if faults.note else ()
-        return store, torch.tensor([found[row] for row in rows])
+        self.notes += one_class_note(labels, self.classes.names, name) if use == "eval" else ()
+        return store, torch.tensor(labels)
 
     def batch(self, indices: Tensor, epoch: int | None) -> tuple[Tensor, Tensor]:
         which = 1 if epoch is None else 0
-        pictures = self.stores[which].batch(indices, epoch, self.data, self.seed)
-        labels = self.labels[which][indices]
-        return self._mix(pictures, labels, self.seed, epoch, indices) if self._mix and epoch is not None else (pictures, labels)
+        pictures, places = self.stores[which].batch(indices, epoch, self.data, self.seed)
+        labels = self.labels[which][places]
+        return self._mix(pictures, labels, epoch, indices) if self._mix and epoch is not None else (pictures, labels)
 
     # -- the model ----------------------------------------------------------------------------------------------------
 
@@ -156,10 +166,7 @@ class ImageClassification(Task):
         return None if options is None else {"num_classes": len(self.names), "in_chans": self.data.channels} | options
 
     def example_inputs(self) -> tuple[Tensor]:
-        return (torch.zeros_like(self.stores[0].batch(torch.zeros(1, dtype=torch.long), None, self.data, self.seed)),)
-
-    def save_extras(self, folder: Path) -> None:
-        (folder / "classes.json").write_text(json.dumps(self.names) + "\n", encoding="utf-8")
+        return (torch.zeros_like(self.batch(torch.zeros(1, dtype=torch.long), None)[0]),)
 
     # -- what is measured ---------------------------------------------------------------------------------------------
 
@@ -179,24 +186,25 @@ class ImageClassification(Task):
         return {"loss": loss / count, "accuracy": correct / count} | top5
 
 
-def _mixing(data: ImageData, classes: int):
-    """(pictures, labels, seed, epoch, indices) -> both mixed, by timm's mixup and CutMix; None where neither is asked for."""
-    if not (data.mixup or data.cutmix):
-        return None
-    from timm.data import Mixup
+class _Mixing:
+    """timm's mixup and CutMix of a batch, drawn by (seed, epoch, first sample) alone."""
 
-    from ..data.seeded import sample_bits, seeded
+    def __init__(self, data: ImageData, classes: int, seed: int):
+        from timm.data import Mixup
 
-    mixup = Mixup(data.mixup, data.cutmix, label_smoothing=data.label_smoothing, num_classes=classes)
+        self.classes, self.seed = classes, seed
+        self.mixup = Mixup(data.mixup, data.cutmix, label_smoothing=data.label_smoothing, num_classes=classes)
 
-    def mix(pictures: Tensor, labels: Tensor, seed: int, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-        if len(labels) % 2:  # timm mixes a batch with its reverse
-            return pictures, F.one_hot(labels, classes).to(pictures.dtype)
-        with seeded() as seed_all:
-            seed_all(sample_bits(seed + 1, epoch, indices[:1])[0])
-            return mixup(pictures, labels)
-
-    return mix
+    def __call__(self, pictures: Tensor, labels: Tensor, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+        even = len(labels) // 2 * 2  # timm mixes a batch with its reverse: of an odd one, the last stays as it is
+        smoothing = self.mixup.label_smoothing
+        targets = F.one_hot(labels, self.classes) * (1 - smoothing) + smoothing / self.classes
+        if even:
+            with seeded() as seed_all:
+                seed_all(sample_bits(self.seed + 1, epoch, indices[:1])[0])
+                pictures, targets = pictures.clone(), targets.to(pictures.dtype)
+                pictures[:even], targets[:even] = self.mixup(pictures[:even].clone(), labels[:even])
+        return pictures, targets
 
 
 def _fingerprint(stores, labels) -> str:

@@ -8,6 +8,7 @@ with an end-of-line token a line (arXiv:1609.07843).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import models
-from ..data import DataError, first_rows, pick_split
+from ..data import DataError, first_rows, pick_split, subset
 from ..data.masking import IGNORED, mask_tokens
 from ..data.source_text import corpus
+from ..data.subsets import Parts, ending
 from ..data.tokenized import Ragged, tokenize
 from ..overlay import ConfigError
 from .text_base import TextSource, TextTask, digest_of, one_direction
@@ -65,7 +67,7 @@ class LanguageModelling(TextTask):
         counts = [streams[0].total // self.content, -(-streams[1].total // self.content)]
         self._check_counts(counts)
         limits = (None, None) if data.streaming else (config.limit, config.eval_limit)  # of a stream, they counted rows
-        self.blocks = [torch.tensor(self._chosen(n, limit)) for n, limit in zip(counts, limits, strict=True)]
+        self.blocks = [torch.tensor(subset(n, limit, self.seed)) for n, limit in zip(counts, limits, strict=True)]
         self.train_size, self.eval_size = (len(blocks) for blocks in self.blocks)
         self.fingerprint = digest_of(*streams, *self.blocks, self.tokenizer_identity, data.block, self.masked)
         del self.splits
@@ -73,14 +75,10 @@ class LanguageModelling(TextTask):
     # -- the data -----------------------------------------------------------------------------------------------------
 
     def _rows(self, use: str, limit: int | None) -> Any:
-        return first_rows(pick_split(self.splits, getattr(self.data, use), use)[1], limit, use)
+        return first_rows(pick_split(self.splits, getattr(self.data, use), use, can_hold_out=True)[1], limit, use)
 
-    def _parts(self, size: int, every: int) -> tuple[list[int], list[int]]:
-        """Of a running text, the end is held out: single lines would have their neighbours in training."""
-        if self.data.documents:
-            return super()._parts(size, every)
-        first = size - size // every
-        return list(range(first)), list(range(first, size))
+    def _parts(self) -> Callable[[int, float], Parts]:
+        return super()._parts() if self.data.documents else ending
 
     def _set_edges(self) -> None:
         """Tokens around a block. Masked: those that the model expects at the ends; causal: one before the text's first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import models
-from ..data import DataError, Faults, class_labels, class_names, first_rows, pick_column, pick_split
+from ..data import Classes, DataError, Faults, first_rows, one_class_note, pick_column, pick_split, subset
 from ..data.source_text import packages
 from ..data.tokenized import Ragged, padded, tokenize
 from . import metrics as measures
@@ -58,7 +57,8 @@ class TextClassification(TextTask):
 
     def __init__(self, data: TextData, config: Any):
         super().__init__(data, config)
-        self.metric, self.names = data.metrics[0], []
+        self.metric, self.classes = data.metrics[0], Classes(data.classes)
+        self.file = _single_file(data, config)
         self._find_tokenizer(config, *self._training_texts(config), not one_direction(self.configuration))
         self.columns: list[dict[str, Ragged]] = []
         labels = [self._read(data.train, "train", config.limit)]
@@ -66,6 +66,7 @@ class TextClassification(TextTask):
         share = limit and math.ceil(limit / (1 + len(also)))
         for names in (data.eval, *([str(name)] for name in also)):
             labels.append(self._read(names, "eval", share))
+        self.names = self.classes.names or ["score"]
         if "f1" in data.metrics and len(self.names) != 2:
             raise DataError(f"The metric f1 is for two classes; the data has {len(self.names)}: dataset.metrics=[accuracy].")
         self.sizes = [len(found) for found in labels[1:]]  # of the sets that are evaluated, one after the other
@@ -90,11 +91,13 @@ class TextClassification(TextTask):
     def _read(self, names: list[str], use: str, limit: int | None) -> Tensor:
         """Tokens of a split into `columns`; returns the labels."""
         d = self.data
-        name, split = pick_split(self.splits, names, use)
+        name, split = pick_split(self.splits, names, use, can_hold_out=True)
         split = first_rows(split, limit, use)
-        texts, label, faults = self._text_columns(split), pick_column(split, d.label, "label"), Faults(name, self.bad_rows)
-        rows = self._chosen(len(split), limit)
-        found = self._numbers(split, label, faults) if d.classes == 1 else self._classes(split, label, name, faults)
+        texts, label = self._text_columns(split), pick_column(split, d.label, "label")
+        faults = Faults(name, self.bad_rows, lambda row: self.file, self.origins.get(name))
+        rows = subset(len(split), limit, self.seed)
+        numbers = d.classes == 1
+        found = _numbers(split, label, faults) if numbers else self.classes.labels(split, label, name, faults)
         chosen = split if len(rows) == len(split) else split.select(rows)  # indices make reading slow
         for column in texts:
             for row, text in zip(rows, chosen[column][:], strict=True):
@@ -103,20 +106,10 @@ class TextClassification(TextTask):
         kept = faults.kept(rows)
         self.notes += (faults.note,) if faults.note else ()
         self._tokenize(name, split.select(kept) if len(kept) < len(split) else split, texts)
-        return torch.tensor([found[row] for row in kept], dtype=torch.float32 if d.classes == 1 else torch.int64)
-
-    def _classes(self, split: Any, column: str, name: str, faults: Faults) -> list[int]:
-        self.names = self.names or class_names(split, column, self.data.classes, name)
-        return class_labels(split.select_columns([column]), column, self.names, faults)
-
-    def _numbers(self, split: Any, column: str, faults: Faults) -> list[float]:
-        self.names, out = ["score"], []
-        for row, value in enumerate(split[column][:]):
-            number = float(value) if isinstance(value, int | float) else math.nan
-            if not math.isfinite(number):
-                faults.add(row, f"the label in column {column!r} must be a number; it is {value!r}")
-            out.append(number)
-        return out
+        labels = [found[row] for row in kept]
+        if use == "eval" and not numbers:
+            self.notes += one_class_note(labels, self.classes.names, name)
+        return torch.tensor(labels, dtype=torch.float32 if numbers else torch.int64)
 
     def _tokenize(self, name: str, split: Any, texts: list[str]) -> None:
         d, tokenizer = self.data, self.tokenizer
@@ -162,10 +155,6 @@ class TextClassification(TextTask):
     def example_inputs(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.batch(torch.zeros(1, dtype=torch.long), 0).items() if k != "labels" and k in self._takes}
 
-    def save_extras(self, folder: Path) -> None:
-        super().save_extras(folder)
-        (folder / "classes.json").write_text(json.dumps(self.names) + "\n", encoding="utf-8")
-
     # -- what is measured ---------------------------------------------------------------------------------------------
 
     def measure(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -199,6 +188,26 @@ class TextClassification(TextTask):
             matrix = torch.tensor(rest[i * size : (i + 1) * size]).view(len(self.names), -1)
             out |= {name + suffix: OF_CLASSES[name](matrix) for name in self.data.metrics}
         return out
+
+
+def _numbers(split: Any, column: str, faults: Faults) -> list[float]:
+    """Labels that are numbers; nan of those that are not, which `faults` hears of."""
+    out = []
+    for row, value in enumerate(split[column][:]):
+        try:
+            number = float(value)  # a column of numbers in which one is a word, such as NA, is read as text
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            faults.add(row, f"the label in column {column!r} must be a number; it is {value!r}")
+        out.append(number)
+    return out
+
+
+def _single_file(data: TextData, config: Any) -> str | None:
+    """The file that all rows come from, where it is one."""
+    place = Path(config.data or data.source).expanduser()
+    return str(place) if place.is_file() else None
 
 
 def _encoder(tokenizer: Any, texts: list[str], longest: int):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..data import DataError, first_rows, load_splits, pick_column, pick_split
+from ..data import DataError, check_share, hold_out, load_splits, pick_column
+from ..data.subsets import Origin, Parts, spread
 from ..data.tokenized import quiet_tokenizers
 from ..data.vocabulary import family, identity, save_tokenizer, tokenizer_of, trained_tokenizer, with_padding
 from ..overlay import ConfigError
@@ -35,8 +36,7 @@ class TextSource:
     streaming: bool = False  # take the first limit= and eval_limit= rows without downloading the rest
 
     def __post_init__(self):
-        if not 0 <= self.hold_out < 0.5:
-            raise DataError(f"`hold_out` must be a share below 0.5; received {self.hold_out}.")
+        check_share(self.hold_out)
 
 
 class TextTask(Task):
@@ -48,6 +48,7 @@ class TextTask(Task):
 
     def __init__(self, data: Any, config: Any):
         self.data, self.seed, self.bad_rows, self.notes = data, config.seed, config.bad_rows, ()
+        self.origins: dict[str, Origin] = {}  # of splits that were made out of the training rows
         self.pretrained = config.pretrained
         quiet_tokenizers()
         models.known_source(config.model)  # before the data is looked for
@@ -66,31 +67,13 @@ class TextTask(Task):
             self.notes += (NOTE,)
             return self.embedded[d.source]()
         splits = load_splits(d.source, d.config, config.data, self.offline, d.streaming)
-        if d.hold_out and not any(name in splits for name in d.eval):
-            name, rows = pick_split(splits, d.train, "train")
-            rows = first_rows(rows, config.limit, "train")
-            splits = splits | self._held_out(name, rows)
+        splits, self.origins, notes = hold_out(splits, d, config.limit, self._parts())
+        self.notes += notes
         return splits
 
-    def _held_out(self, name: str, rows: Any) -> dict[str, Any]:
-        kept, held = self._parts(len(rows), round(1 / self.data.hold_out))
-        if not held:
-            raise DataError(f"hold_out={self.data.hold_out} of the {len(rows)} rows of split {name!r} is not a single one: "
-                            "give more data, or data with a split to evaluate on.")  # fmt: skip
-        which = "the last ones" if held[-1] - held[0] == len(held) - 1 else f"every {held[1] - held[0]}th"
-        self.notes += (f"held out for evaluation: {len(held):,} of the {len(rows):,} rows of split {name!r}, {which}",)
-        return {name: rows.select(kept), self.data.eval[0]: rows.select(held)}
-
-    def _parts(self, size: int, every: int) -> tuple[list[int], list[int]]:
-        """(rows to train on, rows to evaluate on): every so many, whatever the seed."""
-        kept, held = ([i for i in range(size) if (i % every == every - 1) is out] for out in (False, True))
-        return kept, held
-
-    def _chosen(self, size: int, limit: int | None) -> list[int]:
-        """Indices of a subset that the seed draws."""
-        if limit is None or limit >= size:
-            return list(range(size))
-        return torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))[:limit].sort().values.tolist()
+    def _parts(self) -> Callable[[int, float], Parts]:
+        """How rows are held out."""
+        return spread
 
     def _text_column(self, split: Any, names: list[str], use: str) -> str:
         column = pick_column(split, names, use)
@@ -150,6 +133,7 @@ class TextTask(Task):
         return getattr(outputs, "logits", outputs).float()
 
     def save_extras(self, folder: Path) -> None:
+        super().save_extras(folder)
         save_tokenizer(self.tokenizer, folder)
 
 
