@@ -62,8 +62,9 @@ class Faults:
         return f"{len(self.rows):,} row{'s' if len(self.rows) > 1 else ''}"
 
     def _listed(self) -> str:
-        lines = [f"  row {self._number(row)}{self._file(row)}: {why}" for row, why in list(self.rows.items())[:SHOWN]]
-        rest = Counter(why.partition(";")[0] for why in list(self.rows.values())[SHOWN:])
+        found = sorted(self.rows.items())
+        lines = [f"  row {self._number(row)}{self._file(row)}: {why}" for row, why in found[:SHOWN]]
+        rest = Counter(why.partition(";")[0] for _, why in found[SHOWN:])
         return "\n".join(lines + [f"  and {n:,} more: {why}" for why, n in rest.most_common(3)])
 
     def _number(self, row: int) -> int:
