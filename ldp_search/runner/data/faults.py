@@ -28,7 +28,6 @@ class Faults:
 
     def __init__(self, split: str, policy: str, file: Callable[[int], str | None] | None = None, origin: Origin | None = None):
         self.split, self.policy, self.file, self.origin = origin.split if origin else split, policy, file, origin
-        self.where: dict[int, str] = {}  # files of rows that are known already
         self.rows: dict[int, str] = {}
 
     def add(self, row: int, why: str) -> None:
@@ -71,7 +70,7 @@ class Faults:
         return self.origin.rows[row] if self.origin else row
 
     def _file(self, row: int) -> str:
-        file = self.where.get(row) or (self.file(row) if self.file else None)
+        file = self.file(row) if self.file else None
         return f" ({file})" if file else ""
 
 

@@ -70,11 +70,10 @@ class PairReader:
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
         return Pair(pixels, torch.from_numpy(np.ascontiguousarray(mask)))
 
-    def file(self, row: int) -> dict[int, str]:
-        """{row: file of the picture, or of the mask where there is none}; {} where rows come without names of files."""
+    def file(self, row: int) -> str | None:
+        """File of the picture, or of the mask where there is none; None where rows come without names of files."""
         items = [self.split[row][column] or {} for column in (self.image, self.mask)]
-        names = [item["path"] for item in items if item.get("path")]
-        return {row: names[0]} if names else {}
+        return next((item["path"] for item in items if item.get("path")), None)
 
     def header(self, row: int) -> None:
         """A quick look at a row of a set that is too large to be decoded twice. Raises what is wrong."""
@@ -156,7 +155,6 @@ def checked_pairs(read: PairReader, rows: list[int], faults: Faults) -> Pairs:
             pair = read(row)
         except Exception as error:
             faults.add(row, str(error))
-            faults.where |= read.file(row)
             continue
         size += pair.picture.numel() + 2 * pair.mask.numel()
         if whole and size <= KEPT_BYTES:

@@ -100,7 +100,6 @@ class Segmentation(Task):
                 raise DataError(f"{holds}\nA folder of one's own has {LAYOUTS}.")
             split = split.cast_column(column, datasets.Image(decode=False))
         rows = subset(len(split), limit, self.seed)
-        faults = Faults(name, self.bad_rows)
         self.names = self.names or self._counted(split.select_columns([mask]), mask, rows)
         taken = set(d.ids or range(len(self.names) + d.reduce_zero_label)) & set(d.ignore)
         if taken:
@@ -108,7 +107,9 @@ class Segmentation(Task):
                 f"A value is a class or left out, not both; {sorted(taken)} of `ignore` are classes: dataset.ignore=[]."
             )
         values = MaskValues(len(self.names), d.ignore, d.ids, d.reduce_zero_label)
-        pairs = checked_pairs(PairReader(split, image, mask, values, d.size, use == "train"), rows, faults)
+        reader = PairReader(split, image, mask, values, d.size, use == "train")
+        faults = Faults(name, self.bad_rows, reader.file)
+        pairs = checked_pairs(reader, rows, faults)
         self.notes += (faults.note,) if faults.note else ()
         return pairs
 
