@@ -141,7 +141,7 @@ def test_copies_of_owners(name):
         assert not torch.equal(run(twin, inputs), run(model, inputs))
 
 
-@pytest.mark.parametrize("name", ["standardized", "gpt2", "mixtral", "albert", "xlnet", "siglip"])
+@pytest.mark.parametrize("name", ["standardized", "gpt2", "mixtral", "albert", "xlnet"])
 def test_one_graph_whatever_the_bits(name):
     torch._dynamo.reset()
     model, inputs = make(name)

@@ -50,12 +50,10 @@ def pictures(n: int) -> bytes:
     return parquet({"img": encoded, "label": [i % 10 for i in range(n)]}, features)
 
 
-def launched(tmp_path, address: str, *words: str) -> subprocess.CompletedProcess:
-    """`accelerate launch -m ldp_search.run WORDS`, as a user types it."""
+def started(tmp_path, address: str, *command: str) -> subprocess.CompletedProcess:
+    """A command that a user types, in a process of its own."""
     environment = tiny.environment() | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
     environment = {k: v for k, v in environment.items() if k not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}
-    accelerate = os.path.join(os.path.dirname(sys.executable), "accelerate")
-    command = [accelerate, "launch", "-m", "ldp_search.run", *words]
     return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=250)
 
 
@@ -77,7 +75,7 @@ def test_pictures_and_a_timm_checkpoint(tmp_path):
             "config.json": json.dumps({"architecture": "test_resnet", "pretrained_cfg": {}}).encode(),
         }
         words = "task=cifar10 model=timm:test_resnet pretrained=true epochs=2 batch_size=50 lr=0.01 milestones=[] trackers=none"
-        done = launched(tmp_path, address, *words.split())
+        done = started(tmp_path, address, *tiny.command(*words.split()))
     assert done.returncode == 0, done.stderr
     result = result_of(tmp_path)
     assert result["model"] == "timm:test_resnet" and result["steps"] == 8 and result["accuracy"] >= 0.1
@@ -168,7 +166,8 @@ def test_glue_with_bert_exactly_as_typed(tmp_path):
             "sst2/train-00000-of-00001.parquet": sentences(128),
             "sst2/validation-00000-of-00001.parquet": sentences(40),
         }
-        done = launched(tmp_path, address, "task=glue", "model=bert")
+        accelerate = os.path.join(os.path.dirname(sys.executable), "accelerate")
+        done = started(tmp_path, address, accelerate, "launch", "-m", "ldp_search.run", "task=glue", "model=bert")
     assert done.returncode == 0, done.stderr
     result = result_of(tmp_path)
     assert (result["task"], result["model"], result["steps"]) == ("glue", "bert", 12)

@@ -13,7 +13,7 @@ from toy_search import Postgres, search, search_under_fire
 
 from ldp_search.runner.search import best
 
-TRIALS, KILLS = 12, 8
+TRIALS, KILLS = 10, 5
 
 
 @pytest.fixture(autouse=True)
