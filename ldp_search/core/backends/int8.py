@@ -100,6 +100,40 @@ def _weight(w: Tensor, grid: Grid, transposed: bool) -> tuple[Tensor, Grid]:
     return (w.t(), Grid(*(None if t is None else t.t() for t in grid))) if transposed else (w, grid)
 
 
+class _Saved(NamedTuple):
+    """What a backward begins with. x: as the integer product takes it, None where its codes were kept instead."""
+
+    x: Tensor | None
+    w: Tensor
+    grad_bits: Tensor | None
+    x_grid: Grid
+    w_grid: Grid
+    codes: integers.Codes
+    packed: Tensor | None
+    w_q: Tensor | None
+    need_x: bool
+    need_w: bool
+
+
+def _recall(ctx, arrange) -> _Saved:
+    """The tensors of `forward`, with x arranged as there, and the weight rounded again."""
+    x, w, grad_bits, *grids, values, scale, offset, packed = ctx.saved_tensors
+    x_grid, w_grid, need = Grid(*grids[:4]), Grid(*grids[4:]), ctx.needs_input_grad
+    need_x, need_w = need[0] or need[4], need[1] or need[8]
+    x = None if x is None else arrange(x)
+    codes = integers.Codes(values, scale, offset) if x is None else integers.quantize(x, x_grid, ctx.how.bits[1])[0]
+    w_q = fq.rounded(w, w_grid) if need_x or need[8] else None
+    return _Saved(x, w, grad_bits, x_grid, w_grid, codes, packed, w_q, need_x, need_w)
+
+
+def _gradients(ctx, s: _Saved, gx, grid_x: tuple, gw, gb) -> tuple:
+    """What backward returns, in the order of what forward took."""
+    grid_w = (None, None, None)
+    if s.need_w:
+        gw, grid_w = fq.backward(gw.to(s.w.dtype), s.w, s.w_grid, ctx.needs_input_grad[8], s.w_q)
+    return gx, gw, gb, None, grid_x[0], None, *grid_x[1:], grid_w[0], None, *grid_w[1:], None
+
+
 class _Linear(torch.autograd.Function):
     """x, w -> Q(x) @ Q(w)^T + bias, as `simulate._Product` of a linear layer."""
 
@@ -118,24 +152,15 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gy):
-        x, w, grad_bits, *grids, values, scale, offset, packed = ctx.saved_tensors
-        x_grid, w_grid, how, need = Grid(*grids[:4]), Grid(*grids[4:]), ctx.how, ctx.needs_input_grad
-        x_bits, w_bits = need[4], need[8]
-        need_x, need_w = need[0] or x_bits, need[1] or w_bits
-        x2 = None if x is None else x.reshape(-1, x.shape[-1])
-        codes = integers.Codes(values, scale, offset) if x is None else integers.quantize(x2, x_grid, how.bits[1])[0]
-        w_q = fq.rounded(w, w_grid) if need_x or w_bits else None
-
+        s = _recall(ctx, lambda x: x.reshape(-1, x.shape[-1]))
         g = gy.reshape(-1, gy.shape[-1])
-        gb = g.sum(0).to(ctx.bias_dtype) if need[2] else None
-        gx, gw = _products(g, grad_bits, codes, w_q, how, need_x, need_w)
-        grid_x = grid_w = (None, None, None)
-        if need_x:
-            gx, grid_x = _input_backward(gx, x2, codes, packed, x_grid, x_bits, ctx.x_dtype)
+        gb = g.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        gx, gw = _products(g, s.grad_bits, s.codes, s.w_q, ctx.how, s.need_x, s.need_w)
+        grid_x = (None, None, None)
+        if s.need_x:
+            gx, grid_x = _input_backward(gx, s.x, s.codes, s.packed, s.x_grid, ctx.needs_input_grad[4], ctx.x_dtype)
             gx = gx.view(ctx.shape)
-        if need_w:
-            gw, grid_w = fq.backward(gw.to(w.dtype), w, w_grid, w_bits, w_q)
-        return gx, gw, gb, None, grid_x[0], None, *grid_x[1:], grid_w[0], None, *grid_w[1:], None
+        return _gradients(ctx, s, gx, grid_x, gw, gb)
 
 
 def _products(g, grad_bits, codes, w_q, how, need_x: bool, need_w: bool):
@@ -186,25 +211,18 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gy):
-        x, w, grad_bits, *grids, values, scale, offset, packed = ctx.saved_tensors
-        x_grid, w_grid, how, need = Grid(*grids[:4]), Grid(*grids[4:]), ctx.how, ctx.needs_input_grad
-        x_bits, w_bits = need[4], need[8]
-        need_x, need_w = need[0] or x_bits, need[1] or w_bits
-        x_last = None if x is None else x.permute(0, 2, 3, 1).contiguous()
-        codes = integers.Codes(values, scale, offset) if x is None else integers.quantize(x_last, x_grid, how.bits[1])[0]
-        w_q = fq.rounded(w, w_grid) if need_x or w_bits else None
+        s = _recall(ctx, lambda x: x.permute(0, 2, 3, 1).contiguous())
         g = gy.permute(0, 2, 3, 1).contiguous()
-        gb = g.sum((0, 1, 2)).to(ctx.bias_dtype) if need[2] else None
-        gx, gw = _convolution_products(g, grad_bits, codes, w_q, how, tuple(w.shape[2:]), need_x, need_w)
-        grid_x = grid_w = (None, None, None)
-        if need_x:
-            flat = None if x_last is None else x_last.view(-1, x_last.shape[-1])
-            shape, codes = codes.values.shape, codes._replace(values=codes.values.view(-1, codes.values.shape[-1]))
-            gx, grid_x = _input_backward(gx, flat, codes, packed, x_grid, x_bits, ctx.x_dtype)
+        gb = g.sum((0, 1, 2)).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        kernel = tuple(s.w.shape[2:])
+        gx, gw = _convolution_products(g, s.grad_bits, s.codes, s.w_q, ctx.how, kernel, s.need_x, s.need_w)
+        grid_x = (None, None, None)
+        if s.need_x:
+            flat = None if s.x is None else s.x.view(-1, s.x.shape[-1])
+            shape, codes = s.codes.values.shape, s.codes._replace(values=s.codes.values.view(-1, s.codes.values.shape[-1]))
+            gx, grid_x = _input_backward(gx, flat, codes, s.packed, s.x_grid, ctx.needs_input_grad[4], ctx.x_dtype)
             gx = _last_to_first(gx.view(shape))
-        if need_w:
-            gw, grid_w = fq.backward(gw.to(w.dtype), w, w_grid, w_bits, w_q)
-        return gx, gw, gb, None, grid_x[0], None, *grid_x[1:], grid_w[0], None, *grid_w[1:], None
+        return _gradients(ctx, s, gx, grid_x, gw, gb)
 
 
 def _last_to_first(y: Tensor) -> Tensor:

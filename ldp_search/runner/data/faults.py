@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from .subsets import Origin
 
 SHOWN = 5
-POLICIES = ("refuse", "skip")
 
 
 class Faults:
