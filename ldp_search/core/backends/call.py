@@ -15,6 +15,8 @@ class Call(NamedTuple):
     """One quantized product: operands, their grids, and how the gradient of its output is quantized (None: not at all).
 
     site: the row of the search that it belongs to, for those who look at the bits themselves.
+    straight: of x and of w: the gradient of clipped values passes too.
+    sense: a `sensing.Sense` to show the backward to; with one, `simulate` computes the product.
     """
 
     x: Tensor
@@ -26,6 +28,8 @@ class Call(NamedTuple):
     grad_bits: Tensor | None
     grad_quantizer: object
     site: object = None
+    straight: tuple[bool, bool] = (False, False)
+    sense: object = None
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

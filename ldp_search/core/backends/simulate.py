@@ -21,7 +21,7 @@ class Simulate:
 
     def __call__(self, call: Call) -> Tensor:
         x_grid, w_grid = call.x_grid, call.w_grid
-        options = (call.product, call.grad_quantizer, compute_dtype(call.x))
+        options = (call.product, call.grad_quantizer, compute_dtype(call.x), call.straight, call.sense)
         saved_activations.keep_exact(call.w)
         return _Product.apply(call.x, call.w, call.bias, call.grad_bits, *x_grid, *w_grid, options)
 
@@ -31,9 +31,10 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, w, bias, grad_bits, *grids_and_options):
-        *grids, (product, grad_quantizer, dtype) = grids_and_options
+        *grids, (product, grad_quantizer, dtype, straight, sense) = grids_and_options
         ctx.save_for_backward(x, w, grad_bits, *grids)
         ctx.options = product, grad_quantizer, dtype, None if bias is None else bias.dtype
+        ctx.straight, ctx.sense = straight, sense
         x_q = fq.rounded(x, Grid(*grids[:4]), dtype)
         w_q = fq.rounded(w, Grid(*grids[4:]), dtype)
         y = product.forward(x_q, w_q, None if bias is None else bias.to(dtype))
@@ -48,20 +49,25 @@ class _Product(torch.autograd.Function):
         product, grad_quantizer, dtype, bias_dtype = ctx.options
         need = ctx.needs_input_grad  # x, w, bias, grad_bits, then scale, offset, low, high of x and of w, options
         x_bits, w_bits = need[4], need[8]
-        need_x, need_w = need[0] or x_bits, need[1] or w_bits
+        sense = ctx.sense
+        need_x, need_w = need[0] or x_bits or sense is not None, need[1] or w_bits or sense is not None
 
         g = gy if grad_bits is None else grad_quantizer(gy, grad_bits)
         x_q = fq.rounded(x, x_grid, dtype) if need_w else x
         w_q = fq.rounded(w, w_grid, dtype) if need_x else w
         gx, gw = product.backward(g.to(dtype), x_q.to(dtype), w_q.to(dtype), need_x, need_w)
+        if sense is not None:
+            sense.of_gradient(gy, x_q, w_q, None if grad_bits is None else grad_quantizer)
+            sense.of_input(gx, x_q - x)
+            sense.of_weight(gw, w_q - w)
         gb = product.bias_grad(gy).to(bias_dtype) if need[2] else None
 
         grid_x = grid_w = (None, None, None)
         if need_x:
             x_q = x_q if need_w and dtype == x_grid.scale.dtype else None
-            gx, grid_x = fq.backward(gx.to(x.dtype), x, x_grid, x_bits, x_q)
+            gx, grid_x = fq.backward(gx.to(x.dtype), x, x_grid, x_bits, x_q, ctx.straight[0])
         if need_w:
             w_q = w_q if need_x and dtype == w_grid.scale.dtype else None
-            gw, grid_w = fq.backward(gw.to(w.dtype), w, w_grid, w_bits, w_q)
+            gw, grid_w = fq.backward(gw.to(w.dtype), w, w_grid, w_bits, w_q, ctx.straight[1])
         scale_low_high = (grid_x[0], None, *grid_x[1:], grid_w[0], None, *grid_w[1:])
         return gx, gw, gb, None, *scale_low_high, None

@@ -24,15 +24,15 @@ def block_of(name: str) -> str:
 def assign_groups(
     layers: list[str], low: Tensor, high: Tensor, granularity: str, tie: bool, holders: list[str] | None = None
 ) -> tuple[Tensor, int]:
-    """(layers, 3) group index of each coordinate, and the number of groups (1 at least); fixed coordinates take index 0.
+    """(layers, kinds) group index of each coordinate, and the number of groups (1 at least); fixed coordinates take index 0.
 
     Tied: the weights and the inputs of a layer share a group. Coordinates of different ranges never do.
     holders: for each layer the one that holds its weight, where several have the same: its bits are theirs too.
     """
     unit = {"layer": lambda name: name, "block": block_of, "network": lambda name: ""}[granularity]
-    index, known = torch.zeros(len(layers), 3, dtype=torch.long), {}
+    index, known = torch.zeros(low.shape, dtype=torch.long), {}
     for row, name in enumerate(layers):
-        for kind in range(3):
+        for kind in range(low.shape[1]):
             bounds = float(low[row, kind]), float(high[row, kind])
             if bounds[0] < bounds[1]:
                 shared = "forward" if tie and kind < 2 else kind

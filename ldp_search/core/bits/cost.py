@@ -34,9 +34,12 @@ class Cost:
 
 
 def training_bitops(macs: Tensor, bits: Tensor) -> Tensor:
-    """MACs * (b_w b_x + b_w b_g + b_x b_g) of each layer. macs: (layers,); bits: (..., layers, 3) as weight, input, grad."""
-    w, x, g = bits.unbind(-1)
-    return macs * (w * x + w * g + x * g)
+    """MACs * (b_w b_x + b_w b_g1 + b_x b_g2) of each layer.
+
+    macs: (layers,). bits: (..., layers, kinds) as weight, input, gradient; the gradient in dL/dx and in dL/dw where there are four.
+    """
+    w, x, g1, g2 = bits.unbind(-1) if bits.shape[-1] == 4 else (*bits.unbind(-1), bits[..., 2])
+    return macs * (w * x + w * g1 + x * g2)
 
 
 def inference_bitops(macs: Tensor, bits: Tensor) -> Tensor:
@@ -45,8 +48,11 @@ def inference_bitops(macs: Tensor, bits: Tensor) -> Tensor:
 
 
 def training_bitops_gradient(macs: Tensor, bits: Tensor) -> Tensor:
-    """d training_bitops / d bits, (layers, 3): each bit costs the sum of the two others."""
-    return macs[:, None] * (bits.sum(-1, keepdim=True) - bits)
+    """d training_bitops / d bits, (layers, kinds): each bit costs the sum of those that it multiplies."""
+    if bits.shape[-1] == 3:
+        return macs[:, None] * (bits.sum(-1, keepdim=True) - bits)
+    w, x, g1, g2 = bits.unbind(-1)
+    return macs[:, None] * torch.stack([x + g1, w + g2, w, x], -1)
 
 
 def weight_mib(weight_numel: Tensor, bits: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .cost import training_bitops, training_bitops_gradient
+from .space import FULL_PRECISION
 
 
 @dataclass
@@ -38,10 +40,19 @@ class Problem:
         """(layers, 3) mask of the coordinates that have a range."""
         return self.high > self.low
 
+    @property
+    def levels(self) -> Tensor:
+        """(levels,) every number of bits that a coordinate may take, but for full precision."""
+        low, high = self.low.min(), torch.where(self.high < FULL_PRECISION, self.high, 0).max()
+        return torch.arange(float(low), float(torch.maximum(low, high)) + 1, device=self.low.device)
+
+    def layer_costs(self, bits: Tensor) -> Tensor:
+        """(..., layers) share of each layer in the relative training cost at `bits` (..., layers, kinds); float64."""
+        return training_bitops(self.macs, bits.double()) / training_bitops(self.macs, self.high.double()).sum()
+
     def relative_cost(self, bits: Tensor) -> Tensor:
         """Training BitOPs at `bits` (..., layers, 3), relative to the highest bits; float64."""
-        cost = training_bitops(self.macs, bits.double()).sum(-1)
-        return cost / training_bitops(self.macs, self.high.double()).sum()
+        return self.layer_costs(bits).sum(-1)
 
     def cost_gradient(self, bits: Tensor) -> Tensor:
         """d relative_cost / d bits, (layers, 3)."""
@@ -73,6 +84,7 @@ class Signals:
 
     progress: end of the step, 0 to 1. bits: (layers, 3) in force during it. grads: d loss / d bits, (layers, 3), averaged
     over the ranks. loss: mean training loss (0-d) or None. spent: integral of the relative cost over progress so far (0-d).
+    damage: call it for the (layers, kinds, levels) damages of `bits.damage`, on the CPU; None before anything is measured.
     """
 
     progress: float
@@ -80,3 +92,4 @@ class Signals:
     grads: Tensor | None
     loss: Tensor | None
     spent: Tensor
+    damage: Callable[[], Tensor] | None = None

@@ -33,6 +33,7 @@ class SearchSpace:
     weight_bits: Any = None  # range of the weight bits alone, where it differs from `bits`
     input_bits: Any = None  # range of the input bits alone, where it differs from `bits`
     grad_bits: Any = 8  # bits of the gradient of each layer's output; 32 leaves it unquantized
+    split_gradient: bool = False  # dL/dx and dL/dw take gradients of bits of their own
     tie: bool = False  # weights and inputs of a layer share their bits (the paper)
     granularity: str = "layer"  # bits shared by: network, block or layer
     relaxation: Any = "round"  # from real-valued bits to those in force: round, interpolate, sample
@@ -48,6 +49,7 @@ class SearchSpace:
     min_coverage: float = 0.0  # refuse a model of which a smaller share of the MACs would be quantized
     backend: Any = "simulate"  # how quantized products are computed: simulate, int8, reference
     saved: str = "exact"  # what is kept for backward: exact, or half (16-bit codes of every large fp32 tensor)
+    sense_every: int = 16  # steps between two measurements: of what rounding costs the loss, and of the best clipping bounds
     seed: int = 0  # of everything random that the policy and the relaxation draw
 
     def __post_init__(self):
@@ -77,6 +79,8 @@ class SearchSpace:
             raise ValueError("target_cost and cost_weight exclude each other: a budget sets its own price. Give one.")
         if not 0 <= self.min_coverage <= 1:
             raise ValueError(f"min_coverage must be in [0, 1]; received {self.min_coverage}.")
+        if self.sense_every < 1:
+            raise ValueError(f"sense_every must be a number of steps, 1 at least; received {self.sense_every}.")
         for kind in COMPONENTS:
             name = kind.rpartition("_")[2] if kind != "grad_quantizer" else kind
             build(name, getattr(self, kind))  # an unknown name or option fails here, before any work
@@ -85,9 +89,9 @@ class SearchSpace:
         """Plain fields hold what their names promise; a word where a number belongs is a mistake in a file."""
         number = (int, float)
         wanted = {
-            **dict.fromkeys(("tie", "attention", "embeddings"), (bool, "true or false")),
+            **dict.fromkeys(("tie", "split_gradient", "attention", "embeddings"), (bool, "true or false")),
             **dict.fromkeys(("target_cost", "cost_weight", "min_coverage"), (number, "a number")),
-            "seed": (int, "a whole number"),
+            **dict.fromkeys(("seed", "sense_every"), (int, "a whole number")),
             "fixed": (dict, "a mapping of name patterns to bits"),
             **dict.fromkeys(("granularity", "saved"), (str, "a word")),
         }

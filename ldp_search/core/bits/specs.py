@@ -13,6 +13,20 @@ class Bits(NamedTuple):
     grad: int
 
 
+class SplitBits(NamedTuple):
+    """The same where a space splits the gradient's bits: `grad` in the product dL/dx, `weight_grad` in dL/dw."""
+
+    weight: int
+    input: int
+    grad: int
+    weight_grad: int
+
+
+def as_bits(row) -> Bits | SplitBits:
+    """Of three numbers, or of four."""
+    return Bits(*row) if len(row) == 3 else SplitBits(*row)
+
+
 class LayerSpec(NamedTuple):
     """What the cost of a layer depends on.
 

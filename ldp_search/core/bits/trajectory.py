@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-KINDS = ("weight_bits", "input_bits", "grad_bits")
+KINDS = ("weight_bits", "input_bits", "grad_bits", "weight_grad_bits")
+"""Columns of a table; the last one where a space splits the gradient's bits."""
 BUDGET_BYTES = 64 * 2**20
 
 
@@ -79,7 +80,7 @@ class Trajectory:
         self._progress, self._last = list(state["progress"]), state["last"]
         self._rows = None
         if state["rows"] is not None:
-            self._rows = torch.empty(self.capacity, len(self.layers), 3, dtype=torch.uint8)
+            self._rows = torch.empty(self.capacity, *state["rows"].shape[1:], dtype=torch.uint8)
             self._rows[: len(self._progress)] = state["rows"]
 
     def columns(self) -> dict[str, list]:
@@ -89,7 +90,7 @@ class Trajectory:
             "progress": [p for p in progress for _ in self.layers],
             "layer": self.layers * len(progress),
         }
-        return out | {kind: bits[..., k].flatten().tolist() for k, kind in enumerate(KINDS)}
+        return out | {kind: bits[..., k].flatten().tolist() for k, kind in enumerate(KINDS[: bits.shape[-1]])}
 
     def to_frame(self):
         """The long form as a pandas DataFrame."""
@@ -115,13 +116,14 @@ class Trajectory:
             raise FileNotFoundError(f"No trajectory at {path}: give the schedule.parquet of a run.")
         names = {"dtype": {"layer": str}, "keep_default_na": False}  # a layer may be called "0", or "" where it is the model
         frame = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path, **names)
-        missing = {"progress", "layer", *KINDS} - set(frame.columns)
+        missing = {"progress", "layer", *KINDS[:3]} - set(frame.columns)
         if missing:
             raise ValueError(
-                f"A trajectory needs the columns progress, layer, {', '.join(KINDS)}; {path} lacks {sorted(missing)}."
+                f"A trajectory needs the columns progress, layer, {', '.join(KINDS[:3])}; {path} lacks {sorted(missing)}."
             )
         layers = list(dict.fromkeys(frame["layer"]))
-        values = torch.tensor(frame[list(KINDS)].to_numpy(dtype="uint8").copy()).view(-1, len(layers), 3)
+        kinds = [kind for kind in KINDS if kind in frame.columns]
+        values = torch.tensor(frame[kinds].to_numpy(dtype="uint8").copy()).view(-1, len(layers), len(kinds))
         out = cls(layers, capacity=max(2, len(values) + len(values) % 2))
         for progress, row in zip(frame["progress"].to_numpy()[:: len(layers)].tolist(), values, strict=True):
             out.append(progress, row)

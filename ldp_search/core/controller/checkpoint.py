@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-
 from ..profile.records import Survey
-
-TENSORS = ("_bits", "_grads", "_ranges", "_clips", "_clip_grads", "_spent")
-
 
 def of(controller) -> dict:
     """The state: tensors on the CPU and plain data."""
     return {
         "layers": list(controller.rows),
         "survey": controller.survey and controller.survey.to_dict(),
-        "tensors": {name: getattr(controller, name).detach().cpu().clone() for name in TENSORS},
-        "clip_optimizer": copy.deepcopy(controller._clip_optimizer.state_dict()),
+        "tensors": controller.tensors.state_dict(),
+        "clip_optimizer": controller.tensors.optimizer_state(),
+        "damage": None if controller.sensor is None else controller.sensor.state_dict(),
+        "steps": controller._steps,
         "policy": controller.policy.state_dict(),
         "trajectory": controller.trajectory.state_dict(),
         "generator": controller.generator.get_state(),
@@ -35,21 +32,15 @@ def load(controller, state: dict) -> None:
     if state["layers"] != names:
         other = sorted(set(state["layers"]) ^ set(names))
         raise ValueError(f"The state must be of the same quantized layers; these differ: {other[:10] or 'their order'}.")
-    if state["tensors"]["_clips"].shape != controller._clips.shape:
-        raise ValueError("The state must be of the same search space: one of the two has learned clips, the other has not.")
-    for name, value in state["tensors"].items():
-        if getattr(controller, name).shape != value.shape:
-            raise ValueError(
-                f"The state must be of the same layers, counted on inputs that use them alike; {name} is of shape "
-                f"{tuple(value.shape)} there and {tuple(getattr(controller, name).shape)} here."
-            )
-    for name, value in state["tensors"].items():
-        getattr(controller, name).copy_(value)
-    controller._clip_optimizer.load_state_dict(copy.deepcopy(state["clip_optimizer"]))  # it would keep the very tensors
+    controller.tensors.load_state_dict(state["tensors"], state.get("clip_optimizer"))
+    if controller.sensor is not None and state.get("damage"):
+        controller.sensor.load_state_dict(state["damage"])
     controller.policy.load_state_dict(state["policy"])
     controller.trajectory.load_state_dict(state["trajectory"])
     controller.generator.set_state(state["generator"])
     if "backend" in state and hasattr(controller.backend, "load_state_dict"):
         controller.backend.load_state_dict(state["backend"])
     controller._progress, controller.frozen = state["progress"], state["frozen"]
-    controller._hand_out()
+    controller._steps = state.get("steps", 0)
+    controller.sensing = controller._senses_at(controller._steps)
+    controller._bind_views()

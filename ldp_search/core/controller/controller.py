@@ -7,6 +7,7 @@ tensors whatever the number of layers, with no transfer to the host and nothing 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from ..bits.coordinates import assign_groups, precisions
 from ..bits.policies import Problem, Signals
 from ..bits.policies.budget import check_reachable
 from ..bits.space import FULL_PRECISION, SearchSpace
-from ..bits.specs import Bits, Coverage, LayerSpec
+from ..bits.specs import Bits, Coverage, LayerSpec, as_bits
 from ..bits.trajectory import Trajectory
 from ..model.coverage import SKIPPED, coverage
 from ..model.install import install
@@ -30,11 +31,12 @@ from ..model.sites import Row, check_some, find_rows, holders, owned_numel
 from ..profile.records import Survey
 from ..registry import build
 from . import checkpoint as state
+from .damage_sensor import DamageSensor
 from .distributed import average_over_ranks
 from .finalize import finalize
 from .summary import summarize
+from .tensors import BitTensors, leaf
 
-CLIP_LR = 1e-3  # of the learned clips: a share of the range per step, since they are held as logarithms
 
 
 class Controller:
@@ -53,9 +55,11 @@ class Controller:
             build("grad_quantizer", space.grad_quantizer),
             build("backend", space.backend),
         )
+        self.searches_clips = self.weight_quantizer.searches_clip or self.input_quantizer.searches_clip
+        self.straight = self.input_quantizer.straight_through, self.weight_quantizer.straight_through
         self.relaxation, self.policy = build("relaxation", space.relaxation), build("policy", space.policy)
         self.generator = torch.Generator().manual_seed(space.seed)
-        self._progress, self.frozen, self.hooks, self.counting = 0.0, False, {}, False
+        self._progress, self._steps, self.frozen, self.hooks, self.counting = 0.0, 0, False, {}, False
         self.survey = survey
         self._build(find_rows(model, space, survey))
         self._check_policy()
@@ -67,7 +71,11 @@ class Controller:
         check_some(self.model, rows, self.space)
         precision = precisions(rows, self.space, final=self.counted)
         self.rows, self._names = rows, list(rows)
-        low, high = (torch.tensor([precision[name][k] for name in rows], dtype=torch.float32).view(-1, 3) for k in (0, 1))
+        kinds = range(4 if self.space.split_gradient else 3)
+        low, high = (
+            torch.tensor([[precision[name][k][min(kind, 2)] for kind in kinds] for name in rows], dtype=torch.float32)
+            for k in (0, 1)
+        )
         group, groups = assign_groups(self._names, low, high, self.space.granularity, self.space.tie, holders(rows))
         self.problem = Problem(
             self._names,
@@ -81,10 +89,18 @@ class Controller:
             self.space.seed,
         )
         highest = map(tuple, high.tolist())
-        self.sites = [Site(self, name, row.axis, bits) for (name, row), bits in zip(rows.items(), highest, strict=True)]
+        self.sites = [
+            Site(self, place, name, row.axis, bits)
+            for place, ((name, row), bits) in enumerate(zip(rows.items(), highest, strict=True))
+        ]
         self._weights = owned_numel(rows.values())
         self.trajectory = Trajectory(self._names)
-        self._allocate([row.channels for row in rows.values()])
+        self.levels = self.problem.levels
+        quantizers = self.weight_quantizer, self.input_quantizer
+        self.tensors = BitTensors([*rows.values()], low.shape[1], len(self.levels), *quantizers, low.device)
+        self.sensor = DamageSensor([*rows.values()], self.levels) if self.policy.needs_damage else None
+        self.sensing = self._senses_at(self._steps)
+        self._bind_views()
 
     def _macs_of(self, rows: dict[str, Row]) -> Tensor:
         """(rows,) per sample; all alike until they are counted."""
@@ -105,46 +121,18 @@ class Controller:
 
     # -- the tensors ------------------------------------------------------------------------------------------------
 
-    def _allocate(self, channels: list[int]) -> None:
-        n, device = len(self.sites), self.problem.low.device
-        self._bits, self._grads = torch.zeros(n, 3, device=device), torch.zeros(n, 3, device=device)
-        self._ranges = torch.zeros(sum(row.call_sites for row in self.rows.values()), 4, device=device)
-        self._channels = channels if self.weight_quantizer.learned_clip else [0] * n
-        inputs = n if self.input_quantizer.learned_clip else 0
-        self._clips = torch.zeros(inputs + sum(self._channels), device=device)  # logarithms: of the inputs, then the weights
-        self._clip_grads = torch.zeros_like(self._clips)
-        self._clip_optimizer = torch.optim.Adam([self._clips], lr=CLIP_LR)
-        self._spent = torch.zeros((), dtype=torch.float64, device=device)
-        self._hand_out()
-
-    def _hand_out(self) -> None:
-        """Give every site its rows: leaves that share the stacked tensors' storage, with gradients that do so too."""
-        learn = self.policy.needs_gradients and not self.frozen
-        inputs = len(self.sites) if self.input_quantizer.learned_clip else 0
-        start, ranges = inputs, self._ranges.split([row.call_sites for row in self.rows.values()])
-        for row, site in enumerate(self.sites):
-            site.bits = _leaf(self._bits[row], self._grads[row] if learn else None)
-            site.grad_bits = self._bits[row, 2]
-            site.ranges = ranges[row]
-            clip = slice(row, row + 1)
-            site.x_clip = _leaf(self._clips[clip], None if self.frozen else self._clip_grads[clip]) if inputs else None
-            stop = start + self._channels[row]
-            weights = slice(start, stop)
-            site.w_clip = (
-                _leaf(self._clips[weights], None if self.frozen else self._clip_grads[weights]) if stop > start else None
-            )
-            start = stop
+    def _bind_views(self) -> None:
+        self.tensors.bind_views(self.sites, self.policy.needs_gradients and not self.frozen, self.frozen)
 
     def to(self, device) -> None:
         """Move everything to the device where the model turned out to be; called by the layers themselves."""
-        for name in ("_bits", "_grads", "_ranges", "_clips", "_clip_grads", "_spent"):
-            setattr(self, name, getattr(self, name).to(device))
-        state = self._clip_optimizer.state_dict()
-        self._clip_optimizer = torch.optim.Adam([self._clips], lr=CLIP_LR)
-        self._clip_optimizer.load_state_dict(state)
+        self.tensors.to(device)
+        self.levels = self.levels.to(device)
+        if self.sensor is not None:
+            self.sensor.to(device)
         self.problem = self.problem.to(device)
         self.policy.to(device)
-        self._hand_out()
+        self._bind_views()
 
     def _check_policy(self) -> None:
         if not self.policy.needs_gradients:
@@ -164,26 +152,28 @@ class Controller:
     def _bind(self) -> None:
         """Let the policy begin: at `apply`, and again when the MACs become known."""
         start = self.policy.bind(self.problem)
-        self._bits.copy_(self._realize(start, 0.0, torch.round(start)))
+        self.tensors.bits.copy_(self._realize(start, 0.0, torch.round(start)))
 
     def _realize(self, bits: Tensor, progress: float, previous: Tensor) -> Tensor:
-        bits = torch.minimum(torch.maximum(bits.to(self._bits), self.problem.low), self.problem.high)
+        bits = torch.minimum(torch.maximum(bits.to(self.tensors.bits), self.problem.low), self.problem.high)
         return self.relaxation.realize(bits, previous, self.policy.hysteresis, progress, self._uniform)
 
     def _uniform(self) -> Tensor:
         """Random numbers (layers, 3) in [0, 1), one a group: coordinates that share their bits share the draw."""
-        drawn = torch.rand(self.problem.groups, generator=self.generator).to(self._bits.device, non_blocking=True)
+        drawn = torch.rand(self.problem.groups, generator=self.generator).to(self.tensors.bits.device, non_blocking=True)
         return drawn[self.problem.group]
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, progress: float, loss: Tensor | float | None = None) -> None:
+    def step(self, progress: float, loss: Tensor | float | None = None, optimizer=None) -> None:
         """Once per optimizer step, after backward and before `optimizer.step()`.
 
         Args:
             progress: share of the training done when this step is, in (0, 1], rising.
             loss: mean training loss of the step (0-d), for the policies that read it.
+            optimizer: of the weights; its learning rate is what the noise of rounded gradients counts by. Without one an
+                effective rate of 1 is taken (SGD at 0.1 with momentum 0.9).
 
         A loss scaled for fp16 scales the bits' gradients too: 'learned' with a target does not mind, others do.
 
@@ -205,35 +195,44 @@ class Controller:
                 "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
                 stacklevel=3,
             )
-        loss = None if loss is None else torch.as_tensor(loss, device=self._bits.device).detach().clone()
-        average_over_ranks([self._grads, self._ranges, self._clip_grads] + ([] if loss is None else [loss]))
-        self._spent += self.problem.relative_cost(self._bits) * (progress - self._progress)
-        self.trajectory.append(progress, self._bits)
-        self._progress = progress
+        loss = None if loss is None else torch.as_tensor(loss, device=self.tensors.bits.device).detach().clone()
+        average_over_ranks([self.tensors.grads, self.tensors.ranges, self.tensors.clip_grads] + ([] if loss is None else [loss]))
+        if self.sensing and self.sensor is not None:
+            self.sensor.measure(optimizer)
+        self.tensors.spent += self.problem.relative_cost(self.tensors.bits) * (progress - self._progress)
+        self.trajectory.append(progress, self.tensors.bits)
+        self._progress, self._steps = progress, self._steps + 1
+        self.sensing = self._senses_at(self._steps)
         if not self.frozen and progress < 1 - 1e-9:  # after the last step its bits stay: they are the result
-            grads = self._grads if self.policy.needs_gradients else None
-            bits = self.policy.step(Signals(progress, self._bits.clone(), grads, loss, self._spent))
-            self._bits.copy_(self._realize(bits, progress, self._bits))
-            self._step_clips()
-        self._grads.zero_()
-        self._clip_grads.zero_()
+            grads = self.tensors.grads if self.policy.needs_gradients else None
+            signals = Signals(progress, self.tensors.bits.clone(), grads, loss, self.tensors.spent, self._damages())
+            bits = self.policy.step(signals)
+            self.tensors.bits.copy_(self._realize(bits, progress, self.tensors.bits))
+            self.tensors.step_clips()
+        self.tensors.zero_gradients()
 
-    def _step_clips(self) -> None:
-        if self._clips.numel():
-            self._clips.grad = torch.nan_to_num(self._clip_grads, 0.0, 0.0, 0.0)
-            self._clip_optimizer.step()
+    def _senses_at(self, steps: int) -> bool:
+        """Whether the forward and backward of step `steps` measure what rounding costs, and search the clipping bounds."""
+        measures = self.sensor is not None or self.searches_clips
+        return measures and not self.frozen and steps % self.space.sense_every == 0
+
+    def _damages(self):
+        """What `Signals.damage` is."""
+        if self.sensor is None or not self.sensor.ready:
+            return None
+        return lambda: self.sensor.curves(self.tensors.bits.shape[1])
 
     # -- what it tells ----------------------------------------------------------------------------------------------
 
     def parameters(self) -> dict[str, Tensor]:
         """The architecture tensors, in force now, with `.grad` since the last step: bits (layers, 3), and clips' logarithms."""
-        out = {"bits": _leaf(self._bits, self._grads)}
-        return out | ({"log_clips": _leaf(self._clips, self._clip_grads)} if self._clips.numel() else {})
+        out = {"bits": leaf(self.tensors.bits, self.tensors.grads)}
+        return out | ({"log_clips": leaf(self.tensors.clips, self.tensors.clip_grads)} if self.tensors.clips.numel() else {})
 
     def bits(self) -> dict[str, Bits]:
         """{layer name: Bits(weight, input, grad)}, integers in force now."""
-        rows = torch.round(self._bits).int().tolist()
-        return {name: Bits(*row) for name, row in zip(self._names, rows, strict=True)}
+        rows = torch.round(self.tensors.bits).int().tolist()
+        return {name: as_bits(row) for name, row in zip(self._names, rows, strict=True)}
 
     @property
     def layers(self) -> dict[str, LayerSpec]:
@@ -245,7 +244,7 @@ class Controller:
 
     def cost(self) -> costs.Cost:
         """Cost at the bits in force now, and averaged so far. Waits for the device."""
-        p, bits = self.problem, torch.round(self._bits).double()
+        p, bits = self.problem, torch.round(self.tensors.bits).double()
         macs = p.macs if self.counted else torch.zeros_like(p.macs)
         inference, highest = (costs.inference_bitops(p.macs, b).sum() for b in (bits, p.high.double()))
         numel = torch.tensor(self._weights, dtype=torch.float64, device=bits.device)
@@ -256,7 +255,7 @@ class Controller:
             relative=float(p.relative_cost(bits)),
             relative_inference=float(inference / highest),
             weight_mib=float(costs.weight_mib(numel, bits).sum()),
-            mean_relative=float(self._spent) / self._progress if self._progress else float(p.relative_cost(bits)),
+            mean_relative=float(self.tensors.spent) / self._progress if self._progress else float(p.relative_cost(bits)),
             left_out_bitops=float(3 * FULL_PRECISION**2 * left_out),
         )
 
@@ -283,7 +282,7 @@ class Controller:
             self._settle(survey)
         except Exception:  # nothing is half taken over: the next forward says the same again
             self.__dict__.update(before)
-            self._hand_out()
+            self._bind_views()
             self.policy.bind(self.problem)
             raise
         if "census" in self.hooks:
@@ -295,13 +294,15 @@ class Controller:
         rows = find_rows(self.model, self.space, survey)
         if self._progress > 0:  # what a training has learned stays; what it has not met so far stays out
             rows = {name: row for name, row in rows.items() if name in self.rows}
-        device = self._bits.device
+        device = self.tensors.bits.device
         if list(rows) == self._names:
             precisions(rows, self.space, final=True)
             self.rows, self.problem = rows, dataclasses.replace(self.problem, macs=self._macs_of(rows).to(device))
             self.policy.problem = self.problem
-            self._ranges = torch.zeros(sum(row.call_sites for row in rows.values()), 4, device=device)
-            self._hand_out()
+            self.tensors = copy.copy(self.tensors)
+            self.tensors.resize_ranges([*rows.values()])
+            self.sensor = DamageSensor([*rows.values()], self.levels) if self.sensor is not None else None
+            self._bind_views()
         else:
             self._build(rows)
             self.to(device)
@@ -310,7 +311,7 @@ class Controller:
             self._bind()
         if self.frozen:
             for row, name in enumerate(self._names):
-                self._bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32)
+                self.tensors.bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32)
 
     def _check_costs(self) -> None:
         if not self.counted:
@@ -341,13 +342,13 @@ class Controller:
         """(call sites, 4) moving averages, as sums: of each input's minimum, maximum and mean magnitude, and of 1 (their mass).
         A row has one call site, more where its module runs more than once in a forward.
         """
-        return self._ranges
+        return self.tensors.ranges
 
     def freeze(self) -> None:
         """Round the bits in force to integers and keep them: `step` records, but nothing moves any more."""
-        self._bits.round_()
+        self.tensors.bits.round_()
         self.frozen = True
-        self._hand_out()
+        self._bind_views()
 
     def finalize(self, loader=None, forward=None, batches: int = 50) -> Allocation:
         """Freeze the bits at integers and re-estimate batch-norm statistics and input ranges at them (see `finalize.py`)."""
@@ -370,13 +371,4 @@ class Controller:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._hand_out()  # pickle does not keep storages shared
-
-
-def _leaf(values: Tensor, grad: Tensor | None) -> Tensor:
-    """A leaf on the same storage as `values`; with `grad`, one whose gradient accumulates there."""
-    leaf = values.detach()
-    if grad is not None:
-        leaf.requires_grad_()
-        leaf.grad = grad
-    return leaf
+        self._bind_views()  # pickle does not keep storages shared

@@ -18,6 +18,11 @@ def average_over_ranks(tensors: list[Tensor]) -> None:
         tensor.copy_(mean.view(tensor.shape))
 
 
+def ranks() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def agree(value):
     """The first rank's value, on every rank: what each would find for itself may depend on its own batch."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):

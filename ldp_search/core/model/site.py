@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..backends import Call, finish
+from ..backends import Call, Simulate, finish
+from ..backends.sensing import Sense
 from ..bits.space import FULL_PRECISION
 from ..products.torch_functions import Product
 from ..quantize import fused_grids
 from ..quantize.fake_quantize import fake_quantize, quantize_gradient
 from ..quantize.grid import Grid, Statistics, measure
+from . import clipping
 from .guard import own_products
 from .interception import copy_with_model
 from .layers import has_no_range
@@ -24,14 +26,15 @@ class Site:
     bits: (3,) leaf, whose `.grad` is a row of the controller's. grad_bits: the last of them (0-d), without gradient. ranges:
     (call sites, 4) moving averages of min, max, mean|x| and of 1 (their mass, for the bias correction) of the input; a module
     that runs twice in a forward has two call sites.
-    x_clip, w_clip: leaves with the logarithms of the learned clips, or None. axis: of a layer's output channels.
+    x_clip, w_clip: leaves with the logarithms of the learned clips, or None. x_bounds (call sites, 1 + levels), w_bounds (1 +
+    levels,): tables of `clipping`, or None. row: place of the site among all. axis: of a layer's output channels.
     highest: weight, input and gradient bits that are never exceeded.
     """
 
-    def __init__(self, controller, name: str, axis: int, highest: tuple):
-        self.controller, self.name, self.axis, self.highest = controller, name, axis, highest
+    def __init__(self, controller, row: int, name: str, axis: int, highest: tuple):
+        self.controller, self.row, self.name, self.axis, self.highest = controller, row, name, axis, highest
         self.quantize_grad = highest[2] < FULL_PRECISION
-        self.bits = self.grad_bits = self.ranges = self.x_clip = self.w_clip = None
+        self.bits = self.grad_bits = self.ranges = self.x_clip = self.w_clip = self.x_bounds = self.w_bounds = None
         self.call_site = 0  # of the next call in this forward
 
     def __deepcopy__(self, memo: dict):
@@ -39,7 +42,7 @@ class Site:
         return copy_with_model(self, self.controller, memo)
 
     def __getstate__(self) -> dict:
-        handed_out_anew = "bits", "grad_bits", "ranges", "x_clip", "w_clip"
+        handed_out_anew = "bits", "grad_bits", "ranges", "x_clip", "w_clip", "x_bounds", "w_bounds"
         return self.__dict__ | dict.fromkeys(handed_out_anew)
 
     def __setstate__(self, state: dict) -> None:
@@ -59,7 +62,8 @@ class Site:
     def product(self, x: Tensor, w: Tensor, bias: Tensor | None, product, training: bool, axes: tuple) -> Tensor:
         """The same of a product of `products/bilinear.py`; axes: of the output channels in the weight."""
         c = self._on_device_of(x)
-        if (training or c.gathering) and not c.relaxation.interpolates:
+        errors = self._look(x, w, axes) if self._looks(training) else None
+        if (training or c.gathering) and not c.relaxation.interpolates and errors is None:
             quantizers = c.weight_quantizer, c.input_quantizer
             grids = fused_grids.grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
             if grids is not None:  # the same as below in fewer operations
@@ -70,9 +74,15 @@ class Site:
         grad_bits = grad_bits.detach() if self.quantize_grad else None
         if c.relaxation.interpolates:  # a mixture of two grids lies on neither, so the backend gets none
             call = Call(x, w, bias, None, None, product, grad_bits, c.grad_quantizer)
-            return finish(call, _mix(x, input_bits, x_grid), _mix(w, weight_bits, w_grid))
-        grids = x_grid(input_bits), w_grid(weight_bits)
-        return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
+            x_straight, w_straight = c.straight
+            return finish(call, _mix(x, input_bits, x_grid, x_straight), _mix(w, weight_bits, w_grid, w_straight))
+        call = Call(
+            x, w, bias, x_grid(input_bits), w_grid(weight_bits), product, grad_bits, c.grad_quantizer, self, c.straight
+        )  # fmt: skip
+        if errors is None or not self._senses(training):
+            return c.backend(call)
+        forward = lambda a, b: product.forward(a, b, None)  # noqa: E731
+        return _sensed(call, Sense(c.sensor.record, self.row, forward, *errors, self.bits, axes, product.channel_dim))
 
     def call(self, product: Product, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:
         """`function(*args, **kwargs)`, a product met outside of layers, of quantized operands.
@@ -84,35 +94,77 @@ class Site:
         pair = product.pair(args, kwargs)
         if any(has_no_range(x) for x in pair):
             return function(*args, **kwargs)
-        self._on_device_of(pair[0])
+        c = self._on_device_of(pair[0])
         axes = () if weight is None else product.kept(weight, pair[weight], args)
+        x, w = pair if weight != 0 else pair[::-1]
         layer = product.layer(args, kwargs) if weight == 1 else None
         if layer is not None:
             return self.product(*layer, training, axes)
+        errors = self._look(x, w, axes, own=weight is None) if self._looks(training) else None
         if weight is None:
             grids = [self._own_grid(x) for x in pair]
         else:
             grids = [self._input_grid(pair[1 - weight], training), self._weight_grid(pair[weight], axes)]
             grids = grids if weight == 1 else grids[::-1]
         bits = [self.bits[1], self.bits[0]] if weight != 0 else [self.bits[0], self.bits[1]]
-        pair = [self._rounded(x, b, grid) for x, b, grid in zip(pair, bits, grids, strict=True)]
-        args, kwargs = product.replaced(args, kwargs, pair)
-        y = function(*args, **kwargs)
-        return quantize_gradient(y, self.bits[2].detach(), self.controller.grad_quantizer) if self.quantize_grad else y
+        straight = c.straight if weight != 0 else c.straight[::-1]
+        rounded = [self._rounded(*operand) for operand in zip(pair, bits, grids, straight, strict=True)]
+        x_q, w_q = rounded if weight != 0 else rounded[::-1]
+
+        def run(x, w):
+            new_args, new_kwargs = product.replaced(args, kwargs, (x, w) if weight != 0 else (w, x))
+            return function(*new_args, **new_kwargs)
+
+        sense = None
+        if errors is not None and self._senses(training):
+            added = lambda a, b: run(a, b) - run(torch.zeros_like(a), b)  # noqa: E731  (less what `addmm` adds)
+            sense = Sense(c.sensor.record, self.row, added, *errors, self.bits, axes, -1, weight is not None, part=1)
+            x_q, w_q = sense.watch(x, x_q, w, w_q)
+        quantizer = c.grad_quantizer if self.quantize_grad else None
+        y = run(x_q, w_q)
+        if sense is not None:
+            y = sense.watch_gradient(y, x_q, w_q, quantizer)
+        return y if quantizer is None else quantize_gradient(y, self.bits[2].detach(), quantizer)
 
     def rows(self, rows: Tensor) -> Tensor:
         """Rows of an embedding, each quantized by itself."""
         self._on_device_of(rows)
         flat = rows.reshape(-1, rows.shape[-1])
-        return self._rounded(flat, self.bits[0], self._weight_grid(flat, (0,), learned=False)).view(rows.shape)
+        grid = self._weight_grid(flat, (0,), learned=False)
+        return self._rounded(flat, self.bits[0], grid, self.controller.straight[1]).view(rows.shape)
 
-    def _rounded(self, x: Tensor, bits: Tensor, grid) -> Tensor:
-        return _mix(x, bits, grid) if self.controller.relaxation.interpolates else fake_quantize(x, grid(bits))
+    def _rounded(self, x: Tensor, bits: Tensor, grid, straight: bool) -> Tensor:
+        if self.controller.relaxation.interpolates:
+            return _mix(x, bits, grid, straight)
+        return fake_quantize(x, grid(bits), straight)
 
     def _on_device_of(self, x: Tensor):
         if self.bits.device != x.device:
             self.controller.to(x.device)
         return self.controller
+
+    # -- measuring ----------------------------------------------------------------------------------------------------
+
+    def _looks(self, training: bool) -> bool:
+        """Whether this call looks at samples of its operands: for the best bounds, or for what rounding costs."""
+        c = self.controller
+        return (training and c.sensing) or (c.gathering and c.searches_clips)
+
+    def _senses(self, training: bool) -> bool:
+        c = self.controller
+        return training and c.sensing and c.sensor is not None and torch.is_grad_enabled()
+
+    @torch.compiler.disable
+    def _look(self, x: Tensor, w: Tensor, axes: tuple, own: bool = False) -> tuple[Tensor, Tensor]:
+        """(levels,) squared errors of both operands at each number of bits; their bounds move, but for an operand's `own`."""
+        c, moves = self.controller, not own and not _recomputing()
+        x_table = self.x_bounds[self.call_site] if moves and self.x_bounds is not None else None
+        w_table = self.w_bounds if moves else None
+        out = []
+        for operand, kept, quantizer, table in ((x, (), c.input_quantizer, x_table), (w, axes, c.weight_quantizer, w_table)):
+            stats = measure(operand.detach(), kept, True)
+            out.append(clipping.look(quantizer, operand, stats, kept, c.levels, table))
+        return tuple(out)
 
     # -- grids: functions from bits ---------------------------------------------------------------------------------
 
@@ -123,33 +175,42 @@ class Site:
     def input_grid(self, call_site: int = 0) -> Grid:
         """The grid of the input at the bits in force, in evaluation; call_site: which call of the forward."""
         stats = Statistics(*(self.ranges[call_site, :3] / self.ranges[call_site, 3]).unbind())
-        return self.controller.input_quantizer.grid(stats, self.bits[1].detach(), False, self._input_clip())
+        bits = self.bits[1].detach()
+        return self.controller.input_quantizer.grid(stats, bits, False, self._input_clip(bits, call_site))
 
     def _weight_grid(self, w: Tensor, axes: tuple, learned: bool = True):
         quantizer = self.controller.weight_quantizer
-        stats = measure(w.detach(), axes, quantizer.learned_clip)
+        stats = measure(w.detach(), axes, quantizer.needs_spread)
+        if learned and self.w_bounds is not None:
+            return lambda bits: quantizer.grid(stats, bits, True, self._bound(self.w_bounds, bits))
         clip = None
         if learned and self.w_clip is not None:
             clip = self.w_clip.exp().view([-1 if d in axes else 1 for d in range(w.dim())])
         return lambda bits: quantizer.grid(stats, bits, True, clip)
 
-    def _input_clip(self) -> Tensor | None:
+    def _bound(self, table: Tensor, bits: Tensor) -> Tensor:
+        return clipping.bound_at(table, bits, self.controller.levels)
+
+    def _input_clip(self, bits: Tensor, call_site: int) -> Tensor | None:
+        if self.x_bounds is not None:
+            return self._bound(self.x_bounds[call_site], bits)
         return None if self.x_clip is None else self.x_clip.exp().view(())
 
     def _input_grid(self, x: Tensor, training: bool):
-        stats, clip = self._input_statistics(x, training), self._input_clip()
+        call_site = self.call_site
+        stats = self._input_statistics(x, training)
         live = training or self.controller.gathering
-        return lambda bits: self.controller.input_quantizer.grid(stats, bits, live, clip)
+        return lambda bits: self.controller.input_quantizer.grid(stats, bits, live, self._input_clip(bits, call_site))
 
     def _own_grid(self, x: Tensor):
         quantizer = self.controller.input_quantizer
-        stats = measure(x.detach(), None, quantizer.learned_clip)
+        stats = measure(x.detach(), None, quantizer.needs_spread)
         return lambda bits: quantizer.grid(stats, bits, True)
 
     @torch.no_grad()
     def _input_statistics(self, x: Tensor, training: bool) -> Statistics:
         """The batch's own statistics in training, their moving averages in evaluation."""
-        batch = measure(x.detach(), None, self.controller.input_quantizer.learned_clip)
+        batch = measure(x.detach(), None, self.controller.input_quantizer.needs_spread)
         ranges = self._next_ranges()
         if ranges is None:
             return batch
@@ -170,12 +231,19 @@ class Site:
         return ranges
 
 
+@torch.compiler.disable
+def _sensed(call: Call, sense: Sense) -> Tensor:
+    """The product in floating point whatever the backend, shown to `sense`."""
+    return Simulate()(call._replace(sense=sense))
+
+
 def _recomputing() -> bool:
     """Whether this forward runs within a backward, as activation checkpointing does."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _mix(x: Tensor, bits: Tensor, grid) -> Tensor:
+def _mix(x: Tensor, bits: Tensor, grid, straight: bool) -> Tensor:
     """(1 - f) Q_k(x) + f Q_{k+1}(x) with k = floor(bits), f its fraction: dx/dbits is the difference of the two."""
     lower = torch.floor(bits.detach())
-    return torch.lerp(fake_quantize(x, grid(lower)), fake_quantize(x, grid(lower + 1)), (bits - lower).to(x.dtype))
+    below, above = (fake_quantize(x, grid(k), straight) for k in (lower, lower + 1))
+    return torch.lerp(below, above, (bits - lower).to(x.dtype))

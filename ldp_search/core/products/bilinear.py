@@ -15,6 +15,7 @@ class LinearProduct:
 
     transposed: bool = False
     spatial_dims = 0
+    channel_dim = -1
 
     def forward(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, w.t() if self.transposed else w, bias)
@@ -43,6 +44,7 @@ class ConvolutionProduct:
     groups: int
     transposed: bool = False
     output_padding: tuple = (0,)
+    channel_dim = 1
 
     @property
     def spatial_dims(self) -> int:

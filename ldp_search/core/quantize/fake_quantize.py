@@ -18,12 +18,17 @@ def round_ste(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
-def reference(x: Tensor, grid: Grid) -> Tensor:
-    """scale * round((clamp(x, low, high) - offset) / scale) + offset, by the formula; in fp32 at least."""
+def reference(x: Tensor, grid: Grid, straight: bool = False) -> Tensor:
+    """scale * round((clamp(x, low, high) - offset) / scale) + offset, by the formula; in fp32 at least.
+
+    straight: the gradient of clipped values passes too.
+    """
     dtype = x.dtype
     x = x.to(torch.promote_types(dtype, torch.float32))
     if grid.low is not None:
-        x = torch.where(x > grid.high, grid.high, torch.where(x < grid.low, grid.low, x))
+        inside = x.detach() if straight else x
+        clipped = torch.where(x > grid.high, grid.high, torch.where(x < grid.low, grid.low, inside))
+        x = clipped + (x - x.detach()) if straight else clipped
     offset = 0 if grid.offset is None else grid.offset
     return (grid.scale * round_ste((x - offset) / grid.scale) + offset).to(dtype)
 
@@ -57,16 +62,21 @@ def _rounded(x: Tensor, grid: Grid) -> Tensor:
     return q if grid.offset is None else q.add_(grid.offset)
 
 
-def backward(g: Tensor, x: Tensor, grid: Grid, need_grid: bool, x_q: Tensor | None = None) -> tuple[Tensor, tuple]:
+def backward(
+    g: Tensor, x: Tensor, grid: Grid, need_grid: bool, x_q: Tensor | None = None, straight: bool = False
+) -> tuple[Tensor, tuple]:
     """Gradients of `reference` from g = dL/dx_q. Overwrites `g`, and `x_q` = rounded(x, grid) where it is at hand.
 
-    Inside the range, dx_q/dx = 1 and dx_q/dscale = (x_q - x) / scale; outside, x_q follows the bound that clips it.
+    Inside the range, dx_q/dx = 1 and dx_q/dscale = (x_q - x) / scale; outside, x_q follows the bound that clips it. With
+    `straight` dx_q/dx = 1 there too.
 
     Returns:
         dL/dx, and (dL/dscale, dL/dlow, dL/dhigh) with None for those not asked for.
     """
-    if grid.low is None and not need_grid:
+    if not need_grid and (grid.low is None or straight):
         return g, (None, None, None)
+    if straight and grid.low is not None:
+        return g, backward(g.clone(), x, grid, need_grid, x_q)[1]
     if native.takes(x, g) and (shape := native.grid_shape(x, grid)) is not None:
         found = native.sums(g, x, grid, shape)
         return g, (None, None, None) if not need_grid else (found, None, None) if grid.low is None else tuple(found.unbind())
@@ -100,21 +110,22 @@ def _sum(a: Tensor, g: Tensor, like: Tensor) -> Tensor:
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, scale, offset, low, high):
+    def forward(ctx, x, scale, offset, low, high, straight):
         ctx.save_for_backward(x, scale, offset, low, high)
+        ctx.straight = straight
         return rounded(x, Grid(scale, offset, low, high), x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         x, *grid = ctx.saved_tensors
-        g, (scale, low, high) = backward(g.clone(), x, Grid(*grid), ctx.needs_input_grad[1])
-        return g, scale, None, low, high
+        g, (scale, low, high) = backward(g.clone(), x, Grid(*grid), ctx.needs_input_grad[1], straight=ctx.straight)
+        return g, scale, None, low, high, None
 
 
-def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
+def fake_quantize(x: Tensor, grid: Grid, straight: bool = False) -> Tensor:
     """`reference` in few passes, for operands of any product (the op-level way); gradients for x, scale, low and high."""
-    return _FakeQuantize.apply(x, *grid)
+    return _FakeQuantize.apply(x, *grid, straight)
 
 
 class _QuantizeGradient(torch.autograd.Function):

@@ -21,9 +21,18 @@ class Quantizer:
     """Base of the quantizers: `grid` says where the values of a tensor with these statistics may lie.
 
     learned_clip: the grid has a learned multiplier of its clipping range, `clip` (1 at the start, > 0).
+    searches_clip: `clip` is a bound in units of the mean magnitude, searched for every number of bits (`least_squares`).
+    straight_through: the gradient of a clipped value passes too.
     """
 
     learned_clip = False
+    searches_clip = False
+    straight_through = False
+
+    @property
+    def needs_spread(self) -> bool:
+        """Whether `grid` looks at the mean magnitude."""
+        return self.learned_clip or self.searches_clip
 
     def grid(self, stats: Statistics, bits: Tensor, live: bool, clip: Tensor | None = None) -> Grid:
         """Args:

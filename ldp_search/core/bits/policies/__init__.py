@@ -2,6 +2,7 @@
 
 from ..problem import Problem, Signals
 from .base import Policy, Schedule
+from .bit_gradient import BitGradient
 from .cyclic import Cyclic
 from .learned import Learned
 from .paper import Paper
@@ -12,6 +13,7 @@ from .replay import Replay
 from .static import Static
 
 __all__ = [
+    "BitGradient",
     "Cyclic",
     "Learned",
     "Paper",

@@ -10,12 +10,13 @@ from ..problem import Problem, Signals
 class Policy:
     """Base. A policy is a registered dataclass; its fields are its options, `self.state` its memory (tensors and numbers).
 
-    needs_gradients, needs_loss: what `Signals` must carry. hysteresis: how far past k + 0.5 bits must go to flip.
+    needs_gradients, needs_loss, needs_damage: what `Signals` must carry. hysteresis: how far past k + 0.5 bits must go to flip.
     meets_target: it ends on the space's target cost, which must then be within reach.
     """
 
     needs_gradients = False
     needs_loss = False
+    needs_damage = False
     meets_target = False
     hysteresis = 0.0
 

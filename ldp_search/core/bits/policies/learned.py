@@ -1,16 +1,14 @@
-"""Learned dynamic precision: the bits follow the gradient of the task loss against the price of their cost.
+"""Learned dynamic precision: all bits of a training step under one price.
 
-Rounding to b bits makes an error e that halves with each bit, so the loss it costs, to second order e'He/2, falls as
-4^-b. The gradient that training sees, dL/db = -ln2 * 2^b/(2^b-1) * sum(g * e), is that signal plus noise. Per coordinate we
-track its scale, nearly free of the bits of the moment, s = E[(dL/db)^2] * 4^b (the Fisher form of e'He), and move the bits
-towards the point where what another bit gains is what it costs:
+Every coordinate (the weights, the input, the gradient of a layer) does a damage D_i(b) to the loss by being rounded to b bits, and
+every bit costs operations. The damages are measured while the network trains (`bits.damage`); the bits in force are those that
+minimise
 
-    s * 4^-b = price * dC/db      =>      b* = log2(s / (price * dC/db)) / 2            (Newton's step in the log domain)
+    sum of D_i(b_i)  +  price * C(b)
 
-`price` is the multiplier of the budget: after every step it is corrected by the dual update that brings the cost to what
-is left to spend on the rest of the run, so the mean training cost over the run ends on the target; all bits move with it at
-once. How fast it follows (`dual_rate`) decides how far the cost may wander in time: 1 holds it level, less lets the gradients
-choose when to spend, and a very small one may not get back to the target before the end.
+(`bits.least_damage`), at the price at which the rest of the run costs what is left to spend. So the budget is met, a bit goes
+where it saves the most loss for its operations, and the schedule over time follows from what changes: the gradients of the loss,
+and the learning rate, with which the noise of rounded gradients loses its weight and the forward bits gain theirs.
 """
 
 from __future__ import annotations
@@ -21,46 +19,47 @@ import torch
 
 from ...messages import did_you_mean
 from ...registry import register
+from ..least_damage import LeastDamage
 from .base import Policy
 from .budget import allocation_at_cost, clamp, shift_to_cost, split_budget
 
 STARTS = {"low": 0.0, "middle": 0.5, "high": 1.0}
-LARGEST_MOVE = 0.25  # bits that the price may move all bits in one step
-SMALLEST = 1e-30  # of a gradient, inside a logarithm
+TOLERANCE = 0.01  # share of the budget by which bits that stay may miss it: what they leave or take is spread over the rest
 
 
 @register("policy", "learned")
 @dataclass
 class Learned(Policy):
-    """Bits follow their sensitivity against the price of their cost, to a budget (`target_cost`) or at a `cost_weight`.
+    """Bits of least damage, within a budget (`target_cost`) or at a price (`cost_weight`).
 
-    Options: `start` of the bits (low, middle, high, or target: all equal at the target cost); `warmup` and `freeze`, the
-    shares of the run at its two ends in which the bits stay; `lr`, the share of the way to b* that a step goes; `smoothing`
-    of the gradients' scale; `hysteresis` in bits; `dual_rate` as above; `signal`: rms (the Fisher form) or mean (E[-dL/db],
-    always used with a cost weight, whose unit is the loss).
+    start: of the bits: low, middle, high, or target (all equal, at the target cost).
+    warmup: share of the run in which they stay there.
+    freeze: share of the run at its end in which they stay at what they are.
+    every: share of the run between two decisions.
+    least_gain: share of all damage that a change must save.
+    weight_rate, input_rate, grad_rate: exchange rates of the three kinds of damage; 1 by theory.
     """
 
     start: str = "target"
     warmup: float = 0.02
     freeze: float = 0.1
-    lr: float = 0.05
-    smoothing: float = 0.98
-    hysteresis: float = 0.1
-    dual_rate: float = 1.0
-    signal: str = "rms"
-    needs_gradients = True
+    every: float = 0.005
+    least_gain: float = 0.01
+    weight_rate: float = 1.0
+    input_rate: float = 1.0
+    grad_rate: float = 1.0
+    needs_damage = True
     meets_target = True
 
     def __post_init__(self):
-        for name, value, known in (
-            ("start", self.start, [*STARTS, "target"]),
-            ("signal", self.signal, ["rms", "mean"]),
-        ):
-            if value not in known:
-                raise ValueError(f"Unknown {name} {value!r} of the policy 'learned'.{did_you_mean(value, known)}")
-        for name, least, most in (("lr", 1e-6, 1), ("smoothing", 0, 0.9999), ("dual_rate", 0, 1), ("hysteresis", 0, 0.49)):
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be within {least} and {most}; received {getattr(self, name)}.")
+        if self.start not in (known := [*STARTS, "target"]):
+            raise ValueError(f"Unknown start {self.start!r} of the policy 'learned'.{did_you_mean(self.start, known)}")
+        for name in ("every", "least_gain"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be within 0 and 1; received {getattr(self, name)}.")
+        for name in ("weight_rate", "input_rate", "grad_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0 (1 by theory); received {getattr(self, name)}.")
         if min(self.warmup, self.freeze) < 0 or self.warmup + self.freeze > 1:
             raise ValueError(f"warmup and freeze are shares of the run, together <= 1; received {self.warmup}, {self.freeze}.")
 
@@ -68,76 +67,81 @@ class Learned(Policy):
         p = self.problem
         if p.target_cost is None and p.cost_weight is None:
             raise ValueError(
-                "The policy 'learned' needs target_cost=... (a budget, e.g. 0.5) or cost_weight=...: without a price every "
+                "The policy 'learned' needs target_cost=... (a budget, e.g. 0.32) or cost_weight=...: without a price every "
                 "layer ends at its highest bits."
             )
         self.needs_loss = p.target_cost is None
         bits = p.low + (p.high - p.low) * STARTS.get(self.start, 0.5)
         if self.start == "target" and p.target_cost is not None:
             bits = clamp(p, bits + shift_to_cost(p, bits, p.target_cost).to(bits.dtype))
-        self.state = {
-            "bits": p.mean(bits),  # real-valued, one a group
-            "scale": torch.zeros(p.groups, device=bits.device),  # s times `mass`
-            "mass": 0.0,  # bias correction of the smoothing
-            "shift": None,  # -log2(price) / 2, in bits
-            "plan": None,  # of the frozen last part: [(progress from which on, bits)]
-        }
-        return bits
+            bits, _ = allocation_at_cost(p, bits, p.target_cost)
+        bits = torch.round(bits)
+        self._check_start(bits)
+        self.state = {"bits": bits, "price": None, "loss": None, "decided": 0.0, "plan": None}
+        return bits.clone()
+
+    def _check_start(self, bits) -> None:
+        """Raises:
+        ValueError: a warm-up at these bits leaves a rest that no bits can pay, or use up.
+        """
+        p = self.problem
+        if p.target_cost is None:
+            return
+        first, low, high = (self.warmup * float(p.relative_cost(b)) for b in (bits, p.low, p.high))
+        least, most = (first + (1 - self.warmup) * float(p.relative_cost(b)) for b in (p.low, p.high))
+        if not least <= p.target_cost <= most + 1e-9:
+            raise ValueError(
+                f"target_cost={p.target_cost} cannot be met with start={self.start!r} and warmup={self.warmup}: the mean cost "
+                f"of the run would lie between {least:.3f} and {most:.3f}. Take start=target, or a shorter warmup."
+            )
 
     def step(self, signals):
-        if self.state["plan"] is None:
-            self._sense(signals)
-            if signals.progress >= 1 - self.freeze:
-                self._freeze(signals)
-            elif signals.progress > self.warmup:
-                self._move(signals)
-        if self.state["plan"] is not None:
-            return [bits for start, bits in self.state["plan"] if signals.progress >= start - 1e-9][-1]
-        return self.problem.spread(self.state["bits"])
-
-    def _sense(self, signals) -> None:
-        """Track s of each group: the scale of its bit gradient, extrapolated to 0 bits."""
         s, p = self.state, self.problem
-        grads = torch.nan_to_num(p.pool(signals.grads), 0.0, 0.0, 0.0)
-        sample = grads.square() if self.signal == "rms" and p.target_cost is not None else -grads
-        s["scale"] = s["scale"].lerp(sample * torch.exp2(2 * p.mean(signals.bits)), 1 - self.smoothing)
-        s["mass"] = s["mass"] * self.smoothing + 1 - self.smoothing
+        if signals.loss is not None:
+            s["loss"] = signals.loss if s["loss"] is None else torch.lerp(s["loss"], signals.loss, 0.05)
+        if s["plan"] is None and signals.progress >= 1 - self.freeze:
+            s["plan"] = self._plan(signals)
+        if s["plan"] is not None:
+            return [bits for start, bits in s["plan"] if signals.progress >= start - 1e-9][-1]
+        due = signals.progress > self.warmup and signals.progress >= s["decided"] + self.every - 1e-9
+        if due and signals.damage is not None:
+            s["decided"] = signals.progress
+            s["bits"] = self._decide(signals).to(p.low)
+        return s["bits"]
 
-    def _move(self, signals) -> None:
-        """One step towards b*."""
+    def _least_damage(self, signals) -> LeastDamage:
+        rates = torch.tensor([self.weight_rate, self.input_rate, self.grad_rate, self.grad_rate], dtype=torch.float64)
+        curves = signals.damage()
+        return LeastDamage(self.problem.to("cpu"), curves * rates[: curves.shape[1], None], self.problem.levels.cpu())
+
+    def _decide(self, signals):
+        """The bits of least damage; those in force where the difference is not worth a change."""
         s, p = self.state, self.problem
-        bits = p.spread(s["bits"])
-        low, high = p.mean(p.low), p.mean(p.high)
-        price = p.pool(p.cost_gradient(bits)).float().clamp_min(SMALLEST)
-        best = torch.log2((s["scale"] / s["mass"]).clamp_min(SMALLEST) / price) / 2
+        search, now = self._least_damage(signals), self.state["bits"].cpu().double()
         if p.target_cost is None:
-            price_of_loss = p.cost_weight * signals.loss.float().clamp_min(SMALLEST) / p.relative_cost(bits).float()
-            s["shift"] = -torch.log2(price_of_loss) / 2
-        elif s["shift"] is None:
-            s["shift"] = (s["bits"] - best).median()  # not the mean: a layer without gradient has its best at minus infinity
-        best = torch.minimum(torch.maximum(best + s["shift"], low - 1), high + 1)
-        s["bits"] = torch.minimum(torch.maximum(s["bits"].lerp(best, self.lr), low), high)
-        if p.target_cost is not None:
-            self._correct_price(signals.progress, signals.spent, low, high)
+            price = p.cost_weight * float(s["loss"]) / float(p.relative_cost(s["bits"]))
+            best, left = search.at_price(price, now, thorough=s["price"] is None), None
+        else:
+            left = self._left(signals)
+            best, _, price = search.at_budget(left, now, s["price"])
+        s["price"], stay = price, search.choice(now)
+        affordable = left is None or abs(stay.cost - left) <= TOLERANCE * left
+        gain = (stay.damage + price * stay.cost) - (best.damage + price * best.cost)
+        return now if affordable and gain < self.least_gain * stay.damage else best.bits
 
-    def _correct_price(self, progress: float, spent, low, high) -> None:
-        """Dual update, by Newton: the price at which the rest of the run costs what is left to spend."""
-        s, p = self.state, self.problem
-        bits = p.spread(s["bits"])
-        gap = (p.target_cost - spent) / (1 - progress) - p.relative_cost(bits)
-        slopes = p.pool(p.cost_gradient(bits))
-        free = torch.where(gap > 0, s["bits"] < high, s["bits"] > low)  # the others are at their end and cannot follow
-        slope = torch.where(free, slopes, 0).sum().clamp_min(SMALLEST)
-        move = (self.dual_rate * gap / slope).clamp(-LARGEST_MOVE, LARGEST_MOVE).float()
-        s["shift"] = s["shift"] + move
-        s["bits"] = torch.minimum(torch.maximum(s["bits"] + move, low), high)
+    def _left(self, signals) -> float:
+        """Relative cost that the rest of the run may have on average."""
+        return float((self.problem.target_cost - signals.spent) / max(1 - signals.progress, 1e-9))
 
-    def _freeze(self, signals) -> None:
-        """Integers for the rest of the run: two neighbouring allocations, so long each that the budget is met to one step."""
-        p, bits = self.problem, self.problem.spread(self.state["bits"])
+    def _plan(self, signals):
+        """[(progress from which on, bits)] of the rest: two neighbouring choices, each so long that the budget is met."""
+        p, bits = self.problem, self.state["bits"]
         if p.target_cost is None:
-            self.state["plan"] = [(0.0, torch.round(bits))]
-            return
-        left = float((p.target_cost - signals.spent) / (1 - signals.progress))
-        below, above = allocation_at_cost(p, bits, left)
-        self.state["plan"] = split_budget(below, above, p, left, signals.progress)
+            return [(0.0, bits)]
+        left = self._left(signals)
+        if signals.damage is None:
+            below, above = allocation_at_cost(p, bits, left)
+        else:
+            below, above, _ = self._least_damage(signals).at_budget(left, bits.cpu().double(), self.state["price"])
+            below, above = (choice.bits.to(p.low) for choice in (below, above))
+        return split_budget(below, above, p, left, signals.progress)

@@ -1,0 +1,111 @@
+"""What one product's backward tells of the damage of rounding (`bits.damage` says what it is for).
+
+On a share of the steps (`sense_every`) a product is called with a `Sense`, which its backward shows what it has at hand. Errors
+and variances at the other numbers of bits come from a sample of the very tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..bits.damage import INPUT, INPUT_GRADIENT, SKETCH, WEIGHT, WEIGHT_GRADIENT, Sensed
+from ..quantize.gradient_quantizers import GradQuantizer
+
+PART = 8  # of a layer's batch, that the variance of its gradient is measured on
+SMALLEST = 1e-38  # of a sum of squares that something is divided by
+
+
+class Sense:
+    """Adds one product to its site's row of `Sensed`.
+
+    forward: (x, w) -> the product, linear in both. x_errors, w_errors: (levels,) mean squared errors at each number of bits.
+    bits: (3,) or (4,) in force. kept: axes of w that the sum leaves. channel_dim: of the output's channels.
+    weight: w is a weight; False: an activation, rounded sample by sample as x is.
+    """
+
+    def __init__(
+        self,
+        sensed: Sensed,
+        row: int,
+        forward: Callable,
+        x_errors: Tensor,
+        w_errors: Tensor,
+        bits: Tensor,
+        kept: tuple[int, ...],
+        channel_dim: int,
+        weight: bool = True,
+        part: int = PART,
+    ):
+        self.sensed, self.row, self.forward, self.bits, self.kept = sensed, row, forward, bits, kept
+        self.channel_dim, self.weight, self.part = channel_dim, weight, part
+        self.x_errors, self.w_errors = _relative(x_errors, sensed, bits[1]), _relative(w_errors, sensed, bits[0])
+        sensed.order.setdefault(row)
+
+    @torch.no_grad()
+    def of_input(self, gx: Tensor, error: Tensor) -> None:
+        """gx: dL/dx of the mean loss. error: x_q - x. Both (samples, ...)."""
+        dots = (gx.float() * error.float()).reshape(len(gx), -1).sum(1)
+        self.sensed.curves[self.row, INPUT] += dots.square().sum() * self.x_errors
+        self.sensed.scalars[self.row, 0] += gx.float().square().sum()
+
+    @torch.no_grad()
+    def of_weight(self, gw: Tensor, error: Tensor) -> None:
+        """The same of the second operand."""
+        gw, error = gw.float(), error.float()
+        if self.weight:
+            summed = [d for d in range(gw.dim()) if d not in {axis % gw.dim() for axis in self.kept}]
+            dots = (gw * error).sum(summed) if summed else gw * error
+            flat = gw.reshape(-1)
+            flat = flat[:: max(1, flat.numel() // SKETCH)][:SKETCH]
+            self.sensed.sketch[self.row, : len(flat)] += flat
+        else:
+            dots = (gw * error).reshape(len(gw), -1).sum(1)
+        self.sensed.curves[self.row, WEIGHT] += dots.square().sum() * self.w_errors
+        self.sensed.scalars[self.row, 1] += gw.square().sum() * self.weight
+
+    @torch.no_grad()
+    def of_gradient(self, g: Tensor, x_q: Tensor, w_q: Tensor, quantizer: GradQuantizer | None) -> None:
+        """g: dL/dy before its rounding, by `quantizer` (None: it is not rounded), (samples, ...)."""
+        scalars = self.sensed.scalars[self.row]
+        scalars[2] += (g.abs().amax(self.channel_dim) > 0).sum()
+        scalars[3] += 1
+        if quantizer is None:
+            return
+        count = max(1, len(g) // self.part) if self.part > 1 else len(g)
+        scale = len(g) / count
+        g, x, w = (g, x_q.float(), w_q.float()) if scale == 1 else (g[:count], x_q[:count].float(), w_q.float())
+        in_input, in_weight = self.bits[2], self.bits[-1]
+        totals = torch.stack([quantizer.variance(g, level).sum() for level in self.sensed.levels])
+        for kind, bits, operands in (
+            (INPUT_GRADIENT, in_input, (torch.ones_like(x), w.square())),
+            (WEIGHT_GRADIENT, in_weight, (x.square(), torch.ones_like(w))),
+        ):
+            v = quantizer.variance(g, bits)
+            added = (v * self.forward(*operands)).sum() * scale
+            self.sensed.curves[self.row, kind] += added * totals / v.sum().clamp_min(SMALLEST)
+
+    def watch(self, x: Tensor, x_q: Tensor, w: Tensor, w_q: Tensor) -> tuple[Tensor, Tensor]:
+        """The rounded operands of a product left to autograd, shown their gradients."""
+        out = []
+        for raw, rounded, see in ((x, x_q, self.of_input), (w, w_q, self.of_weight)):
+            rounded = rounded if rounded.requires_grad else rounded.detach().requires_grad_()
+            error = (rounded - raw).detach()
+            rounded.register_hook(lambda g, error=error, see=see: see(g, error))
+            out.append(rounded)
+        return tuple(out)
+
+    def watch_gradient(self, y: Tensor, x_q: Tensor, w_q: Tensor, quantizer: GradQuantizer | None) -> Tensor:
+        """Their product, shown the gradient that comes back to it."""
+        x_q, w_q = x_q.detach(), w_q.detach()
+        y = y.clone() if y._is_view() else y
+        y.register_hook(lambda g: self.of_gradient(g, x_q, w_q, quantizer))
+        return y
+
+
+def _relative(errors: Tensor, sensed: Sensed, bits: Tensor) -> Tensor:
+    """Errors at each number of bits, as multiples of that at the bits in force."""
+    index = (torch.round(bits) - sensed.levels[0]).long().clamp(0, len(errors) - 1)
+    return errors / errors.gather(0, index.view(1)).clamp_min(SMALLEST)

@@ -1,0 +1,131 @@
+"""The damage of rounding, in units of the loss: what each coordinate's bits cost the training, at every number of bits.
+
+Rounding the weights or the input of a layer makes an error e, which costs e'He / 2 of the loss; with the empirical Fisher matrix
+for the Hessian H, over the M terms that the loss is the mean of (samples, or tokens):
+
+    D_w(b) = M/2 sum over output channels (g . e)^2        D_x(b) = M/2 sum over samples (G_n . e_n)^2
+
+g, G_n: gradients of the mean loss. Rounding a gradient stochastically makes no error on average, but adds a covariance C to the
+weights' gradients, and noise costs SGD a loss of (lr / 4) tr C whatever the Hessian. From a layer's own rounding:
+
+    in dL/dw:  C = V2                    in dL/dx:  tr C_k = (V1 / |dL/dx|^2) tr Sigma_k  in each earlier layer k
+
+V2, V1: variance added to the layer's dL/dw and dL/dx; Sigma_k: covariance of layer k's weight gradient from one step to the next.
+What a product of two tensors makes of variances is the same product of squares, which is how both are measured.
+
+All are measured at the bits in force and carried to the others by the error, or the variance, that a sample of the very tensor
+shows at each number of bits: so no law like 4^-b is assumed, and clipping is in it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WEIGHT, INPUT, INPUT_GRADIENT, WEIGHT_GRADIENT = range(4)
+SKETCH = 256  # elements of a weight's gradient that tell its mean from its spread
+DEFAULT_RATE = 1.0
+"""Effective learning rate where no optimizer tells: that of SGD at 0.1 with momentum 0.9."""
+
+
+class Sensed:
+    """What one step's backward passes tell of every site; accumulated by `backends.sensing`, averaged over ranks.
+
+    curves: (sites, 4, levels): sum (g . e)^2 of the weight, sum (G_n . e_n)^2 of the input, V1, V2.
+    scalars: (sites, 4): |dL/dx|^2, |dL/dw|^2, terms of the loss that the site's output tells of, backward passes.
+    sketch: (sites, SKETCH) elements of dL/dw. order: the sites as the forward met them, each once.
+    """
+
+    def __init__(self, sites: int, levels: Tensor):
+        device = levels.device
+        self.levels, self.order = levels, {}
+        self.curves = torch.zeros(sites, 4, len(levels), device=device)
+        self.scalars, self.sketch = torch.zeros(sites, 4, device=device), torch.zeros(sites, SKETCH, device=device)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.curves, self.scalars, self.sketch]
+
+    def to(self, device) -> None:
+        self.levels = self.levels.to(device)
+        self.curves, self.scalars, self.sketch = (tensor.to(device) for tensor in self.tensors())
+
+    def clear(self) -> None:
+        for tensor in self.tensors():
+            tensor.zero_()
+
+
+class DamageMeter:
+    """Smoothed `Sensed`, and the damages that follow from it; on the CPU, in float64.
+
+    smoothing: share of the past that each measurement keeps. ranks: processes whose gradients are averaged.
+    """
+
+    def __init__(self, smoothing: float, ranks: int = 1):
+        self.smoothing, self.ranks, self.state = smoothing, ranks, None
+
+    def update(self, sensed: Sensed) -> None:
+        """Take in one step's measurement; one of a single transfer from the device."""
+        curves, scalars, sketch = (t.detach().to("cpu", torch.float64) for t in sensed.tensors())
+        terms = self._terms(scalars, sensed.order)
+        curves[:, :2] *= terms / 2
+        now = {
+            "curves": curves, "x_gradient": scalars[:, 0], "w_gradient": scalars[:, 1],
+            "mean": sketch, "square": sketch.square().sum(1), "known": (scalars[:, 3] > 0).double(),
+        }  # fmt: skip
+        now = {key: torch.nan_to_num(value, 0.0, 0.0, 0.0) for key, value in now.items()}
+        if self.state is None:
+            self.state = {key: torch.zeros_like(value) for key, value in now.items()} | {"mass": 0.0, "order": []}
+        keep = self.smoothing
+        for key, value in now.items():
+            self.state[key].lerp_(value, 1 - keep)
+        self.state["mass"] = self.state["mass"] * keep + 1 - keep
+        self.state["order"] = list(sensed.order)
+
+    @staticmethod
+    def _terms(scalars: Tensor, order: dict[int, None]) -> float:
+        """M: the last site's output has a gradient at as many places as the loss has terms."""
+        for site in reversed(order):
+            if scalars[site, 3] > 0:
+                return max(1.0, float(scalars[site, 2]))
+        return 1.0
+
+    @property
+    def ready(self) -> bool:
+        return self.state is not None
+
+    def curves(self, rates: Tensor, columns: int) -> Tensor:
+        """(sites, columns, levels) damage of each coordinate at each number of bits, in units of the loss.
+
+        Args:
+            rates: (sites,) effective learning rate of each site's weights. columns: 3 where both gradients share their bits.
+        """
+        s = self.state
+        found = s["curves"] / s["mass"]
+        noise = rates * self._spread() / self.ranks
+        order = torch.tensor(s["order"], dtype=torch.long)
+        earlier = torch.zeros_like(noise)
+        earlier[order] = noise[order].cumsum(0) - noise[order]
+        share = earlier * s["mass"] / s["x_gradient"].clamp_min(1e-300)
+        in_input = found[:, INPUT_GRADIENT] * share[:, None] / 4
+        in_weight = found[:, WEIGHT_GRADIENT] * (rates / self.ranks)[:, None] / 4
+        gradients = [in_input + in_weight] if columns == 3 else [in_input, in_weight]
+        return torch.stack([found[:, WEIGHT], found[:, INPUT], *gradients], 1)
+
+    def _spread(self) -> Tensor:
+        """(sites,) tr Sigma: |dL/dw|^2 less that of its mean, whose share a few elements tell."""
+        s, keep = self.state, self.smoothing
+        total, square, mean = s["w_gradient"] / s["mass"], s["square"] / s["mass"], s["mean"] / s["mass"]
+        own = (1 - keep) / (1 + keep)  # of the variance that is left in a moving average
+        variance = (square - mean.square().sum(1)) / (1 - own)
+        return total * (variance / square.clamp_min(1e-300)).clamp(0.0, 1.0)
+
+    @property
+    def known(self) -> Tensor:
+        """(sites,) mask of those that a backward pass has reached."""
+        return self.state["known"] > 0
+
+    def state_dict(self) -> dict | None:
+        return None if self.state is None else {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.state.items()}
+
+    def load_state_dict(self, state: dict | None) -> None:
+        self.state = None if state is None else {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}

@@ -1,0 +1,156 @@
+"""The bits of least damage at a price, at a budget, and over all budgets (the front).
+
+Minimise  sum over coordinates D_i(b_i) + price * C(b)  over integers. C is a sum over layers of products of two bits, so with the
+bits of the other kinds held it is linear in those of one kind, and the best bits of that kind are found exactly, each by
+itself; the kinds take turns until nothing moves. Where D_i = S_i 4^-b this is the closed form
+
+    b_i* = log2( 2 ln2 S_i / (price dC/db_i) ) / 2
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .problem import Problem
+
+SWEEPS = 12
+PRICES = (1e-12, 1e9)  # between which every price lies, in loss per relative cost
+NEAR = 4.0  # factor about the last price within which the next one is looked for first
+FINE = 0.02  # of the logarithm of a price: closer prices are one
+
+
+class Choice(NamedTuple):
+    """bits: (layers, kinds). cost: relative. damage: expected loss."""
+
+    bits: Tensor
+    cost: float
+    damage: float
+
+
+class LeastDamage:
+    """The choices for one problem and one set of damages.
+
+    problem: on the CPU. curves: (layers, kinds, levels) float64. levels: (levels,) numbers of bits, ascending by one.
+    """
+
+    def __init__(self, problem: Problem, curves: Tensor, levels: Tensor):
+        self.problem, self.curves, self.levels = problem, curves.double(), levels.double()
+        self.first = int(levels[0])
+        reach = (self.levels >= problem.low[..., None]) & (self.levels <= problem.high[..., None])
+        self.outside = torch.where(reach, 0.0, math.inf).double()
+        self.columns = _columns_that_move_together(problem)
+
+    def damage(self, bits: Tensor) -> Tensor:
+        """(layers, kinds) expected loss from rounding to `bits`; 0 where the bits are not searched and not among the levels."""
+        index = (bits.long() - self.first).clamp(0, len(self.levels) - 1)
+        found = self.curves.gather(2, index[..., None]).squeeze(2)
+        return torch.where((bits >= self.first) & (bits <= self.levels[-1]), found, 0.0)
+
+    def choice(self, bits: Tensor) -> Choice:
+        return Choice(bits, float(self.problem.relative_cost(bits)), float(self.damage(bits).sum()))
+
+    def at_price(self, price: float, start: Tensor, thorough: bool = True) -> Choice:
+        """The end of the descent from `start`; thorough: the best of those from the lowest and from the highest bits too."""
+        starts = (start, self.problem.low, self.problem.high) if thorough else (start,)
+        found = [self.choice(self._descend(price, bits)) for bits in starts]
+        return min(found, key=lambda c: c.damage + price * c.cost)
+
+    def _descend(self, price: float, bits: Tensor) -> Tensor:
+        bits = bits.double().clone()
+        for _ in range(SWEEPS):
+            before = bits.clone()
+            for together in self.columns:
+                bits = self._best(price, bits, together)
+            if torch.equal(bits, before):
+                break
+        return bits
+
+    def _best(self, price: float, bits: Tensor, together: list[int]) -> Tensor:
+        """The best bits of some kinds, those of the others held."""
+        p, each = self.problem, self.levels[:, None, None]
+        trial = bits.expand(len(self.levels), *bits.shape).clone()
+        searched = p.searched[:, together]
+        trial[..., together] = torch.where(searched, each, trial[..., together])
+        cost = p.layer_costs(trial).T  # (layers, levels)
+        damages = torch.where(searched[..., None], self.curves[:, together] + self.outside[:, together], 0.0)
+        group = torch.where(searched, p.group[:, together], p.groups)  # the last one: not searched
+        objective = torch.zeros(p.groups + 1, len(self.levels), dtype=torch.float64)
+        objective.index_add_(0, group.flatten(), damages.flatten(0, 1))
+        layers = torch.where(searched.any(1), group.min(1).values, p.groups)  # a group of several kinds has each layer's cost once
+        objective.index_add_(0, layers, price * cost)
+        best = self.levels[objective.argmin(1)]
+        bits = bits.clone()
+        bits[:, together] = torch.where(searched, best[group], bits[:, together])
+        return bits
+
+    def around(self, budget: float, start: Tensor, near: float | None = None) -> tuple[Choice, Choice, float]:
+        """The choices next to a budget, at most it and at least it, and the price between them.
+
+        near: a price to search about, from `start` alone; None: everywhere.
+        """
+        low, high = (math.log(price) for price in (PRICES if near is None else (near / NEAR, near * NEAR)))
+        at = lambda log_price, bits: self.at_price(math.exp(log_price), bits, near is None)  # noqa: E731
+        below, above = at(high, start), at(low, start)
+        if below.cost > budget or above.cost <= budget:
+            if near is not None:
+                return self.around(budget, start)
+            end = below if below.cost > budget else above
+            return end, end, math.exp(high if below.cost > budget else low)
+        while high - low > FINE:
+            middle = (low + high) / 2
+            found = at(middle, below.bits)
+            if found.cost <= budget:
+                below, high = found, middle
+            else:
+                above, low = found, middle
+        return below, above, math.exp((low + high) / 2)
+
+    def at_budget(self, budget: float, start: Tensor, near: float | None = None) -> tuple[Choice, Choice, float]:
+        """(the choice of most use within the budget, the one next to it above, the price)."""
+        below, above, price = self.around(budget, start, near)
+        best, dearer = below.bits.clone(), above
+        for group in self._by_use(below, above):
+            trial = torch.where((self.problem.group == group) & self.problem.searched, above.bits, best)
+            cost = float(self.problem.relative_cost(trial))
+            if cost <= budget:
+                best = trial
+            elif cost < dearer.cost:
+                dearer = self.choice(trial)
+        return self.choice(best), dearer, price
+
+    def _by_use(self, below: Choice, above: Choice) -> list[int]:
+        """The groups in which two choices differ, those first that save the most damage for their cost."""
+        p = self.problem
+        saved = self.damage(below.bits) - self.damage(above.bits)
+        spent = p.cost_gradient((below.bits + above.bits) / 2) * (above.bits - below.bits)
+        differ = p.pool((above.bits != below.bits).double()) > 0
+        use = p.pool(saved) / p.pool(spent).clamp_min(1e-300)
+        return [g for g in torch.argsort(use, descending=True).tolist() if differ[g]]
+
+    def front(self, points: int = 25) -> list[Choice]:
+        """Choices of least damage from the dearest to the cheapest, each cost once."""
+        low, high = float(self.problem.relative_cost(self.problem.low)), float(self.problem.relative_cost(self.problem.high))
+        out: dict[float, Choice] = {}
+        start = self.problem.high
+        for k in range(points):
+            choice, _, _ = self.at_budget(high + (low - high) * k / max(1, points - 1) + 1e-12, start)
+            out[round(choice.cost, 9)] = choice
+            start = choice.bits
+        return sorted(out.values(), key=lambda c: -c.cost)
+
+
+def _columns_that_move_together(problem: Problem) -> list[list[int]]:
+    """The kinds, those that share a group in some layer in one list."""
+    kinds = problem.low.shape[1]
+    sets = [{k} for k in range(kinds)]
+    groups = torch.where(problem.searched, problem.group, -1)
+    for a in range(kinds):
+        for b in range(a):
+            if bool(((groups[:, a] == groups[:, b]) & (groups[:, a] >= 0)).any()):
+                merged = next(s for s in sets if a in s) | next(s for s in sets if b in s)
+                sets = [s for s in sets if not s & merged] + [merged]
+    return [sorted(s) for s in sets]

@@ -1,0 +1,53 @@
+"""The damage of rounding as a training measures it: what the sites record, smoothed, with the learning rates that it counts by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..bits.damage import DamageMeter, Sensed
+from ..model.sites import Row
+from .distributed import average_over_ranks, ranks
+from .learning_rates import effective_rates
+
+SMOOTHING = 0.9  # share of the past that a measurement keeps; they are `sense_every` steps apart
+
+
+class DamageSensor:
+    """record: what the sites write into. meter: the past, smoothed. rates: (sites,) effective learning rates of the weights."""
+
+    def __init__(self, rows: list[Row], levels: Tensor):
+        self.rows, self.record = rows, Sensed(len(rows), levels)
+        self.meter, self.rates = DamageMeter(SMOOTHING), effective_rates([[]] * len(rows))
+
+    def measure(self, optimizer=None) -> None:
+        """Take in what the backward passes since the last step have recorded."""
+        average_over_ranks(self.record.tensors())
+        self.meter.ranks = ranks()
+        self.meter.update(self.record)
+        self.record.clear()
+        self.rates = effective_rates([_weights(row) for row in self.rows], optimizer)
+
+    @property
+    def ready(self) -> bool:
+        return self.meter.ready
+
+    def curves(self, kinds: int) -> Tensor:
+        """(sites, kinds, levels) damages in units of the loss, float64 on the CPU."""
+        return self.meter.curves(self.rates, kinds)
+
+    def to(self, device) -> None:
+        self.record.to(device)
+
+    def state_dict(self) -> dict:
+        return {"meter": self.meter.state_dict(), "rates": self.rates.clone()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.meter.load_state_dict(state["meter"])
+        self.rates = state["rates"].clone()
+
+
+def _weights(row: Row) -> list[Tensor]:
+    """The tensors that an optimizer may hold for a site: its own, and what sharding has put in a layer's place for it."""
+    held = None if row.module is None else row.module._parameters.get("weight")
+    return [*row.weights, *([] if held is None else [held])]

@@ -1,0 +1,59 @@
+"""The effective learning rate of each site's weights: by how much a gradient moves them in the end.
+
+Of SGD that is lr / (1 - momentum). Of Adam and its like, whose updates have a size of their own, it is lr / rms(gradient): the
+second moment that the optimizer keeps tells the rms, before its first step the gradient itself does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..bits.damage import DEFAULT_RATE
+
+SMALLEST = 1e-12  # of an rms of gradients
+
+
+@torch.no_grad()
+def effective_rates(weights: list[list[Tensor]], optimizer=None) -> Tensor:
+    """(sites,) float64 on the CPU.
+
+    Args:
+        weights: of each site; those of one that holds none, or whose weights the optimizer does not know, take the median.
+        optimizer: a torch optimizer or a wrapper with `param_groups` and `state`; None: `DEFAULT_RATE` for all.
+    """
+    if optimizer is None:
+        return torch.full((len(weights),), DEFAULT_RATE, dtype=torch.float64)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    found: list[tuple[int, float, Tensor | None]] = []
+    for site, tensors in enumerate(weights):
+        weight = next((w for w in tensors if id(w) in groups), None)
+        if weight is not None:
+            found.append((site, *_rate(weight, groups[id(weight)], optimizer.state.get(weight, {}))))
+    rates = torch.full((len(weights),), torch.nan, dtype=torch.float64)
+    squares = [square for _, _, square in found if square is not None]
+    known = iter(torch.stack(squares).cpu().double().sqrt().clamp_min(SMALLEST).tolist() if squares else [])
+    for site, rate, square in found:
+        rates[site] = rate if square is None else rate / next(known)
+    middle = rates[~rates.isnan()].median() if found else torch.tensor(DEFAULT_RATE)
+    return torch.where(rates.isnan(), middle, rates)
+
+
+def _rate(weight: Tensor, group: dict, state: dict) -> tuple[float, Tensor | None]:
+    """(rate, mean square of the gradient that it is still to be divided by the root of)."""
+    rate = float(group["lr"])
+    if "betas" not in group:
+        return rate / (1 - min(float(group.get("momentum") or 0.0), 0.999)), None
+    second, grad = state.get("exp_avg_sq"), weight.grad
+    if second is not None:
+        second, beta = _whole(second), float(group["betas"][1])
+        steps = float(state.get("step", 1)) or 1.0
+        return rate, second.float().mean() / (1 - beta**steps)
+    if grad is not None:
+        return rate, _whole(grad).float().square().mean()
+    return rate, torch.ones((), device=weight.device)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor, the tensor itself otherwise."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
