@@ -18,8 +18,9 @@ from torch import Tensor
 from .problem import Problem
 
 SWEEPS = 12
-PRICES = (1e-12, 1e9)  # between which every price lies, in loss per relative cost
+PRICES = (1e-9, 1e9)  # between which every price lies, in mean damages per relative cost
 NEAR = 4.0  # factor about the last price within which the next one is looked for first
+RESERVE = 1e-6  # of the mean damage: what a coordinate does at the lowest bits that shows none, so that budgets are used up
 FINE = 0.02  # of the logarithm of a price: closer prices are one
 
 
@@ -38,8 +39,10 @@ class LeastDamage:
     """
 
     def __init__(self, problem: Problem, curves: Tensor, levels: Tensor):
-        self.problem, self.curves, self.levels = problem, curves.double(), levels.double()
+        self.problem, self.levels = problem, levels.double()
         self.first = int(levels[0])
+        self.scale = float(curves.mean()) or 1.0
+        self.curves = curves.double() + RESERVE * self.scale * 4.0 ** (self.first - self.levels)
         reach = (self.levels >= problem.low[..., None]) & (self.levels <= problem.high[..., None])
         self.outside = torch.where(reach, 0.0, math.inf).double()
         self.columns = _columns_that_move_together(problem)
@@ -92,11 +95,11 @@ class LeastDamage:
 
         near: a price to search about, from `start` alone; None: everywhere.
         """
-        low, high = (math.log(price) for price in (PRICES if near is None else (near / NEAR, near * NEAR)))
-        at = lambda log_price, bits: self.at_price(math.exp(log_price), bits, near is None)  # noqa: E731
+        low, high = (math.log(price) for price in self._between(near))
+        at = lambda log_price, bits: self.at_price(math.exp(log_price), bits, not near)  # noqa: E731
         below, above = at(high, start), at(low, start)
         if below.cost > budget or above.cost <= budget:
-            if near is not None:
+            if near:
                 return self.around(budget, start)
             end = below if below.cost > budget else above
             return end, end, math.exp(high if below.cost > budget else low)
@@ -108,6 +111,9 @@ class LeastDamage:
             else:
                 above, low = found, middle
         return below, above, math.exp((low + high) / 2)
+
+    def _between(self, near: float | None) -> tuple[float, float]:
+        return (near / NEAR, near * NEAR) if near else (PRICES[0] * self.scale, PRICES[1] * self.scale)
 
     def at_budget(self, budget: float, start: Tensor, near: float | None = None) -> tuple[Choice, Choice, float]:
         """(the choice of most use within the budget, the one next to it above, the price)."""
