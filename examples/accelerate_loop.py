@@ -69,7 +69,7 @@ for epoch in range(done, EPOCHS):
             accelerator.backward(loss)
             if accelerator.sync_gradients:  # LDP: once per optimizer step
                 step += 1  # LDP
-                ldp.step(step / steps)  # LDP
+                ldp.step(step / steps, optimizer=optimizer)  # LDP
             optimizer.step()
             optimizer.zero_grad()
     accelerator.save_state(str(output / f"epoch_{epoch + 1}"))

@@ -34,7 +34,7 @@ for _ in range(epochs):
         loss = F.cross_entropy(model(x), y)
         loss.backward()
         step += 1
-        ldp.step(step / (epochs * len(loader)))
+        ldp.step(step / (epochs * len(loader)), optimizer=optimizer)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -16,7 +16,7 @@ def train(trial):
     optimizer = torch.optim.SGD(model.parameters(), lr=trial["lr"], momentum=0.9)
     for step in range(100):
         F.cross_entropy(model(x), y).backward()
-        ldp.step((step + 1) / 100)
+        ldp.step((step + 1) / 100, optimizer=optimizer)
         optimizer.step()
         optimizer.zero_grad()
     return (model(x).argmax(1) == y).float().mean().item(), ldp

@@ -4,7 +4,7 @@ model = ldp_search.apply(model, target_cost=0.5)     # in place; names, tensors 
 ldp = ldp_search.controller(model)
 for step, batch in enumerate(loader):
     loss(model, batch).backward()
-    ldp.step((step + 1) / steps)                     # once per optimizer step, after backward
+    ldp.step((step + 1) / steps, optimizer=optimizer)  # once per optimizer step, after backward
     optimizer.step(); optimizer.zero_grad()
 allocation = ldp.finalize(loader)                    # integer bits of every layer
 """

@@ -44,7 +44,7 @@ def attach_to_optimizer(model: nn.Module, optimizer: Optimizer, total_steps: int
                 f"The training was to take total_steps={total} optimizer steps, but another one follows: give the steps of "
                 "the whole training, all epochs together."
             )
-        ldp.step((ldp.trajectory.seen + 1) / total)
+        ldp.step((ldp.trajectory.seen + 1) / total, optimizer=optimizer)
 
     def add_state(optimizer, state):
         return {**state, KEY: ldp.state_dict()}

@@ -108,7 +108,7 @@ class LDPCallback(TrainerCallback, ExportableState):
                 f"The policy {ldp.policy.name!r} reads the training loss, but backward did not go through a loss of the "
                 "model: give it labels (no compute_loss_func, no compute_loss of one's own), or take another policy."
             )
-        ldp.step(min((state.global_step + 1) / state.max_steps, 1.0), loss=loss)
+        ldp.step(min((state.global_step + 1) / state.max_steps, 1.0), loss=loss, optimizer=optimizer)
 
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         if logs is None or "loss" not in logs:

@@ -34,6 +34,7 @@ from . import checkpoint as state
 from .damage_sensor import DamageSensor
 from .distributed import average_over_ranks
 from .finalize import finalize
+from .forecast import Damage, Front, damage, front
 from .summary import summarize
 from .tensors import BitTensors, leaf
 
@@ -258,6 +259,22 @@ class Controller:
             mean_relative=float(self.tensors.spent) / self._progress if self._progress else float(p.relative_cost(bits)),
             left_out_bitops=float(3 * FULL_PRECISION**2 * left_out),
         )
+
+    def damage(self) -> Damage:
+        """Expected loss from rounding to the bits in force: by layer, by kind, and in all (`bits.damage`).
+
+        Raises:
+            ValueError: the policy measures none, or no training step has been taken yet.
+        """
+        return damage(self)
+
+    def front(self, points: int = 25) -> Front:
+        """The least expected loss from rounding over the training cost of a step, from what was measured so far.
+
+        Raises:
+            ValueError: as `damage`.
+        """
+        return front(self, points)
 
     @property
     def coverage(self) -> Coverage:

@@ -23,6 +23,10 @@ def summarize(controller) -> str:
         f"weights {cost.weight_mib:,.3f} MiB",
         f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {controller.survey.inputs}",
     ]
+    if controller.sensor is not None and controller.sensor.ready:
+        found = controller.damage()
+        each = ", ".join(f"{kind} {value:.2g}" for kind, value in found.kinds.items())
+        lines.append(f"expected loss from rounding {found.total:.3g} ({each})")
     if hasattr(controller.backend, "report"):
         lines.append(controller.backend.report(list(bits)))
     lines += [f"  left out: {item.name}: {item.macs:,} MACs ({item.reason})" for item in coverage.left_out]

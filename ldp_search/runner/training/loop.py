@@ -40,7 +40,7 @@ def training_step(run: Session, parts: list[Any]) -> None:
             if run.accelerator.sync_gradients:
                 if run.config.clip_norm is not None:
                     run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.clip_norm)
-                run.ldp.step((run.step + 1) / run.total_steps, loss=mean_loss)
+                run.ldp.step((run.step + 1) / run.total_steps, mean_loss, run.optimizer)
             run.optimizer.step()
             run.optimizer.zero_grad()
     if run.ema is not None:

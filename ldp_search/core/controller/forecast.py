@@ -1,0 +1,85 @@
+"""What rounding is expected to cost, said beforehand: the damage of the bits in force, and the least damage at every cost."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..bits.least_damage import LeastDamage
+
+KINDS = {3: ("weight", "input", "grad"), 4: ("weight", "input", "grad", "weight_grad")}
+
+
+class Damage(NamedTuple):
+    """Expected loss from rounding, at the bits in force.
+
+    layers: {layer: {kind: loss}}. kinds: {kind: loss}, summed over the layers. total: over all.
+    """
+
+    layers: dict[str, dict[str, float]]
+    kinds: dict[str, float]
+    total: float
+
+
+class FrontPoint(NamedTuple):
+    """cost: relative training cost of a step. damage: the least expected loss from rounding. bits: {layer: its bits}."""
+
+    cost: float
+    damage: float
+    bits: dict[str, tuple[int, ...]]
+
+
+class Front(NamedTuple):
+    """points: from the dearest to the cheapest. now: the bits in force, among them."""
+
+    points: list[FrontPoint]
+    now: FrontPoint
+
+    def at(self, cost: float) -> FrontPoint:
+        """The point of least damage that costs no more.
+
+        Raises:
+            ValueError: even the lowest bits cost more.
+        """
+        within = [point for point in self.points if point.cost <= cost + 1e-9]
+        if not within:
+            raise ValueError(f"No bits of this space cost {cost}: the lowest cost {self.points[-1].cost:.3f}. Widen bits=... down.")
+        return min(within, key=lambda point: point.damage)
+
+
+def damage(controller) -> Damage:
+    """`Damage` of a controller whose training has measured it."""
+    found = _search(controller).damage(torch.round(controller.tensors.bits).cpu().double())
+    kinds = KINDS[found.shape[1]]
+    layers = {name: dict(zip(kinds, row, strict=True)) for name, row in zip(controller.rows, found.tolist(), strict=True)}
+    return Damage(layers, dict(zip(kinds, found.sum(0).tolist(), strict=True)), float(found.sum()))
+
+
+def front(controller, points: int) -> Front:
+    """`Front` of a controller whose training has measured it."""
+    search = _search(controller)
+    now = search.choice(torch.round(controller.tensors.bits).cpu().double())
+    return Front([_point(controller, choice) for choice in search.front(points)], _point(controller, now))
+
+
+def _point(controller, choice) -> FrontPoint:
+    rows = (tuple(int(b) for b in row) for row in choice.bits.tolist())
+    return FrontPoint(choice.cost, choice.damage, dict(zip(controller.rows, rows, strict=True)))
+
+
+def _search(controller) -> LeastDamage:
+    """Raises ValueError where nothing is measured."""
+    sensor = controller.sensor
+    if sensor is None:
+        raise ValueError(
+            f"The policy {controller.policy.name!r} does not measure what rounding costs the loss; "
+            "apply(model, policy='learned', ...) does."
+        )
+    if not sensor.ready:
+        raise ValueError(
+            f"Nothing is measured yet: that happens at the first training step, and at every {controller.space.sense_every}th. "
+            "Run a forward and a backward in training mode, and ldp.step()."
+        )
+    curves = sensor.curves(controller.tensors.bits.shape[1])
+    return LeastDamage(controller.problem.to("cpu"), curves, controller.levels.cpu())
