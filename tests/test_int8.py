@@ -9,7 +9,7 @@ from test_products import TABLE
 from torch import nn
 
 import ldp_search
-from ldp_search.core import native, quantizers
+from ldp_search.core import gradient_quantizers, native
 from ldp_search.core.backends import choice, int8_convolution, int8_products, residual
 from ldp_search.core.backends.int8_products import Codes
 from ldp_search.core.fake_quantize import rounded
@@ -90,8 +90,8 @@ def test_integers_are_the_formulas(name, quantizer, kernels):
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_in_integers_are_the_formulas(name, quantizer, kernels, monkeypatch):
     monkeypatch.setattr(int8_convolution, "CHUNK", 1000)  # bytes: several chunks, the last one shorter
-    for module in (quantizers, int8_products):  # torch draws in the order of dimensions, which differs, not in that of memory
-        monkeypatch.setattr(module, "round_stochastically_", lambda x: x.round_())
+    # torch draws in the order of dimensions, which differs, not in that of memory
+    monkeypatch.setattr(gradient_quantizers, "round_stochastically_", lambda x: x.round_())
     with KERNELS[kernels]():
         for case in ({}, {"evaluation": True, "grad_bits": 32}, {"rectified": True, "grad_quantizer": "symmetric"}):
             (expected, _), (found, ldp) = (outcome(name, b, quantizer, **case) for b in ("reference", ALWAYS))

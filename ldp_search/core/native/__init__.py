@@ -2,9 +2,9 @@
 
 Fake quantization is bound by memory. torch makes six passes of what is one: subtract, divide, round, multiply, add, and a
 minimum and maximum. Here a pass is one function, equal to the formula that it stands for: `measure` (quantizers.measure),
-`rounded` and `sums` (fake_quantize.rounded and .backward), `stochastic` (a counter-based generator seeded by torch's own, so
-that a resumed run draws the same), `pack` and `unpack` (saved.py), codes instead of values, what stands around integer
-products (`integers.py`, `int8.c`), and the small arithmetic of built-in grids (`grids.py`, `grids.c`).
+`rounded` and `sums` (fake_quantize.rounded and .backward), `pack` and `unpack` (saved.py), codes instead of values, what
+stands around integer products (`integers.py`, `int8.c`), the small arithmetic of built-in grids (`grids.py`, `grids.c`), and
+gradients by stochastic rounding (`gradients.py`, `gradients.c`).
 
 Who calls asks first: `takes(x)` says whether the kernels serve a tensor. They do not where there is no compiler, on other
 devices, for other types than fp32 and bf16, for strided and wrapped tensors, while compiling or tracing, and within
@@ -46,7 +46,6 @@ _SIGNATURES = {
     "ldp_measure": (_P, _I, _Shape, _P, _P, _P, _I),
     "ldp_round": (_P, _I, _P, _I, _Shape, _Grid, _P, _I),
     "ldp_sums": (_P, _I, _P, _I, _Shape, _Grid, _P, _I),
-    "ldp_stochastic": (_P, _I, _P, _I, _L, _P, _P, _P, ctypes.c_uint64, _F, _I),
     "ldp_pack": (_P, _L, _L, _P, _P, _P, _I),
     "ldp_unpack": (_P, _L, _L, _P, _P, _P, _I),
 }
@@ -191,21 +190,6 @@ def sums(g: Tensor, x: Tensor, grid, shape: tuple) -> Tensor:
         x.data_ptr(), types[0], g.data_ptr(), types[1], _Shape(*shape), _grid(grid), out.data_ptr(), _threads(x.numel())
     )
     return out
-
-
-def stochastic(
-    x: Tensor, scale: Tensor, offset: Tensor | None, most: Tensor, seed: int, dtype: torch.dtype, shift: float = 0.0
-) -> Tensor:
-    """x on the grid of scale and offset, rounded up with the probability of the fraction, to codes of at most `most`.
-
-    dtype int8: the codes themselves minus `shift`.
-    """
-    y = torch.empty_like(x, dtype=dtype, requires_grad=False)
-    _library.ldp_stochastic(
-        x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), _TYPES[dtype], x.numel(), scale.data_ptr(),
-        None if offset is None else offset.data_ptr(), most.data_ptr(), seed, shift, _threads(x.numel()),
-    )  # fmt: skip
-    return y
 
 
 def pack(x: Tensor) -> tuple[Tensor, Tensor]:
