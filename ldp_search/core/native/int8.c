@@ -149,13 +149,12 @@ void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, in
             if (packed) {
                 float e = 0, b = 0, a = 0;
                 unpack(packed, start, n, cells);
-                if (clip)
+                if (clip) /* without conditional stores, which GCC 12 turns into wrong sums for vectors of 512 bits */
 #pragma omp simd reduction(+ : a, b)
                     for (int64_t j = 0; j < n; j++) {
-                        int cut = cells[j] == OUTSIDE;
-                        a += cut && codes[start + j] >= 0 ? g[j] : 0;
-                        b += cut && codes[start + j] < 0 ? g[j] : 0;
-                        g[j] = cut ? 0 : g[j];
+                        float v = cells[j] == OUTSIDE ? g[j] : 0, up = codes[start + j] >= 0 ? v : 0;
+                        a += up, b += v - up;
+                        g[j] -= v;
                     }
 #pragma omp simd reduction(+ : e)
                 for (int64_t j = 0; j < n; j++) e += g[j] * (float)((int32_t)cells[j] - CELLS / 2);
