@@ -10,9 +10,15 @@ from torch import nn
 
 import ldp_search
 from ldp_search.core import native
-from ldp_search.core.fake_quantize import quantize_gradient
-from ldp_search.core.gradient_quantizers import PerChannel, PerSample, PerSampleChannel, Stochastic, round_stochastically_
 from ldp_search.core.native import gradients as kernels
+from ldp_search.core.quantize.fake_quantize import quantize_gradient
+from ldp_search.core.quantize.gradient_quantizers import (
+    PerChannel,
+    PerSample,
+    PerSampleChannel,
+    Stochastic,
+    round_stochastically_,
+)
 from ldp_search.core.registry import build, names
 
 EACH = pytest.mark.parametrize("name", names("grad_quantizer"))

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 import ldp_search
-from ldp_search.core import native, scales
+from ldp_search.core import native
 from ldp_search.core.native import grids as kernels
-from ldp_search.core.quantizers import MinMax, Symmetric, form, measure
+from ldp_search.core.quantize import fused_grids
+from ldp_search.core.quantize.grid import measure
+from ldp_search.core.quantize.quantizers import MinMax, Symmetric, form
 
 pytestmark = pytest.mark.skipif(native.status() != "on", reason=f"native kernels {native.status()}")
 
@@ -24,7 +26,7 @@ WEIGHTS = {  # name: (weight, axis of its channels)
 
 
 def closed(x, w, axes, bits, quantizers, ranges=None):
-    return scales.grids(x, w, axes, bits, quantizers, lambda: ranges, 0.1)
+    return fused_grids.grids(x, w, axes, bits, quantizers, lambda: ranges, 0.1)
 
 
 @pytest.mark.parametrize("quantizer", [MinMax(), Symmetric()])

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import fake_quantize as fq
-from .. import products, saved
-from ..quantizers import Grid
+from ..products import bilinear
+from ..quantize import fake_quantize as fq
+from ..quantize.grid import Grid
 from ..registry import register
+from . import saved_activations
 from .call import Call, compute_dtype
 
 
@@ -22,7 +23,7 @@ class Simulate:
     def __call__(self, call: Call) -> Tensor:
         x_grid, w_grid = call.x_grid, call.w_grid
         options = (call.product, call.grad_quantizer, compute_dtype(call.x))
-        saved.keep_exact(call.w)
+        saved_activations.keep_exact(call.w)
         return _Product.apply(call.x, call.w, call.bias, call.grad_bits, *x_grid, *w_grid, options)
 
 
@@ -56,7 +57,7 @@ class _Product(torch.autograd.Function):
             g_x, g_w = grad_quantizer.pair(gy, *asked, product.channel_dim)
         x_q = fq.rounded(x, x_grid, dtype) if need_w else x
         w_q = fq.rounded(w, w_grid, dtype) if need_x else w
-        gx, gw = products.backward(product, g_x, g_w, x_q.to(dtype), w_q.to(dtype), need_x, need_w)
+        gx, gw = bilinear.backward(product, g_x, g_w, x_q.to(dtype), w_q.to(dtype), need_x, need_w)
         gb = product.bias_grad(gy).to(bias_dtype) if need[2] else None
 
         grid_x = grid_w = (None, None, None)

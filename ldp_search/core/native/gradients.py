@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from . import _TYPES, _library_of_kernels, _Shape, _threads
+from .library import _TYPES, _library_of_kernels, _Shape, _threads
 
 _P, _I, _L, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_uint64
 _SIGNATURES = {
