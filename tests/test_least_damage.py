@@ -22,7 +22,7 @@ def damages(p, seed, exact=True):
     """S 4^-b with S over three orders of magnitude; not exact: times random factors that keep it falling."""
     draw = torch.Generator().manual_seed(seed)
     s = 10 ** (3 * torch.rand(p.low.shape, generator=draw, dtype=torch.float64))
-    curves = s[..., None] * 4.0**-p.levels.double()
+    curves = s[..., None] * 4.0 ** -p.levels.double()
     if not exact:
         curves = curves * (0.6 + 0.8 * torch.rand(curves.shape, generator=draw, dtype=torch.float64))
     return curves

@@ -77,14 +77,14 @@ class Sense:
         count = max(1, len(g) // self.part) if self.part > 1 else len(g)
         scale = len(g) / count
         g, x, w = (g, x_q.float(), w_q.float()) if scale == 1 else (g[:count], x_q[:count].float(), w_q.float())
-        in_input, in_weight = self.bits[2], self.bits[-1]
-        totals = torch.stack([quantizer.variance(g, level).sum() for level in self.sensed.levels])
-        for kind, bits, operands in (
-            (INPUT_GRADIENT, in_input, (torch.ones_like(x), w.square())),
-            (WEIGHT_GRADIENT, in_weight, (x.square(), torch.ones_like(w))),
+        of_input, of_weight = quantizer.parts(self.channel_dim)
+        for kind, part, bits, operands in (
+            (INPUT_GRADIENT, of_input, self.bits[2], (torch.ones_like(x), w.square())),
+            (WEIGHT_GRADIENT, of_weight, self.bits[-1], (x.square(), torch.ones_like(w))),
         ):
-            v = quantizer.variance(g, bits)
+            v = part.variance(g, bits)
             added = (v * self.forward(*operands)).sum() * scale
+            totals = torch.stack([part.variance(g, level).sum() for level in self.sensed.levels])
             self.sensed.curves[self.row, kind] += added * totals / v.sum().clamp_min(SMALLEST)
 
     def watch(self, x: Tensor, x_q: Tensor, w: Tensor, w_q: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..products import bilinear
 from ..quantize import fake_quantize as fq
 from ..quantize.grid import Grid
 from ..registry import register
 from . import saved_activations
-from .call import Call, compute_dtype
+from .call import Call, compute_dtype, each_product
 
 
 @register("backend", "simulate")
@@ -52,10 +53,13 @@ class _Product(torch.autograd.Function):
         sense = ctx.sense
         need_x, need_w = need[0] or x_bits or sense is not None, need[1] or w_bits or sense is not None
 
-        g = gy if grad_bits is None else grad_quantizer(gy, grad_bits)
+        g_x = g_w = gy
+        if grad_bits is not None:
+            asked = (bits if needed else None for bits, needed in zip(each_product(grad_bits), (need_x, need_w), strict=True))
+            g_x, g_w = grad_quantizer.pair(gy, *asked, product.channel_dim)
         x_q = fq.rounded(x, x_grid, dtype) if need_w else x
         w_q = fq.rounded(w, w_grid, dtype) if need_x else w
-        gx, gw = product.backward(g.to(dtype), x_q.to(dtype), w_q.to(dtype), need_x, need_w)
+        gx, gw = bilinear.backward(product, g_x, g_w, x_q.to(dtype), w_q.to(dtype), need_x, need_w)
         if sense is not None:
             sense.of_gradient(gy, x_q, w_q, None if grad_bits is None else grad_quantizer)
             sense.of_input(gx, x_q - x)

@@ -35,7 +35,8 @@ class Allocation:
         try:
             data = json.loads(path.read_text())
             rows = data.pop("layers")
-            layers = {name: as_bits([int(row.pop(k)) for k in SplitBits._fields if k in row or k in Bits._fields]) for name, row in rows.items()}
+            kinds = {name: [k for k in SplitBits._fields if k in row or k in Bits._fields] for name, row in rows.items()}
+            layers = {name: as_bits([int(row.pop(k)) for k in kinds[name]]) for name, row in rows.items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"An allocation is JSON with layers -> weight, input, grad; {path} is not: {error}.") from error
         return cls(layers, rows, data)

@@ -22,11 +22,18 @@ def block_of(name: str) -> str:
 
 
 def assign_groups(
-    layers: list[str], low: Tensor, high: Tensor, granularity: str, tie: bool, holders: list[str] | None = None
+    layers: list[str],
+    low: Tensor,
+    high: Tensor,
+    granularity: str,
+    tie: bool,
+    holders: list[str] | None = None,
+    joint: list[bool] | None = None,
 ) -> tuple[Tensor, int]:
     """(layers, kinds) group index of each coordinate, and the number of groups (1 at least); fixed coordinates take index 0.
 
     Tied: the weights and the inputs of a layer share a group. Coordinates of different ranges never do.
+    joint: for each layer whether both its backward products take one gradient, whose bits are then shared.
     holders: for each layer the one that holds its weight, where several have the same: its bits are theirs too.
     """
     unit = {"layer": lambda name: name, "block": block_of, "network": lambda name: ""}[granularity]
@@ -35,7 +42,7 @@ def assign_groups(
         for kind in range(low.shape[1]):
             bounds = float(low[row, kind]), float(high[row, kind])
             if bounds[0] < bounds[1]:
-                shared = "forward" if tie and kind < 2 else kind
+                shared = "forward" if tie and kind < 2 else 2 if kind == 3 and joint and joint[row] else kind
                 owner = holders[row] if holders and (kind == 0 or shared == "forward") else name
                 index[row, kind] = known.setdefault((unit(owner), shared, bounds), len(known))
     return index, max(1, len(known))

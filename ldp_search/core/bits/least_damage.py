@@ -83,7 +83,9 @@ class LeastDamage:
         group = torch.where(searched, p.group[:, together], p.groups)  # the last one: not searched
         objective = torch.zeros(p.groups + 1, len(self.levels), dtype=torch.float64)
         objective.index_add_(0, group.flatten(), damages.flatten(0, 1))
-        layers = torch.where(searched.any(1), group.min(1).values, p.groups)  # a group of several kinds has each layer's cost once
+        layers = torch.where(
+            searched.any(1), group.min(1).values, p.groups
+        )  # a group of several kinds has each layer's cost once
         objective.index_add_(0, layers, price * cost)
         best = self.levels[objective.argmin(1)]
         bits = bits.clone()

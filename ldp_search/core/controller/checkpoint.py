@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..profile.records import Survey
 
+
 def of(controller) -> dict:
     """The state: tensors on the CPU and plain data."""
     return {

@@ -39,7 +39,6 @@ from .summary import summarize
 from .tensors import BitTensors, leaf
 
 
-
 class Controller:
     """Handle of one model's search; `ldp_search.controller(model)` finds it.
 
@@ -77,7 +76,8 @@ class Controller:
             torch.tensor([[precision[name][k][min(kind, 2)] for kind in kinds] for name in rows], dtype=torch.float32)
             for k in (0, 1)
         )
-        group, groups = assign_groups(self._names, low, high, self.space.granularity, self.space.tie, holders(rows))
+        joint = [row.module is None for row in rows.values()]
+        group, groups = assign_groups(self._names, low, high, self.space.granularity, self.space.tie, holders(rows), joint)
         self.problem = Problem(
             self._names,
             low,
@@ -197,7 +197,9 @@ class Controller:
                 stacklevel=3,
             )
         loss = None if loss is None else torch.as_tensor(loss, device=self.tensors.bits.device).detach().clone()
-        average_over_ranks([self.tensors.grads, self.tensors.ranges, self.tensors.clip_grads] + ([] if loss is None else [loss]))
+        average_over_ranks(
+            [self.tensors.grads, self.tensors.ranges, self.tensors.clip_grads] + ([] if loss is None else [loss])
+        )
         if self.sensing and self.sensor is not None:
             self.sensor.measure(optimizer)
         self.tensors.spent += self.problem.relative_cost(self.tensors.bits) * (progress - self._progress)

@@ -44,7 +44,9 @@ class Front(NamedTuple):
         """
         within = [point for point in self.points if point.cost <= cost + 1e-9]
         if not within:
-            raise ValueError(f"No bits of this space cost {cost}: the lowest cost {self.points[-1].cost:.3f}. Widen bits=... down.")
+            raise ValueError(
+                f"No bits of this space cost {cost}: the lowest cost {self.points[-1].cost:.3f}. Widen bits=... down."
+            )
         return min(within, key=lambda point: point.damage)
 
 

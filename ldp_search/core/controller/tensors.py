@@ -26,7 +26,9 @@ class BitTensors:
     x_bounds (call sites, 1 + levels), w_bounds (sites, 1 + levels): tables of `model.clipping`; empty where none is searched.
     """
 
-    def __init__(self, rows: list[Row], kinds: int, levels: int, weight_quantizer: Quantizer, input_quantizer: Quantizer, device):
+    def __init__(
+        self, rows: list[Row], kinds: int, levels: int, weight_quantizer: Quantizer, input_quantizer: Quantizer, device
+    ):
         sites, zeros = len(rows), lambda *shape, **options: torch.zeros(*shape, dtype=torch.float32, device=device)
         self._calls = [row.call_sites for row in rows]
         self._channels = [row.channels if weight_quantizer.learned_clip else 0 for row in rows]
@@ -57,7 +59,7 @@ class BitTensors:
         start = self._input_clips
         for row, site in enumerate(sites):
             site.bits = leaf(self.bits[row], self.grads[row] if learn else None)
-            site.grad_bits = self.bits[row, 2]
+            site.grad_bits = self.bits[row, 2] if self.bits.shape[1] == 3 else self.bits[row, 2:]
             site.ranges, site.x_bounds = ranges[row], x_bounds[row]
             site.w_bounds = self.w_bounds[row] if len(self.w_bounds) else None
             site.x_clip = self._clip(row, row + 1, frozen) if self._input_clips else None

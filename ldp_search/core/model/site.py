@@ -23,8 +23,8 @@ MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's co
 class Site:
     """State of one row.
 
-    bits: (3,) leaf, whose `.grad` is a row of the controller's. grad_bits: the last of them (0-d), without gradient. ranges:
-    (call sites, 4) moving averages of min, max, mean|x| and of 1 (their mass, for the bias correction) of the input; a module
+    bits: (kinds,) leaf, whose `.grad` is a row of the controller's. grad_bits: the gradient's, without gradient. ranges: (call
+    sites, 4) moving averages of min, max, mean|x| and of 1 (their mass, for the bias correction) of the input; a module
     that runs twice in a forward has two call sites.
     x_clip, w_clip: leaves with the logarithms of the learned clips, or None. x_bounds (call sites, 1 + levels), w_bounds (1 +
     levels,): tables of `clipping`, or None. row: place of the site among all. axis: of a layer's output channels.
@@ -70,8 +70,8 @@ class Site:
                 grad_bits = self.grad_bits if self.quantize_grad else None
                 return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
         x_grid, w_grid = self._input_grid(x, training), self._weight_grid(w, axes)
-        weight_bits, input_bits, grad_bits = self.bits.unbind()  # at once: one node of the graph
-        grad_bits = grad_bits.detach() if self.quantize_grad else None
+        weight_bits, input_bits, *_ = self.bits.unbind()  # at once: one node of the graph
+        grad_bits = self.grad_bits if self.quantize_grad else None
         if c.relaxation.interpolates:  # a mixture of two grids lies on neither, so the backend gets none
             call = Call(x, w, bias, None, None, product, grad_bits, c.grad_quantizer)
             x_straight, w_straight = c.straight
@@ -124,7 +124,7 @@ class Site:
         y = run(x_q, w_q)
         if sense is not None:
             y = sense.watch_gradient(y, x_q, w_q, quantizer)
-        return y if quantizer is None else quantize_gradient(y, self.bits[2].detach(), quantizer)
+        return y if quantizer is None else quantize_gradient(y, self.grad_bits.amax(), quantizer)
 
     def rows(self, rows: Tensor) -> Tensor:
         """Rows of an embedding, each quantized by itself."""

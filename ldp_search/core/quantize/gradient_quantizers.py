@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..native import gradients as kernels
+from ..native.grids import reads
 from ..registry import register
 from .grid import measure
 
@@ -149,6 +151,11 @@ class Stochastic(GradQuantizer):
         most = torch.exp2(bits) - 1
         return GradGrid(((high - low) / most).clamp_min(TINY), low, most)
 
+    def _by_kernel(self, g, bits, dtype):
+        if type(self).grid is not Stochastic.grid or not (native.takes(g) and reads(bits)):
+            return None
+        values, grid = kernels.affine(g, bits, draw_seed(), dtype)
+        return values, *grid.unbind()
 
 
 @register("grad_quantizer", "symmetric")
@@ -165,6 +172,15 @@ class SymmetricStochastic(GradQuantizer):
         most = torch.exp2(bits - 1) - 1
         return GradGrid((torch.maximum(-low, high).float() / most).clamp_min(TINY), None, most)
 
+    def _by_kernel(self, g, bits, dtype):
+        if type(self).grid is not SymmetricStochastic.grid or not (native.takes(g) and reads(bits)):
+            return None
+        axes = self.axes(g)
+        if (shape := _slices(g, axes)) is None:
+            return None
+        values, scales = kernels.symmetric(g, shape, bits, draw_seed(), dtype)
+        scale = scales.view([n if d in axes else 1 for d, n in enumerate(g.shape)] if axes else [])
+        return values, scale, scale.new_zeros(())
 
 
 def _slices(g: Tensor, axes: tuple[int, ...]) -> tuple[int, int, int] | None:
@@ -215,8 +231,3 @@ class PerSampleChannel(PerSample):
 
     def parts(self, channel_dim):
         return super().parts(channel_dim)[0], PerChannel(channel_dim)
-
-
-def gradient_form(q):
-    from ..native import grids as kernels
-    return {Stochastic: kernels.MINMAX, SymmetricStochastic: kernels.SYMMETRIC}.get(type(q))
