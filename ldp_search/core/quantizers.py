@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .native import cuda
 from .native import grids as kernels
 from .registry import register
 
@@ -44,9 +45,10 @@ class Grid(NamedTuple):
 def measure(x: Tensor, axes: int | tuple[int, ...] | None = None, spread: bool = False) -> Statistics:
     """Statistics of `x`, of the whole tensor or of each slice along `axes` (the others kept, of size 1), in fp32."""
     axes = () if axes is None else (axes % x.dim(),) if isinstance(axes, int) else axes
-    if native.takes(x) and (shape := native.shape_along(x, axes)) is not None:
+    passes = native if native.takes(x) else cuda.passes(x)
+    if passes is not None and (shape := native.shape_along(x, axes)) is not None:
         each = [n if d in axes else 1 for d, n in enumerate(x.shape)] if axes else []
-        return _statistics(native.measure(x, shape, spread), each)
+        return _statistics(passes.measure(x, shape, spread), each)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if not axes:
         low, high = torch.aminmax(x)
@@ -164,6 +166,8 @@ class GradQuantizer:
         scale, offset, most = self.grid(g, bits)
         if native.takes(g):
             return native.stochastic(g, scale, offset, most, draw_seed(), g.dtype)
+        if (on_cuda := cuda.passes(g, parameters=(scale, offset, most))) is not None:
+            return on_cuda.stochastic(g, scale, offset, most, on_cuda.draw_seed(g.device), g.dtype)
         codes = round_stochastically_(g.float() / scale if offset is None else torch.sub(g.float(), offset).div_(scale))
         codes = codes.mul_(scale)
         return (codes if offset is None else codes.add_(offset)).to(g.dtype)
