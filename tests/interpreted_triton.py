@@ -13,11 +13,11 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from ldp_search.core import fake_quantize as fq
 from ldp_search.core import native
 from ldp_search.core.native import cuda
 from ldp_search.core.native import triton_passes as passes
-from ldp_search.core.quantizers import Grid, measure
+from ldp_search.core.quantize import fake_quantize as fq
+from ldp_search.core.quantize.grid import Grid, measure
 from ldp_search.core.registry import build as component
 from ldp_search.core.registry import names
 
@@ -137,7 +137,9 @@ def test_rounding_gives_the_type_that_is_asked_for():
 
 def test_rounding_of_odd_values():
     halves = torch.arange(-40, 41) / 2
-    x = torch.cat([halves, torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 3e38, 1e-45, 2.0**23 + 1, -(2.0**24)])])
+    x = torch.cat(
+        [halves, torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 3e38, 1e-45, 2.0**23 + 1, -(2.0**24)])]
+    )
     for grid in (Grid(torch.tensor(1.0)), Grid(torch.tensor(1.0), None, torch.tensor(-3.0), torch.tensor(4.0))):
         found, want = passes.rounded(x, grid, (1, 1, x.numel()), torch.float32), fq._rounded(x, grid)
         assert torch.equal(found.nan_to_num(77.0), want.nan_to_num(77.0))

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import _PLAIN, is_dense, switched_off
+from .library import _PLAIN, is_dense, switched_off
 
 OLDEST = (8, 0)  # compute capability: the first with bf16
 

@@ -1,6 +1,6 @@
 """The passes over whole tensors on CUDA: Triton kernels (`triton_kernels.py`), each of which reads memory once.
 
-The same passes as the CPU's (`kernels.c`), with the same names, arguments and results, on the same view of memory: a dense
+The same passes as the CPU's (`passes.c`), with the same names, arguments and results, on the same view of memory: a dense
 tensor is (outer, channels, inner), with one grid a channel, or one for all where channels is 1. Slices of dimension 0 are
 channels with outer 1, so a scale a sample is a scale a channel too.
 
