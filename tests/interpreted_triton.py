@@ -1,7 +1,7 @@
 """The Triton kernels, interpreted on the CPU, against the formulas: what `test_triton.py` runs in a process of its own.
 
-No device takes part. TRITON_INTERPRET=1 makes triton run each program of a kernel with numpy, one after the other: it shows that
-indices, masks and arithmetic are right, and nothing about speed or about what a compiler makes of the kernels.
+No device takes part. TRITON_INTERPRET=1 makes triton run each program of a kernel with numpy, one after the other: it shows
+that indices, masks and arithmetic are right, and nothing about speed or about what a compiler makes of the kernels.
 """
 
 import itertools
