@@ -37,6 +37,8 @@ def test_core_needs_the_standard_library_and_torch(path):
     for function, module in imports(ast.parse(path.read_text())):
         if (path.name, function, module) == ("trajectory.py", "_pandas", "pandas"):
             continue
+        if path.name.startswith("triton_") and module.partition(".")[0] == "triton":
+            continue  # it comes with torch for CUDA, and only native/cuda.py imports these files, once a CUDA tensor asks
         if module.startswith("."):
             assert len(module) - len(module.lstrip(".")) <= depth, f"{path.name} reaches out of core: {module}"
         else:

@@ -10,6 +10,8 @@ of values, what stands around integer products (`int8.py`, `int8.c`), the small 
 Who calls asks first: `takes(x)` says whether the kernels serve a tensor. They do not where there is no compiler, on other
 devices, for other types than fp32 and bf16, for strided and wrapped tensors, while compiling or tracing, and within
 `disabled()` or with LDP_NATIVE=0; the torch formulas then do. `status()` tells why.
+
+CUDA tensors have the same passes in Triton: `cuda.passes(x)` is the module that serves a tensor (`triton_passes.py`), or None.
 """
 
 from .library import FLOATS, axes_of, disabled, grid_shape, is_dense, shape_along, status, takes, takes_codes

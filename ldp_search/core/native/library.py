@@ -50,6 +50,11 @@ def disabled():
         _off -= 1
 
 
+def switched_off() -> bool:
+    """Whether within `disabled()`."""
+    return _off > 0
+
+
 def _ready() -> bool:
     global _library, _reason
     if _library is None and _reason is None:

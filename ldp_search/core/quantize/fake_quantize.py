@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..native import cuda
 from .grid import Grid
 
 
@@ -46,8 +47,9 @@ def rounded(x: Tensor, grid: Grid, dtype: torch.dtype | None = None) -> Tensor:
     """
     computed = torch.promote_types(x.dtype, torch.float32)
     dtype = dtype or computed
-    if native.takes(x) and dtype in native.FLOATS and (shape := native.grid_shape(x, grid)) is not None:
-        return native.rounded(x, grid, shape, dtype)
+    passes = native if native.takes(x) else cuda.passes(x, parameters=grid)
+    if passes is not None and dtype in passes.FLOATS and (shape := native.grid_shape(x, grid)) is not None:
+        return passes.rounded(x, grid, shape, dtype)
     return _rounded(x.to(computed), grid).to(dtype)
 
 
@@ -77,8 +79,9 @@ def backward(
         return g, (None, None, None)
     if straight and grid.low is not None:
         return g, backward(g.clone(), x, grid, need_grid, x_q)[1]
-    if native.takes(x, g) and (shape := native.grid_shape(x, grid)) is not None:
-        found = native.sums(g, x, grid, shape)
+    passes = native if native.takes(x, g) else cuda.passes(x, g, parameters=grid)
+    if passes is not None and (shape := native.grid_shape(x, grid)) is not None:
+        found = passes.sums(g, x, grid, shape)
         return g, (None, None, None) if not need_grid else (found, None, None) if grid.low is None else tuple(found.unbind())
     return _backward(g, x, grid, need_grid, x_q)
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..native import cuda
 from ..native import gradients as kernels
 from ..native.grids import reads
 from ..registry import register
@@ -84,7 +85,9 @@ class GradQuantizer:
         """g on its grid, a fresh tensor of its type; where the two products differ, as dL/dx takes it."""
         if (found := self._by_kernel(g, bits, g.dtype)) is not None:
             return found[0]
-        scale, offset, _ = grid = self.grid(g, bits)
+        scale, offset, most = grid = self.grid(g, bits)
+        if (on_cuda := cuda.passes(g, parameters=grid)) is not None:
+            return on_cuda.stochastic(g, scale, offset, most, on_cuda.draw_seed(g.device), g.dtype)
         codes = round_stochastically_(_places(g, grid)).mul_(scale)
         return (codes if offset is None else codes.add_(offset)).to(g.dtype)
 

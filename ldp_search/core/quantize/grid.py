@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..native import cuda
 
 SMALLEST_SCALE = 1e-30  # of a constant tensor, whose range is empty (the paper's 1e-8 would be above some weights at the start)
 
@@ -36,9 +37,10 @@ class Grid(NamedTuple):
 def measure(x: Tensor, axes: int | tuple[int, ...] | None = None, spread: bool = False) -> Statistics:
     """Statistics of `x`, of the whole tensor or of each slice along `axes` (the others kept, of size 1), in fp32."""
     axes = () if axes is None else (axes % x.dim(),) if isinstance(axes, int) else axes
-    if native.takes(x) and (shape := native.shape_along(x, axes)) is not None:
+    passes = native if native.takes(x) else cuda.passes(x)
+    if passes is not None and (shape := native.shape_along(x, axes)) is not None:
         each = [n if d in axes else 1 for d, n in enumerate(x.shape)] if axes else []
-        return _statistics(native.measure(x, shape, spread), each)
+        return _statistics(passes.measure(x, shape, spread), each)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if not axes:
         low, high = torch.aminmax(x)
