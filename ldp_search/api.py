@@ -19,7 +19,7 @@ def resolve_space(space: str | Path | dict | SearchSpace, **overrides: Any) -> S
         ValueError: unknown name, field or component, with the nearest known ones; or a value out of its range.
     """
     if isinstance(space, str | Path):
-        values = presets.load("search_spaces", str(space))
+        values = presets.load("search_spaces", presets.space_of_policy(str(space), overrides.get("policy")))
         space = {k: v for k, v in values.items() if k not in ("description", "outer")}
     if isinstance(space, dict):
         space = SearchSpace.from_dict(space)

@@ -13,6 +13,18 @@ from ..core.messages import did_you_mean
 KINDS = {"tasks": "task", "search_spaces": "search space"}
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SUFFIXES = (".yaml", ".yml")
+DEFAULT_SPACE = "ldp"
+_OWN_SPACES = {**{name: name for name in ("static", "ramp", "cyclic", "progressive", "random")}, "paper": "ldp_paper"}
+"""Policy -> the space in which it is what its authors published."""
+
+
+def space_of_policy(space: str, policy: Any) -> str:
+    """The shipped space that is meant: a rival's policy asked for over the default space means the rival's own.
+
+    policy: a name, or a mapping with one; None: none was asked for.
+    """
+    name = policy.get("name") if isinstance(policy, dict) else policy
+    return _OWN_SPACES.get(name, space) if space == DEFAULT_SPACE and isinstance(name, str) else space
 
 
 def folder(kind: str) -> Path:

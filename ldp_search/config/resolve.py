@@ -99,7 +99,7 @@ def _recipe_layers(asked: dict[str, Any]) -> list[dict[str, Any]]:
         if not task.quick:
             raise ConfigError(f"recipe=quick needs a `quick:` block in the task's file; {name!r} has none.")
         recipe = overlay(recipe, _checked(task.quick, where), COMPONENTS)
-    space = asked.get("space", recipe.get("space", Config.space))
+    space = presets.space_of_policy(asked.get("space", recipe.get("space", Config.space)), asked.get("policy"))
     if space != recipe.get("space", Config.space):  # what a recipe says about bits belongs to the space it was made for
         recipe = {key: value for key, value in recipe.items() if key not in SPACE_FIELDS}
     content = presets.load("search_spaces", space)

@@ -52,7 +52,8 @@ class Problem:
 
     def relative_cost(self, bits: Tensor) -> Tensor:
         """Training BitOPs at `bits` (..., layers, 3), relative to the highest bits; float64."""
-        return self.layer_costs(bits).sum(-1)
+        cost = training_bitops(self.macs, bits.double()).sum(-1)
+        return cost / training_bitops(self.macs, self.high.double()).sum()
 
     def cost_gradient(self, bits: Tensor) -> Tensor:
         """d relative_cost / d bits, (layers, 3)."""
