@@ -5,6 +5,6 @@
     python -m benchmarks.paper report=runs/proxy                               # table and figures
 
 In the order of reading: recipes (how each network is trained), rows (how its bits are chosen), networks, data, cells (what is
-to be done), training and graphs (one cell), costs, store and lease (what is done, and by whom), work (all cells), table, figures.
-Torch, numpy and pyarrow are enough for all but the figures (matplotlib) and `prepare` (pillow; tokenizers for text).
+to be done), training and graphs (one cell), costs, store and lease (what is done, and by whom), work (all cells), table,
+figures. Torch, numpy and pyarrow are enough for all but the figures (matplotlib) and `prepare` (pillow; tokenizers for text).
 """

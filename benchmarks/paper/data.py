@@ -1,8 +1,8 @@
 """Training data as integer tensors on the device, cut into batches there.
 
 The order of the samples and their augmentation follow from (seed, epoch) alone: drawn on the host before each epoch, so all
-rows of a seed see the same batches on any device, and a resumed run goes on in the middle of an epoch. `batch` reads buffers that
-stay in place and a position held on the device, so that a CUDA graph can hold it.
+rows of a seed see the same batches on any device, and a resumed run goes on in the middle of an epoch. `batch` reads buffers
+that stay in place and a position held on the device, so that a CUDA graph can hold it.
 """
 
 from __future__ import annotations

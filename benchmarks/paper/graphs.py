@@ -1,9 +1,9 @@
 """The two halves of an optimizer step, between which `ldp.step` stands: as they are written, or replayed as CUDA graphs.
 
-A graph holds the batch, forward, backward and the sum of the losses; another one the optimizer. What changes from step to step
-lies in tensors that stay in place: bits, position in the epoch, learning rate. Steps on which the controller senses have a graph
-of their own. The first steps run as written, on the stream of the capture: they build what a capture must find (the gradients,
-the optimizer's state, the choice of convolutions).
+A graph holds the batch, forward, backward and the sum of the losses; another one the optimizer. What changes from step to
+step lies in tensors that stay in place: bits, position in the epoch, learning rate. Steps on which the controller senses have
+a graph of their own. The first steps run as written, on the stream of the capture: they build what a capture must find (the
+gradients, the optimizer's state, the choice of convolutions).
 """
 
 from __future__ import annotations

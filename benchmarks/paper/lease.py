@@ -1,9 +1,9 @@
 """Who works on a cell, where several processes and machines share one folder.
 
 On one machine the kernel tells: the holder keeps a lock on the cell's lease file, which ends with its process, whatever ended
-that. Across machines (where a file system does not hand locks on) the holder's beat tells: it renews the file's time, and a lease
-is free once its time stands still for `GRACE` by the clock of the file system. A holder that finds another one's name has lost
-the cell.
+that. Across machines (where a file system does not hand locks on) the holder's beat tells: it renews the file's time, and a
+lease is free once its time stands still for `GRACE` by the clock of the file system. A holder that finds another one's name
+has lost the cell.
 """
 
 from __future__ import annotations

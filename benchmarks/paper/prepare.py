@@ -3,8 +3,8 @@
     python -m benchmarks.paper.prepare data=CIFAR10_FOLDER output=DATA/cifar10-16.npz size=16     # or 32
     python -m benchmarks.paper.prepare data=WIKITEXT2_FOLDER output=DATA/wikitext2.npz
 
-The folder has train*.parquet and test*.parquet with `image` and `label`, or with `text`. size=16 averages pictures of 32x32; text
-becomes tokens of a vocabulary of 4096.
+The folder has train*.parquet and test*.parquet with `image` and `label`, or with `text`. size=16 averages pictures of 32x32;
+text becomes tokens of a vocabulary of 4096.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ class Worker:
         self.cells, self.store, self.options = cells, store, options
         self.device = torch.device(options.device)
         self.told_to_end = False
+        self.failed: set[str] = set()  # here, in this command
 
     def run(self) -> None:
         """Until every cell is done, has failed or cannot begin, or until the deadline."""
@@ -41,7 +42,7 @@ class Worker:
             if not left:
                 return
             if not any([self._try(cell) for cell in left if not self._late()]):
-                if not self._others_work(left):
+                if self._stuck(left):
                     return
                 time.sleep(WAIT)
 
@@ -52,28 +53,39 @@ class Worker:
         return self.told_to_end or (self.options.until is not None and time.time() >= self.options.until)
 
     def _settled(self, cell: Cell) -> bool:
+        """Whether it is done, or has failed and is not to be tried again (in one command only once)."""
         line = self.store.found().get(cell.fingerprint)
-        return line is not None and (line["status"] == "done" or not self.options.retry or line["date"] >= self.options.begun)
+        if line is None or line["status"] == "done":
+            return line is not None
+        return not self.options.retry or cell.fingerprint in self.failed or line["date"] >= self.options.begun
 
-    def _others_work(self, left: list[Cell]) -> bool:
-        """Whether a cell that is left may yet be done by another process, or begin once another one is done."""
+    def _stuck(self, left: list[Cell]) -> bool:
+        """Whether all that is left replays cells that are not done and that nobody is at."""
         for cell in left:
-            lease = Lease.take(self.store.cell_folder(cell) / "lease")
+            source = cell.replayed
+            if source is None or self._settled(cell) or self._allocation_of(source) is not None:
+                return False
+            lease = Lease.take(self.store.cell_folder(source) / "lease")
             if lease is None:
-                return True
+                return False
             lease.release()
         for cell in left:
             print(f"{cell.name} cannot begin: it replays {cell.replayed.name}, which is not done.", flush=True)
-        return False
+        return True
+
+    def _allocation_of(self, cell: Cell) -> str | None:
+        """The final allocation of a cell that is done."""
+        line = self.store.found().get(cell.fingerprint)
+        done = line is not None and line["status"] == "done"
+        return str(self.store.cell_folder(cell) / "allocation.json") if done else None
 
     def _try(self, cell: Cell) -> bool:
         """Train a cell, if it is free and can begin; whether anything was done."""
         replayed = None
         if cell.replayed is not None:
-            line = self.store.found().get(cell.replayed.fingerprint)
-            if line is None or line["status"] != "done":
+            replayed = self._allocation_of(cell.replayed)
+            if replayed is None:
                 return False
-            replayed = str(self.store.cell_folder(cell.replayed) / "allocation.json")
         if self._settled(cell):
             return False
         lease = Lease.take(self.store.cell_folder(cell) / "lease")
@@ -101,6 +113,7 @@ class Worker:
             _save_bits(training, folder)
         except Exception as error:
             traceback.print_exc()
+            self.failed.add(cell.fingerprint)
             self.store.record(cell, "failed", {"error": f"{type(error).__name__}: {error}"[:2000]}, options.commit)
             return
         if not lease.lost:
