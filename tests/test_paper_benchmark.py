@@ -15,6 +15,7 @@ from benchmarks.paper.cells import Cell, choose
 from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.recipes import recipe_of
 from benchmarks.paper.store import Store
+from benchmarks.paper.table import report, summary
 from benchmarks.paper.training import Training
 from benchmarks.paper.work import Worker
 
@@ -255,6 +256,30 @@ def test_settings_are_plain_data_and_tell_cells_apart():
     assert json.loads(json.dumps(cell.settings)) == cell.settings
     assert cell.settings["space"]["policy"] == {"name": "cyclic", "cycles": 32}
     assert cell.fingerprint != Cell("resnet20", "cpt", "proxy", 0).fingerprint
+
+
+def test_differences_are_of_paired_seeds_with_their_standard_error():
+    place = {"network": "resnet20", "size": "proxy", "cut": "", "status": "done", "perplexity": None, "commit": "a"}
+    place |= {"train_loss": 1.0, "cost": 0.5, "inference_cost": 0.5, "training_bitops": 1e12}
+    scores = {"cpt": {0: 70.0, 1: 71.0, 2: 75.0}, "learned": {0: 71.0, 1: 73.0}}
+    table = [place | {"row": row, "seed": s, "accuracy": a} for row, found in scores.items() for s, a in found.items()]
+    table.append(place | {"row": "learned", "seed": 2, "status": "failed", "accuracy": None})
+    learned = next(line for line in summary(table) if line["row"] == "learned")
+    assert (learned["seeds"], learned["score"], learned["minus_cpt"]) == (2, 72.0, 1.5)
+    assert learned["minus_cpt_se"] == pytest.approx(0.5) and learned["minus_static8"] is None
+
+
+def test_a_report_has_tables_and_figures_of_what_there_is(folder, monkeypatch, capsys):
+    assert report(folder / "out") == 2  # nothing yet
+    cells = [add_row(monkeypatch, "learned_0.4", LEARNED), add_row(monkeypatch, "fp32", None)]
+    work(folder, *cells, add_row(monkeypatch, "broken", {"policy": "static", "bits": 99}))
+    assert report(folder / "out") == 0
+    printed = capsys.readouterr().out
+    assert "| learned_0.4 | 1 |" in printed and "Failed: resnet20-broken-proxy-seed0: ValueError" in printed
+    assert len((folder / "out" / "table.csv").read_text().splitlines()) == 4
+    drawn = {path.name for path in (folder / "out" / "figures").iterdir()}
+    kinds = ("accuracy-{}", "cost-{}", "allocation-{}", "schedule-{}-learned_0.4")
+    assert drawn == {f"{kind.format('resnet20-proxy-steps6')}.png" for kind in kinds}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

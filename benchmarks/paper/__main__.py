@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ldp_search.core.registry import did_you_mean
+from ldp_search.core.messages import did_you_mean
 
 from .cells import choose
 from .store import Store

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 
-from ldp_search.core.registry import did_you_mean
+from ldp_search.core.messages import did_you_mean
 
 from .networks import NETWORKS
 from .recipes import SIZES, Recipe, recipe_of

@@ -116,6 +116,7 @@ class Training:
             "seconds": round(self.seconds, 1),
             "cpu_seconds": round(self.cpu_seconds, 1),
             "loop": self.steps.note,
+            "on_gpu": self.device.type == "cuda",
         }
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------
