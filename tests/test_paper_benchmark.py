@@ -2,7 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from benchmarks.paper.training import Training
 from benchmarks.paper.work import Worker
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -280,6 +284,31 @@ def test_a_report_has_tables_and_figures_of_what_there_is(folder, monkeypatch, c
     drawn = {path.name for path in (folder / "out" / "figures").iterdir()}
     kinds = ("accuracy-{}", "cost-{}", "allocation-{}", "schedule-{}-learned_0.4")
     assert drawn == {f"{kind.format('resnet20-proxy-steps6')}.png" for kind in kinds}
+
+
+BARE = """
+import builtins, sys
+
+def without(name, globals=None, locals=None, fromlist=(), level=0, do=builtins.__import__):
+    if level == 0 and name.partition(".")[0] in sys.argv[1].split(","):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return do(name, globals, locals, fromlist, level)
+
+builtins.__import__ = without
+from benchmarks.paper.__main__ import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_machine_with_torch_numpy_and_pyarrow_alone_trains_and_tells(folder):
+    absent = (
+        "timm,transformers,accelerate,datasets,optuna,pandas,matplotlib,omegaconf,safetensors,huggingface_hub,PIL,tokenizers"
+    )
+    words = [f"data={folder}", f"output={folder / 'out'}", "steps=3", "seeds=0", "cells=resnet20/fp32,resnet20/static448"]
+    for last in (words, [f"report={folder / 'out'}"]):
+        done = subprocess.run([sys.executable, "-c", BARE, absent, *last], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    assert "| static448 | 1 |" in done.stdout and "No figures" in done.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

@@ -111,7 +111,8 @@ class Pictures(Batches):
         return F.cross_entropy(outputs, targets)
 
     def example(self) -> Tensor:
-        return torch.zeros(2, 3, self.pixels, self.pixels, device=self.device)
+        """Inputs of two samples, on the host."""
+        return torch.zeros(2, 3, self.pixels, self.pixels)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -153,7 +154,8 @@ class Texts(Batches):
         return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
     def example(self) -> Tensor:
-        return torch.zeros(2, self.CONTEXT, dtype=torch.long, device=self.device)
+        """Inputs of two samples, on the host."""
+        return torch.zeros(2, self.CONTEXT, dtype=torch.long)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -40,14 +40,15 @@ class Training:
         self.cell, self.recipe, self.device = cell, cell.recipe, device
         self.data = open_data(folder, self.recipe, cell.seed, device, cell.limit)
         torch.manual_seed(cell.seed)  # the weights: the same for all rows of a seed
-        model = NETWORKS[cell.network].build(self.data.pixels, self.recipe.classes)
-        self.model = model.to(device, memory_format=torch.channels_last)
-        space = cell.space(replayed)
+        self.model = NETWORKS[cell.network].build(self.data.pixels, self.recipe.classes)
+        self.ldp, self.macs, space = None, 0.0, cell.space(replayed)
         if space is None:
-            self.ldp, self.macs = None, _count_macs(self.model, self.data.example())
-        else:
+            self.macs = _count_macs(self.model, self.data.example())
+        else:  # on the host, where a forward computed twice is the same to the digit, as `apply` checks
             ldp_search.apply(self.model, ldp_search.SearchSpace.from_dict(space), example_inputs=self.data.example())
             self.ldp = ldp_search.controller(self.model)
+            self.ldp.to(device)
+        self.model.to(device, memory_format=torch.channels_last)
         self.optimizer = _optimizer(self.model, self.recipe, device)
         self.tells_optimizer = self.ldp is not None and "optimizer" in inspect.signature(self.ldp.step).parameters
         self.steps = steps_of(self.model, self.data, self.optimizer, graph)
@@ -154,6 +155,8 @@ class Training:
         self.seconds, self.cpu_seconds = state["seconds"]
         self.steps.total.copy_(state["total"])
         self.model.load_state_dict(state["model"])
+        for saved, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            saved.update({name: own[name] for name in ("fused", "capturable") if name in own})  # those of this device
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ldp is not None:
             self.ldp.load_state_dict(state["ldp"])
@@ -198,5 +201,6 @@ def _optimizer(model: nn.Module, recipe, device: torch.device) -> torch.optim.Op
 
 
 def _count_macs(model: nn.Module, example: torch.Tensor) -> float:
-    counted = ldp_search.apply(copy.deepcopy(model), policy="static", example_inputs=example)
+    space = ldp_search.SearchSpace(policy="static", attention=True)
+    counted = ldp_search.apply(copy.deepcopy(model), space, example_inputs=example)
     return float(sum(layer.macs for layer in ldp_search.controller(counted).layers.values()))
