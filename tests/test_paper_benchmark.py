@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ldp_search
-from benchmarks.paper import costs, data, lease, rows
+from benchmarks.paper import costs, data, graphs, lease, rows
 from benchmarks.paper.__main__ import Options, read
 from benchmarks.paper.cells import Cell, choose
 from benchmarks.paper.networks import NETWORKS
@@ -309,6 +309,22 @@ def test_a_machine_with_torch_numpy_and_pyarrow_alone_trains_and_tells(folder):
         done = subprocess.run([sys.executable, "-c", BARE, absent, *last], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
     assert "| static448 | 1 |" in done.stdout and "No figures" in done.stderr
+
+
+def test_where_a_capture_fails_the_steps_go_on_as_written(folder, monkeypatch):
+    def no_capture(*_, **__):
+        raise RuntimeError("nothing to capture on\nand more")
+
+    monkeypatch.setattr(torch.cuda, "graph", no_capture)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: None)
+    cell = Cell("resnet20", "learned_old_signal", "proxy", 0, steps=7)
+    written = Training(cell, folder, CPU)
+    assert written.run()
+    tried = Training(cell, folder, CPU)
+    tried.steps = graphs.GraphSteps(tried.model, tried.data, tried.optimizer)
+    assert tried.run()
+    assert tried.curve == written.curve
+    assert tried.steps.note.endswith("of ordinary failed: nothing to capture on") and tried.steps.note.startswith("eager: ")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

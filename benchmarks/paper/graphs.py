@@ -78,8 +78,9 @@ class GraphSteps(Steps):
             function(*args)
 
     def _capture(self, name: str, function: Callable, *args) -> None:
-        graph, lr = torch.cuda.CUDAGraph(), self.optimizer.param_groups[0]["lr"]
+        lr = self.optimizer.param_groups[0]["lr"]
         try:
+            graph = torch.cuda.CUDAGraph()
             super().set_lr(self.lr)  # the fused optimizers read a tensor on the device; `ldp.step` gets the number
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
                 function(*args)

@@ -68,6 +68,7 @@ class Training:
         with _own_stream(self.device):
             self.model.train()
             self.data.begin_epoch(self.step // self.data.per_epoch, self.step % self.data.per_epoch)
+            self.bits_at = self._bits_at()
             while self.step < self.data.steps:
                 clock.read()
                 if pause(self):
@@ -94,8 +95,14 @@ class Training:
         self.curve.append(mean)
         if not math.isfinite(mean):
             raise Diverged(f"The training loss must be finite; its mean over epoch {len(self.curve)} is {mean}.")
+        if self.steps.note == "graph" and self._bits_at() != self.bits_at:
+            raise RuntimeError("The bits must stay in one tensor, where the graphs read them; they moved. Use graph=false.")
         if self.step < self.data.steps:
             self.data.begin_epoch(self.step // self.data.per_epoch)
+
+    def _bits_at(self) -> int:
+        """Address of the bits in force."""
+        return 0 if self.ldp is None else self.ldp.parameters()["bits"].data_ptr()
 
     # -- the end --------------------------------------------------------------------------------------------------------
 
