@@ -1,0 +1,82 @@
+"""The rows: how the bits are chosen, as fields of a search space. One place says what each name in the tables stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PUBLISHED = {"weight_quantizer": "minmax", "input_quantizer": "minmax", "grad_quantizer": "stochastic"}
+"""Quantizers of CPT and the paper: ranges from minimum to maximum, gradients with one scale a tensor."""
+NEW = {
+    "weight_quantizer": {"name": "mse", "exact_zero": False},
+    "input_quantizer": "mse",
+    "grad_quantizer": "per_sample",
+}
+"""Ranges of least squared error, gradients with one scale a sample."""
+SEARCHED = {"bits": (2, 8), "grad_bits": (3, 8)}
+OLD_SIGNAL = {"policy": {"name": "learned", "signal": "rms"}, "bits": (2, 8), "grad_bits": 8}
+
+
+@dataclass(frozen=True)
+class Row:
+    """space: fields of the SearchSpace, None for plain fp32. priority: 1 runs first.
+
+    replays: row whose final allocation it takes. cyclic: the policy's `cycles` come from the recipe.
+    """
+
+    name: str
+    space: dict | None
+    priority: int = 2
+    replays: str | None = None
+    cyclic: bool = False
+
+
+def _static(weight: int, inputs: int, grad: int, quantizers: dict) -> dict:
+    return quantizers | {"policy": "static", "weight_bits": weight, "input_bits": inputs, "grad_bits": grad}
+
+
+def _learned(target: float, **changes) -> dict:
+    return NEW | SEARCHED | {"policy": "learned", "target_cost": target} | changes
+
+
+_CPT = {"policy": "cyclic", "bits": (3, 8), "grad_bits": 8}
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("static8", _static(8, 8, 8, PUBLISHED), 1),
+        Row("cpt", PUBLISHED | _CPT, 1, cyclic=True),
+        Row("learned_0.3165", _learned(0.3165), 1),
+        Row("learned_0.25", _learned(0.25), 1),
+        Row("uniform_554", _static(5, 5, 4, NEW), 1),
+        Row("uniform_445", _static(4, 4, 5, NEW), 1),
+        Row("learned_0.386", _learned(0.386), 1),
+        Row("random_0.3165", NEW | SEARCHED | {"policy": "random", "target_cost": 0.3165}),
+        Row("replay_0.3165", NEW | SEARCHED | {"policy": "replay"}, replays="learned_0.3165"),
+        Row("static448", _static(4, 4, 8, PUBLISHED)),
+        Row("cpt_g5", NEW | _CPT | {"grad_bits": 5}, cyclic=True),
+        Row("learned_0.20", _learned(0.20)),
+        Row("learned_0.50", _learned(0.50)),
+        Row("learned_no_grad_bits", _learned(0.417, grad_bits=8)),
+        Row("learned_old_signal", PUBLISHED | OLD_SIGNAL | {"target_cost": 0.417}),
+        Row("fp32", None),
+        Row("static8_new", _static(8, 8, 8, NEW)),
+        Row("learned_0.633", _learned(0.633)),
+        # One part of the method taken out at a time.
+        Row("without_input_clip", _learned(0.3165, input_quantizer="minmax"), 3),
+        Row("without_weight_grid", _learned(0.3165, weight_quantizer="minmax"), 3),
+        Row("without_sample_scales", _learned(0.3165, grad_quantizer="symmetric"), 3),
+        Row("without_freeze", _learned(0.3165, policy={"name": "learned", "freeze": 0.0}), 3),
+    )
+}
+
+
+def space_of(row: Row, cycles: int, seed: int, replayed: str | None = None, **always) -> dict | None:
+    """Fields of the row's search space; replayed: allocation.json of the row that it replays; always: fields of its network."""
+    if row.space is None:
+        return None
+    space = row.space | {"seed": seed} | always
+    if row.cyclic:
+        space["policy"] = {"name": space["policy"], "cycles": cycles}
+    if row.replays is not None:
+        space["policy"] = {"name": space["policy"], "path": replayed or ""}
+    return space
