@@ -13,7 +13,7 @@ NEW = {
 }
 """Ranges of least squared error, gradients with one scale a sample."""
 SEARCHED = {"bits": (2, 8), "grad_bits": (3, 8)}
-OLD_SIGNAL = {"policy": {"name": "learned", "signal": "rms"}, "bits": (2, 8), "grad_bits": 8}
+OLD_SIGNAL = {"policy": "bit_gradient", "bits": (2, 8), "grad_bits": 8}
 
 
 @dataclass(frozen=True)
