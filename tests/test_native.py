@@ -8,7 +8,6 @@ import torch
 from ldp_search.core import native
 from ldp_search.core.backends import saved_activations
 from ldp_search.core.native import compile as build
-from ldp_search.core.native import grids
 from ldp_search.core.quantize import fake_quantize as fq
 from ldp_search.core.quantize.grid import Grid, measure
 from ldp_search.core.registry import build as component
@@ -46,11 +45,9 @@ def both(f):
 def called(monkeypatch):
     """Names of the kernels that ran: a test that fell back to the formulas would compare them with themselves."""
     ran = []
-    for name in ("measure", "rounded", "sums", "stochastic", "pack", "unpack"):
+    for name in ("measure", "rounded", "sums", "pack", "unpack"):
         f = getattr(native, name)
         monkeypatch.setattr(native, name, lambda *a, f=f, name=name: (ran.append(name), f(*a))[1])
-    gradient = grids.gradient
-    monkeypatch.setattr(grids, "gradient", lambda *a: (ran.append("gradient"), gradient(*a))[1])
     return ran
 
 
@@ -106,44 +103,6 @@ def test_gradients_of_the_grid(layout, quantizer, live, called):
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-def hashed(i: torch.Tensor, seed: int) -> torch.Tensor:
-    """The kernels' random number of each position, in [0, 1): 32-bit arithmetic in int64."""
-    a, b = seed & 0xFFFFFFFF, seed >> 32
-    i = (i + a) & 0xFFFFFFFF
-    i = ((i ^ (i >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-    i = ((i ^ (i >> 15) ^ b) * 0x846CA68B) & 0xFFFFFFFF
-    return ((i ^ (i >> 16)) >> 8).float() * 2.0**-24
-
-
-@DTYPE
-@pytest.mark.parametrize("name", names("grad_quantizer"))
-def test_stochastic_rounding_is_that_of_its_random_numbers(name, dtype, called):
-    g, bits, quantizer = torch.randn(3, 5000).to(dtype), torch.tensor(4.0), component("grad_quantizer", name)
-    torch.manual_seed(3)
-    fast = quantizer(g, bits)
-    torch.manual_seed(3)
-    seed = torch.empty((), dtype=torch.int64).random_().item()
-    scale, offset, most = quantizer.grid(g, bits)
-    v = (g.float() - (0 if offset is None else offset)) * (1 / scale)
-    up = (v - v.floor()) > hashed(torch.arange(g.numel()).view(g.shape), seed)
-    codes = (v.floor() + up).clamp(-most if offset is None else 0, most)
-    assert "gradient" in called and torch.equal(fast, (codes * scale + (0 if offset is None else offset)).to(dtype))
-
-
-@pytest.mark.parametrize("name", names("grad_quantizer"))
-def test_stochastic_rounding_has_no_bias_and_no_pattern(name):
-    torch.manual_seed(0)
-    g, bits, quantizer = torch.randn(64, 257), torch.tensor(3.0), component("grad_quantizer", name)
-    draws = torch.stack([quantizer(g, bits) for _ in range(400)])
-    step = quantizer.grid(g, bits)[0]
-    error = (draws - g) / step
-    assert error.abs().max() < 1.001
-    assert abs(float(error.mean())) < 5 * 0.5 / error.numel() ** 0.5
-    assert (error.mean(0).abs() < 5.5 * 0.5 / 400**0.5).all(), "each element by itself"
-    neighbours = (error[:, :, 1:] * error[:, :, :-1]).mean()
-    assert abs(float(neighbours)) < 5 * 0.25 / error.numel() ** 0.5, "neighbours are independent"
 
 
 @pytest.mark.parametrize("numel", [1, 2047, 2048, 5001])

@@ -23,6 +23,7 @@ from .bits.space import SearchSpace
 from .bits.specs import Bits, Coverage, LayerSpec
 from .bits.trajectory import Trajectory
 from .controller.controller import Controller
+from .quantize.gradient_quantizers import GradQuantizer
 from .quantize.grid import Grid, Statistics
 from .quantize.quantizers import Quantizer
 from .registry import register
@@ -33,6 +34,7 @@ __all__ = [
     "Controller",
     "Cost",
     "Coverage",
+    "GradQuantizer",
     "Grid",
     "Latency",
     "LayerSpec",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..products import bilinear
 from ..quantize import fake_quantize as fq
 from ..quantize.grid import Grid
 from ..registry import register
@@ -50,10 +51,13 @@ class _Product(torch.autograd.Function):
         x_bits, w_bits = need[4], need[8]
         need_x, need_w = need[0] or x_bits, need[1] or w_bits
 
-        g = gy if grad_bits is None else grad_quantizer(gy, grad_bits)
+        g_x = g_w = gy
+        if grad_bits is not None:
+            asked = (grad_bits if needed else None for needed in (need_x, need_w))
+            g_x, g_w = grad_quantizer.pair(gy, *asked, product.channel_dim)
         x_q = fq.rounded(x, x_grid, dtype) if need_w else x
         w_q = fq.rounded(w, w_grid, dtype) if need_x else w
-        gx, gw = product.backward(g.to(dtype), x_q.to(dtype), w_q.to(dtype), need_x, need_w)
+        gx, gw = bilinear.backward(product, g_x, g_w, x_q.to(dtype), w_q.to(dtype), need_x, need_w)
         gb = product.bias_grad(gy).to(bias_dtype) if need[2] else None
 
         grid_x = grid_w = (None, None, None)

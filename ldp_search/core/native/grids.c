@@ -4,16 +4,12 @@
 #include <stdint.h>
 
 #define SMALLEST 1e-30f /* quantizers.SMALLEST_SCALE */
-#define TINY 0x1p-126f  /* of a gradient's scale: the smallest normal fp32 */
 #define LN2 0.69314718055994531
 
 enum { MINMAX, SYMMETRIC };
-enum { INT8 = 2 };
 typedef struct { int64_t outer, channels, inner; } shape_t;
 
 void ldp_measure(const void *x, int type, shape_t s, float *low, float *high, float *spread, int threads);
-void ldp_stochastic(const void *x, int x_type, void *y, int y_type, int64_t numel, const float *scale, const float *offset,
-        const float *most, uint64_t seed, float shift, int threads);
 
 static inline float largest(float a, float b) { return a > b || a != a ? a : b; } /* a NaN stays one */
 
@@ -47,17 +43,4 @@ void ldp_bits_gradient(const float *w, const float *w_slope, int64_t channels, c
     double sum = 0;
     if (w) for (int64_t c = 0; c < channels; c++) sum += (double)(w[c] * w_slope[c]);
     out[0] = (float)sum, out[1] = x ? *x * *x_slope : 0, out[2] = 0;
-}
-
-/* A gradient on its own grid, by stochastic rounding. y of INT8: codes, moved by half of their range where they start at zero.
-   grid: (scale, offset) of what y holds; the offset of SYMMETRIC is zero. */
-void ldp_gradient(const void *x, int x_type, void *y, int y_type, int64_t numel, int form, const float *bits, uint64_t seed,
-        float *grid, int threads) {
-    float low, high, half = exp2f(*bits - 1), most = (form == SYMMETRIC ? half : exp2f(*bits)) - 1;
-    ldp_measure(x, x_type, (shape_t){1, 1, numel}, &low, &high, 0, threads);
-    float scale = (form == SYMMETRIC ? largest(-low, high) : high - low) / most;
-    scale = scale < TINY ? TINY : scale;
-    float shift = form == MINMAX && y_type == INT8 ? half : 0;
-    ldp_stochastic(x, x_type, y, y_type, numel, &scale, form == MINMAX ? &low : 0, &most, seed, shift, threads);
-    grid[0] = scale, grid[1] = form == MINMAX ? shift * scale + low : 0;
 }

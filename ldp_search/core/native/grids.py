@@ -21,7 +21,6 @@ _SIGNATURES = {
     "ldp_grid": (_P, _I, _Shape, _I, _P, _P, _F, _P, _P, _P, _I),
     "ldp_shift": (_P, _P, _P, _L, _P, _P),
     "ldp_bits_gradient": (_P, _P, _L, _P, _P, _P),
-    "ldp_gradient": (_P, _I, _P, _I, _L, _I, _P, ctypes.c_uint64, _P, _I),
 }
 
 
@@ -71,13 +70,3 @@ def bits_gradient(w: Tensor | None, w_slope: Tensor, x: Tensor | None, x_slope: 
         x_slope.data_ptr(), out.data_ptr(),
     )  # fmt: skip
     return out
-
-
-def gradient(g: Tensor, form: int, bits: Tensor, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(g on its grid by stochastic rounding, (scale, offset)); dtype int8: codes, of which scale and offset make values."""
-    y, made = torch.empty_like(g, dtype=dtype), torch.empty(2, dtype=torch.float32)
-    _kernel("ldp_gradient")(
-        g.data_ptr(), _TYPES[g.dtype], y.data_ptr(), _TYPES[dtype], g.numel(), form, bits.data_ptr(), seed, made.data_ptr(),
-        _threads(g.numel()),
-    )  # fmt: skip
-    return y, made

@@ -131,16 +131,15 @@ static void unpack(const uint8_t *packed, int64_t start, int64_t n, uint8_t *cel
     if (n % 2) cells[n - 1] = p[n / 2] & 15;
 }
 
-/* gx_ij = (sums_ij, or low_ij + 256 high_ij of sums in two planes side by side) * scale + column_ij, and what packed cells give:
+/* gx_ij = (sums_ij, or low_ij + 256 high_ij of sums in two planes side by side) * scale_i + column_ij, and what packed cells give:
    results = -sum(gx * error) in steps, and of a clipped range sums of gx below and above, where gx becomes 0. packed NULL: gx alone. */
 void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, int64_t rows, int64_t columns,
-        const float *scale_of_all, const float *column, int64_t period, const int8_t *codes, const uint8_t *packed, int clip, float *results, int threads) {
+        const float *scales, int each, const float *column, int64_t period, const int8_t *codes, const uint8_t *packed, int clip, float *results, int threads) {
     double error = 0, below = 0, above = 0;
-    float scale = *scale_of_all;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : error, below, above)
     for (int64_t i = 0; i < rows; i++)
         for (int64_t first = 0; first < columns; first += BLOCK) {
-            float g[BLOCK];
+            float g[BLOCK], scale = scales[each ? i : 0];
             uint8_t cells[BLOCK];
             int64_t n = columns - first < BLOCK ? columns - first : BLOCK, start = i * columns + first;
             const int32_t *s = sums + i * planes * columns + first, *low = s + columns;
@@ -150,13 +149,12 @@ void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, in
             if (packed) {
                 float e = 0, b = 0, a = 0;
                 unpack(packed, start, n, cells);
-                if (clip)
+                if (clip) /* without conditional stores, which GCC 12 turns into wrong sums for vectors of 512 bits */
 #pragma omp simd reduction(+ : a, b)
                     for (int64_t j = 0; j < n; j++) {
-                        int cut = cells[j] == OUTSIDE;
-                        a += cut && codes[start + j] >= 0 ? g[j] : 0;
-                        b += cut && codes[start + j] < 0 ? g[j] : 0;
-                        g[j] = cut ? 0 : g[j];
+                        float v = cells[j] == OUTSIDE ? g[j] : 0, up = codes[start + j] >= 0 ? v : 0;
+                        a += up, b += v - up;
+                        g[j] -= v;
                     }
 #pragma omp simd reduction(+ : e)
                 for (int64_t j = 0; j < n; j++) e += g[j] * (float)((int32_t)cells[j] - CELLS / 2);

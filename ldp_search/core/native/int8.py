@@ -20,7 +20,7 @@ _SIGNATURES = {
     "ldp8_column_sums": (_P, _L, _L, _P, _I),
     "ldp8_values": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _L, _I),
     "ldp8_product": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _P, _I, _P, _L, _P, _P, _I),
-    "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _P, _P, _L, _P, _P, _I, _P, _I),
+    "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _P, _I, _P, _L, _P, _P, _I, _P, _I),
     "ldp8_columns": (_P, _P, _P, _I),
     "ldp8_planes": (_P, _L, _L, _F, _P, _P, _P, _L, _I),
 }
@@ -109,8 +109,8 @@ def input_gradient(
     gx = sums.view(torch.float32) if in_place else torch.empty(rows, columns, dtype=dtype)
     (column, period), results = _turns(column, columns), torch.empty(3 if clip else 1, dtype=torch.float32)
     _kernel("ldp8_input_gradient")(
-        sums.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale.data_ptr(), column.data_ptr(), period,
-        values.data_ptr(), _at(packed), clip, results.data_ptr(), _threads(sums.numel()),
+        sums.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale.data_ptr(), scale.numel() > 1,
+        column.data_ptr(), period, values.data_ptr(), _at(packed), clip, results.data_ptr(), _threads(sums.numel()),
     )  # fmt: skip
     return gx, results
 

@@ -8,46 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "bf16.h"
-
-#define BLOCK 4096
-enum { FP32, BF16, INT8 };
-
-typedef struct { int64_t outer, channels, inner; } shape_t;
-typedef struct { const float *scale, *offset, *low, *high; } grid_t; /* one value a channel; NULL: none */
-
-static inline const float *load(const void *p, int type, int64_t start, int64_t n, float *buffer) {
-    if (type == FP32) return (const float *)p + start;
-    const uint16_t *h = (const uint16_t *)p + start;
-    for (int64_t i = 0; i < n; i++) buffer[i] = from_bf16(h[i]);
-    return buffer;
-}
-
-static inline float *room(void *p, int type, int64_t start, float *buffer) { /* where a block of results may be written */
-    return type == FP32 ? (float *)p + start : buffer;
-}
-
-static inline void store(void *p, int type, int64_t start, int64_t n, const float *buffer) {
-    if (type == BF16) { uint16_t *h = (uint16_t *)p + start; for (int64_t i = 0; i < n; i++) h[i] = to_bf16(buffer[i]); }
-    if (type == INT8) { int8_t *c = (int8_t *)p + start; for (int64_t i = 0; i < n; i++) c[i] = (int8_t)(int32_t)buffer[i]; }
-}
-
-/* -- blocks: a run of elements that lies within one row, with its channel; along != 0: channels run along the elements ------ */
-
-typedef struct { int64_t start, n, channel; } run_t;
-
-static inline int64_t runs(shape_t s) {
-    int64_t length = s.inner == 1 ? s.channels : s.inner, rows = s.inner == 1 ? s.outer : s.outer * s.channels;
-    return rows * ((length + BLOCK - 1) / BLOCK);
-}
-
-static inline run_t run(shape_t s, int64_t k) {
-    int64_t length = s.inner == 1 ? s.channels : s.inner, blocks = (length + BLOCK - 1) / BLOCK;
-    int64_t row = k / blocks, first = k % blocks * BLOCK, n = length - first < BLOCK ? length - first : BLOCK;
-    return (run_t){row * length + first, n, s.inner == 1 ? first : row % s.channels};
-}
-
-static inline int along(shape_t s) { return s.inner == 1 && s.channels > 1; }
+#include "blocks.h"
 
 /* -- ranges ----------------------------------------------------------------------------------------------------------------- */
 
@@ -284,53 +245,6 @@ void ldp_sums(const void *x, int x_type, void *gy, int g_type, shape_t s, grid_t
             }
         results[c] = (float)(t.scale / g.scale[c]);
         if (g.low) results[s.channels + c] = (float)t.low, results[2 * s.channels + c] = (float)t.high;
-    }
-}
-
-/* -- stochastic rounding ------------------------------------------------------------------------------------------------------ */
-
-/* Counter-based: 32 random bits from a position and a seed of 64 bits (the mixing of "lowbias32", C. Wellons 2018). */
-static inline uint32_t noise(uint32_t i, uint32_t a, uint32_t b) {
-    i += a;
-    i ^= i >> 16, i *= 0x7feb352dU;
-    i ^= i >> 15, i ^= b, i *= 0x846ca68bU;
-    return i ^ (i >> 16);
-}
-
-static inline __attribute__((always_inline)) void stochastic_run(const float *x, float *y, int64_t n, float s, float o, float most,
-        float least, uint32_t first, uint32_t a, uint32_t b, int offset, int codes, float shift) {
-    float inverse = 1 / s;
-    for (int64_t i = 0; i < n; i++) {
-        float v = (offset ? x[i] - o : x[i]) * inverse, whole = floorf(v);
-        float u = (float)(int32_t)(noise(first + (uint32_t)i, a, b) >> 8) * 0x1p-24f; /* [0, 1) */
-        float c = v - whole > u ? whole + 1 : whole;
-        c = c > most ? most : c;
-        c = c < least ? least : c;
-        if (codes) { y[i] = c - shift; continue; }
-        c *= s;
-        y[i] = offset ? c + o : c;
-    }
-}
-
-/* y = x on the grid, up with the probability of the fraction, or (y of INT8) the codes minus `shift`. Codes lie within 0 and
-   `most` where there is an offset, else within -most and most, whatever the rounding of the division. */
-void ldp_stochastic(const void *x, int x_type, void *y, int y_type, int64_t numel, const float *scale, const float *offset,
-        const float *most, uint64_t seed, float shift, int threads) {
-    shape_t s = {1, 1, numel};
-    float sc = *scale, o = offset ? *offset : 0, top = *most;
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (int64_t k = 0; k < runs(s); k++) {
-        float buffer[BLOCK], results[BLOCK];
-        run_t r = run(s, k);
-        uint32_t first = (uint32_t)r.start, a = (uint32_t)seed, b = (uint32_t)(seed >> 32) + (uint32_t)(r.start >> 32);
-        const float *v = load(x, x_type, r.start, r.n, buffer);
-        float *out = room(y, y_type, r.start, results);
-        if (y_type == INT8) {
-            if (offset) stochastic_run(v, out, r.n, sc, o, top, offset ? 0 : -top, first, a, b, 1, 1, shift);
-            else stochastic_run(v, out, r.n, sc, o, top, offset ? 0 : -top, first, a, b, 0, 1, shift);
-        } else if (offset) stochastic_run(v, out, r.n, sc, o, top, offset ? 0 : -top, first, a, b, 1, 0, 0);
-        else stochastic_run(v, out, r.n, sc, o, top, offset ? 0 : -top, first, a, b, 0, 0, 0);
-        store(y, y_type, r.start, r.n, out);
     }
 }
 

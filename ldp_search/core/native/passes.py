@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from .library import _F, _I, _L, _P, _TYPES, _Grid, _grid, _library_of_kernels, _Shape, _threads
+from .library import _I, _L, _P, _TYPES, _Grid, _grid, _library_of_kernels, _Shape, _threads
 
 BLOCK = 2048  # elements of a packed tensor that share a range
 _SIGNATURES = {
     "ldp_measure": (_P, _I, _Shape, _P, _P, _P, _I),
     "ldp_round": (_P, _I, _P, _I, _Shape, _Grid, _P, _I),
     "ldp_sums": (_P, _I, _P, _I, _Shape, _Grid, _P, _I),
-    "ldp_stochastic": (_P, _I, _P, _I, _L, _P, _P, _P, ctypes.c_uint64, _F, _I),
     "ldp_pack": (_P, _L, _L, _P, _P, _P, _I),
     "ldp_unpack": (_P, _L, _L, _P, _P, _P, _I),
 }
@@ -64,21 +62,6 @@ def sums(g: Tensor, x: Tensor, grid, shape: tuple) -> Tensor:
         x.data_ptr(), types[0], g.data_ptr(), types[1], _Shape(*shape), _grid(grid), out.data_ptr(), _threads(x.numel())
     )
     return out
-
-
-def stochastic(
-    x: Tensor, scale: Tensor, offset: Tensor | None, most: Tensor, seed: int, dtype: torch.dtype, shift: float = 0.0
-) -> Tensor:
-    """x on the grid of scale and offset, rounded up with the probability of the fraction, to codes of at most `most`.
-
-    dtype int8: the codes themselves minus `shift`.
-    """
-    y = torch.empty_like(x, dtype=dtype, requires_grad=False)
-    _kernel("ldp_stochastic")(
-        x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), _TYPES[dtype], x.numel(), scale.data_ptr(),
-        None if offset is None else offset.data_ptr(), most.data_ptr(), seed, shift, _threads(x.numel()),
-    )  # fmt: skip
-    return y
 
 
 def pack(x: Tensor) -> tuple[Tensor, Tensor]:

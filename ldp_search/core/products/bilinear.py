@@ -15,6 +15,8 @@ class LinearProduct:
 
     transposed: bool = False
     spatial_dims = 0
+    channel_dim = -1
+    """Of the output channels in y."""
 
     def forward(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, w.t() if self.transposed else w, bias)
@@ -43,6 +45,7 @@ class ConvolutionProduct:
     groups: int
     transposed: bool = False
     output_padding: tuple = (0,)
+    channel_dim = 1
 
     @property
     def spatial_dims(self) -> int:
@@ -62,6 +65,15 @@ class ConvolutionProduct:
 
     def bias_grad(self, g: Tensor) -> Tensor:
         return g.sum([d for d in range(g.dim()) if d != 1])
+
+
+def backward(product, g_x: Tensor, g_w: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool):
+    """`product.backward` where dL/dx takes the gradient g_x and dL/dw takes g_w, which are cast to the type of x and w."""
+    if g_x is g_w or not (need_x and need_w):
+        return product.backward((g_x if need_x else g_w).to(x.dtype), x, w, need_x, need_w)
+    gx, _ = product.backward(g_x.to(x.dtype), x, w, True, False)
+    _, gw = product.backward(g_w.to(x.dtype), x, w, False, True)
+    return gx, gw
 
 
 def padded(x: Tensor, padding: tuple | str, kernel: tuple, dilation: tuple) -> tuple[Tensor, tuple]:

@@ -1,17 +1,53 @@
-"""Quantizers of gradients: stochastic rounding, which keeps the mean of what it rounds."""
+"""Gradient quantizers: stochastic rounding of the gradient of a product's output, unbiased whatever the bits: E[g_q] = g.
+
+Rounding up with the probability of the fraction f has the variance  scale^2 f (1 - f)  an element, so the scale decides how
+much noise few bits make. One scale for a whole tensor is set by its one largest value. Finer scales that keep both backward
+products exact in integer arithmetic:
+
+    dL/dx = g w    sums over the output channels: a scale a sample (or a token) multiplies whole rows of the result;
+    dL/dw = g^T x  sums over samples and positions: a scale an output channel multiplies whole rows of the result.
+
+`per_sample_channel` rounds g twice, once for each; `per_sample` rounds it once with a scale a sample for both, so that dL/dw
+needs its sums of each sample apart. "A sample" is an index of dimension 0: an image, a row of features, a sequence (`rows`: a
+token).
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import native
 from ..native import cuda
-from ..native import grids as kernels
+from ..native import gradients as kernels
+from ..native.grids import reads
 from ..registry import register
 from .grid import measure
+
+TINY = torch.finfo(torch.float32).tiny  # the smallest scale, of a gradient of zeros
+
+
+class GradGrid(NamedTuple):
+    """scale * code + offset, fp32, broadcastable against the gradient. offset None: zero, which is then exact.
+
+    most: the largest code, 0-d; the smallest one is -most, or 0 where there is an offset.
+    """
+
+    scale: Tensor
+    offset: Tensor | None
+    most: Tensor
+
+
+class GradCodes(NamedTuple):
+    """A gradient as scale * values + offset. values: int8, in its shape and memory; scale, offset: fp32, broadcastable."""
+
+    values: Tensor
+    scale: Tensor
+    offset: Tensor
 
 
 def round_stochastically_(x: Tensor) -> Tensor:
@@ -26,57 +62,183 @@ def round_stochastically_(x: Tensor) -> Tensor:
     return x.add_(0.5 + 2**-17).add_(noise, alpha=2**-16).floor_()
 
 
-class GradQuantizer:
-    """Base of the gradient quantizers: stochastic rounding, unbiased (E[g_q] = g), to the grid that `grid` says."""
-
-    def grid(self, g: Tensor, bits: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(scale, offset, largest code), 0-d and fp32; offset None: symmetric about an exact zero."""
-        raise TypeError(f"{type(self).__name__} must define grid(g, bits).")
-
-    def __call__(self, g: Tensor, bits: Tensor) -> Tensor:
-        """g on its grid, a fresh tensor."""
-        if (known := gradient_form(self)) is not None and native.takes(g) and kernels.reads(bits):
-            return kernels.gradient(g, known, bits, draw_seed(), g.dtype)[0]
-        scale, offset, most = self.grid(g, bits)
-        if native.takes(g):
-            return native.stochastic(g, scale, offset, most, draw_seed(), g.dtype)
-        if (on_cuda := cuda.passes(g, parameters=(scale, offset, most))) is not None:
-            return on_cuda.stochastic(g, scale, offset, most, on_cuda.draw_seed(g.device), g.dtype)
-        codes = round_stochastically_(g.float() / scale if offset is None else torch.sub(g.float(), offset).div_(scale))
-        codes = codes.mul_(scale)
-        return (codes if offset is None else codes.add_(offset)).to(g.dtype)
-
-
 def draw_seed() -> int:
     """From torch's generator: `torch.manual_seed` and a resumed run repeat what follows from it."""
     return torch.empty((), dtype=torch.int64).random_().item()
 
 
+class GradQuantizer:
+    """Base of the gradient quantizers. A new one defines `grid`; where dL/dx and dL/dw want different grids, `parts` too."""
+
+    def grid(self, g: Tensor, bits: Tensor) -> GradGrid:
+        """The grid of g at so many bits (0-d fp32)."""
+        raise TypeError(f"{type(self).__name__} must define grid(g, bits).")
+
+    def parts(self, channel_dim: int) -> tuple[GradQuantizer, GradQuantizer]:
+        """The quantizers of g for dL/dx and for dL/dw; the same object where one rounding serves both.
+
+        channel_dim: of the output channels in g: 1 of a convolution, -1 of a linear layer.
+        """
+        return self, self
+
+    def __call__(self, g: Tensor, bits: Tensor) -> Tensor:
+        """g on its grid, a fresh tensor of its type; where the two products differ, as dL/dx takes it."""
+        if (found := self._by_kernel(g, bits, g.dtype)) is not None:
+            return found[0]
+        scale, offset, _ = grid = self.grid(g, bits)
+        if (on_cuda := cuda.passes(g, parameters=grid)) is not None and (shape := _slices_of(g, grid)) is not None:
+            return on_cuda.stochastic(g, *grid, on_cuda.draw_seed(g.device), g.dtype, shape)
+        codes = round_stochastically_(_places(g, grid)).mul_(scale)
+        return (codes if offset is None else codes.add_(offset)).to(g.dtype)
+
+    def codes(self, g: Tensor, bits: Tensor) -> GradCodes:
+        """The same as codes of at most 8 bits; those that start at 0 moved by half of their range, to fit a signed byte."""
+        if (found := self._by_kernel(g, bits, torch.int8)) is not None:
+            return GradCodes(*found)
+        scale, offset, most = grid = self.grid(g, bits)
+        shift = torch.zeros_like(most) if offset is None else torch.exp2(bits - 1)
+        values = round_stochastically_(_places(g, grid)).sub_(shift).clamp_(-128, 127).to(torch.int8)
+        return GradCodes(values, scale, shift * scale if offset is None else shift * scale + offset)
+
+    def _by_kernel(self, g: Tensor, bits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(rounded g, scale, offset) by one of the CPU's kernels; None: by the formula."""
+        return None
+
+    def pair(self, g: Tensor, input_bits: Tensor | None, weight_bits: Tensor | None, channel_dim: int) -> tuple[Tensor, Tensor]:
+        """(g for dL/dx, g for dL/dw); one tensor twice where quantizer and bits are the same object for both.
+
+        Bits of None, for a product that is not needed or takes the gradient in full: g itself.
+        """
+        return self._both(lambda part, bits: part(g, bits), input_bits, weight_bits, channel_dim, g)
+
+    def pair_codes(
+        self, g: Tensor, input_bits: Tensor | None, weight_bits: Tensor | None, channel_dim: int
+    ) -> tuple[GradCodes | None, GradCodes | None]:
+        """The same as codes; None where the bits are None."""
+        return self._both(lambda part, bits: part.codes(g, bits), input_bits, weight_bits, channel_dim)
+
+    def variance(self, g: Tensor, bits: Tensor) -> Tensor:
+        """Of the rounding of each element by `self(g, bits)`, scale^2 f (1 - f); fp32, in the shape of g."""
+        grid = self.grid(g, bits)
+        fraction = _places(g, grid).frac_().abs_()  # below zero it is 1 - f, with the same product
+        return fraction.mul_(1 - fraction).mul_(grid.scale).mul_(grid.scale)
+
+    def pair_variance(
+        self, g: Tensor, input_bits: Tensor | None, weight_bits: Tensor | None, channel_dim: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of the rounding of each element by `pair`; None where the bits are None."""
+        return self._both(lambda part, bits: part.variance(g, bits), input_bits, weight_bits, channel_dim)
+
+    def _both(self, of, input_bits: Tensor | None, weight_bits: Tensor | None, channel_dim: int, without=None) -> tuple:
+        """of(quantizer, bits) for both products, once where both are the same; `without` where there are no bits."""
+        of_input, of_weight = self.parts(channel_dim)
+        first = without if input_bits is None else of(of_input, input_bits)
+        if of_weight is of_input and weight_bits is input_bits:
+            return first, first
+        return first, without if weight_bits is None else of(of_weight, weight_bits)
+
+
+def _places(g: Tensor, grid: GradGrid) -> Tensor:
+    """Where g lies among the codes, a fresh fp32 tensor."""
+    g = g.float()
+    return g / grid.scale if grid.offset is None else torch.sub(g, grid.offset).div_(grid.scale)
+
+
 @register("grad_quantizer", "stochastic")
 @dataclass
 class Stochastic(GradQuantizer):
-    """Gradient quantizer: affine min/max (method of CPT, FracTrain and LDP)."""
+    """Gradient quantizer: affine min/max of the tensor (method of CPT, FracTrain and LDP). Zero is in general off the grid."""
 
     def grid(self, g, bits):
         low, high, _ = measure(g)  # in fp32, so that half precision does not round the range
         most = torch.exp2(bits) - 1
-        return ((high - low) / most).clamp_min(torch.finfo(torch.float32).tiny), low, most
+        return GradGrid(((high - low) / most).clamp_min(TINY), low, most)
+
+    def _by_kernel(self, g, bits, dtype):
+        if type(self).grid is not Stochastic.grid or not (native.takes(g) and reads(bits)):
+            return None
+        values, grid = kernels.affine(g, bits, draw_seed(), dtype)
+        return values, *grid.unbind()
 
 
 @register("grad_quantizer", "symmetric")
 @dataclass
 class SymmetricStochastic(GradQuantizer):
-    """Gradient quantizer with exact zero (a dead ReLU's gradient stays zero) and a symmetric range."""
+    """Gradient quantizer with exact zero (a dead ReLU's gradient stays zero) and one symmetric range for the tensor."""
+
+    def axes(self, g: Tensor) -> tuple[int, ...]:
+        """The dimensions of g along which the scale differs."""
+        return ()
 
     def grid(self, g, bits):
-        low, high, _ = measure(g)
+        low, high, _ = measure(g, self.axes(g))
         most = torch.exp2(bits - 1) - 1
-        return (torch.maximum(-low, high) / most).clamp_min(torch.finfo(torch.float32).tiny), None, most
+        return GradGrid((torch.maximum(-low, high).float() / most).clamp_min(TINY), None, most)
+
+    def _by_kernel(self, g, bits, dtype):
+        if type(self).grid is not SymmetricStochastic.grid or not (native.takes(g) and reads(bits)):
+            return None
+        axes = self.axes(g)
+        if (shape := _slices(g, axes)) is None:
+            return None
+        values, scales = kernels.symmetric(g, shape, bits, draw_seed(), dtype)
+        scale = scales.view([n if d in axes else 1 for d, n in enumerate(g.shape)] if axes else [])
+        return values, scale, scale.new_zeros(())
 
 
-_FORMS = {Stochastic: kernels.MINMAX, SymmetricStochastic: kernels.SYMMETRIC}
+def _slices(g: Tensor, axes: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """(outer, channels, inner) of a dense tensor with a scale for each index along `axes`; None where it has no such form."""
+    if len(axes) > 1 and axes == tuple(range(len(axes))) and g.is_contiguous():
+        inner = math.prod(g.shape[len(axes) :])
+        return 1, g.numel() // inner, inner
+    return native.shape_along(g, axes)
 
 
-def gradient_form(quantizer: GradQuantizer) -> int | None:
-    """Which closed form of the kernels equals `quantizer.grid`; None: none does. By exact type: a subclass has its own grid."""
-    return _FORMS.get(type(quantizer))
+def _slices_of(g: Tensor, grid: GradGrid) -> tuple[int, int, int] | None:
+    """The same of a tensor with this grid."""
+    if grid.scale.dtype != torch.float32 or (grid.offset is not None and grid.offset.shape != grid.scale.shape):
+        return None
+    axes = native.axes_of(grid.scale, g)
+    return None if axes is None else _slices(g, axes)
+
+
+@register("grad_quantizer", "per_sample")
+@dataclass
+class PerSample(SymmetricStochastic):
+    """Gradient quantizer with exact zero and one scale a sample, an index of dimension 0, for both backward products.
+
+    rows: a scale for each token (all dimensions but the last) of a linear layer's gradient instead of each sequence.
+    """
+
+    rows: bool = False
+
+    def axes(self, g):
+        beside_channels = g.dim() - 1  # of a vector none, so that it has one scale
+        return tuple(range(beside_channels if self.rows else min(1, beside_channels)))
+
+    def parts(self, channel_dim):
+        part = PerSample() if self.rows and channel_dim != -1 else self  # the places of a convolution are no rows
+        return part, part
+
+
+@dataclass
+class PerChannel(SymmetricStochastic):
+    """One scale for each index of dimension `dim`."""
+
+    dim: int = -1
+
+    def axes(self, g):
+        return (self.dim % g.dim(),)
+
+
+@register("grad_quantizer", "per_sample_channel")
+@dataclass
+class PerSampleChannel(PerSample):
+    """Gradient quantizer with exact zero, one scale a sample for dL/dx and one an output channel for dL/dw.
+
+    Both factor out of integer products. Outside of layers, where no dimension is known as the channels', a scale a sample.
+    rows: a scale for each token (all dimensions but the last) of a linear layer's gradient instead of each sequence.
+    """
+
+    def parts(self, channel_dim):
+        return super().parts(channel_dim)[0], PerChannel(channel_dim)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...messages import did_you_mean
+from ...products import bilinear
 from ...products.bilinear import LinearProduct
 from ...quantize import fake_quantize as fq
 from ...quantize.grid import Grid
@@ -154,9 +155,8 @@ class _Linear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gy):
         s = _recall(ctx, lambda x: x.reshape(-1, x.shape[-1]))
-        g = gy.reshape(-1, gy.shape[-1])
-        gb = g.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-        gx, gw = _products(g, s.grad_bits, s.codes, s.w_q, ctx.how, s.need_x, s.need_w)
+        gb = ctx.how.product.bias_grad(gy).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        gx, gw = _products(gy, s.grad_bits, s.codes, s.w_q, ctx.how, s.need_x, s.need_w)
         grid_x = (None, None, None)
         if s.need_x:
             gx, grid_x = _input_backward(gx, s.x, s.codes, s.packed, s.x_grid, ctx.needs_input_grad[4], ctx.x_dtype)
@@ -164,22 +164,40 @@ class _Linear(torch.autograd.Function):
         return _gradients(ctx, s, gx, grid_x, gw, gb)
 
 
-def _products(g, grad_bits, codes, w_q, how, need_x: bool, need_w: bool):
-    """(dL/dx, dL/dw); None for the one that is not needed. A gradient in full precision meets floating-point operands."""
-    w_rows = w_q.t() if how.product.transposed and w_q is not None else w_q
-    gx = gw = None
+def _products(gy, grad_bits, codes, w_q, how, need_x: bool, need_w: bool):
+    """(dL/dx, dL/dw) of a linear layer; None for the one that is not needed.
+
+    In floating point where the gradient is in full precision, or has scales that differ along what the product sums over.
+    """
+    transposed, gx, gw = how.product.transposed, None, None
+    w_rows = w_q.t() if transposed and w_q is not None else w_q
     if grad_bits is None:
-        gx = g.float() @ w_rows if need_x else None
-        if need_w:
-            x_q, g = codes.to_float(), g.float()
-            gw = x_q.t() @ g if how.product.transposed else g.t() @ x_q
-        return gx, gw
-    g = integers.quantize_gradient(g, grad_bits, how.grad_quantizer)
+        g_x = g_w = gy.reshape(-1, gy.shape[-1]).float()
+    else:
+        g_x, g_w = _codes(how, gy, grad_bits, need_x, need_w)
     if need_x:
-        gx = integers.input_gradient(g, w_rows, how.planes)
-    if need_w:
-        gw = integers.weight_gradient(g, codes, how.product.transposed)
+        exact = grad_bits is not None and not g_x.by_column
+        gx = integers.input_gradient(g_x, w_rows, how.planes) if exact else _values(g_x) @ w_rows
+    if need_w and grad_bits is not None and not g_w.by_row:
+        gw = integers.weight_gradient(g_w, codes, transposed)
+    elif need_w:
+        x_q, g = codes.to_float(), _values(g_w)
+        gw = x_q.t() @ g if transposed else g.t() @ x_q
     return gx, gw
+
+
+def _codes(how, gy: Tensor, grad_bits: Tensor, need_x: bool, need_w: bool) -> tuple:
+    """The gradients for dL/dx and dL/dw in codes, channels last; None for the one that is not needed."""
+    asked = (grad_bits if needed else None for needed in (need_x, need_w))
+    g_x, g_w = how.grad_quantizer.pair_codes(gy, *asked, how.product.channel_dim)
+    arrange = convolutions.channels_last if how.product.spatial_dims else integers.as_matrix
+    one = None if g_x is None else arrange(g_x)
+    return one, one if g_w is g_x else None if g_w is None else arrange(g_w)
+
+
+def _values(g) -> Tensor:
+    """A gradient in fp32, from its codes where it comes in codes."""
+    return g if isinstance(g, Tensor) else g.to_float()
 
 
 def _input_backward(gx, x2, codes, packed, grid, need_grid: bool, dtype):
@@ -213,8 +231,8 @@ class _Convolution(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gy):
         s = _recall(ctx, lambda x: x.permute(0, 2, 3, 1).contiguous())
-        g = gy.permute(0, 2, 3, 1).contiguous()
-        gb = g.sum((0, 1, 2)).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        g = gy.contiguous(memory_format=torch.channels_last)
+        gb = ctx.how.product.bias_grad(g).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
         kernel = tuple(s.w.shape[2:])
         gx, gw = _convolution_products(g, s.grad_bits, s.codes, s.w_q, ctx.how, kernel, s.need_x, s.need_w)
         grid_x = (None, None, None)
@@ -232,22 +250,20 @@ def _last_to_first(y: Tensor) -> Tensor:
     return torch.empty(0, dtype=y.dtype, device=y.device).set_(y.untyped_storage(), 0, shape, y.permute(0, 3, 1, 2).stride())
 
 
-def _convolution_products(g, grad_bits, codes, w_q, how, kernel, need_x: bool, need_w: bool):
-    """(dL/dx as (places, channels), dL/dw), from a gradient with its channels last."""
-    gx = gw = None
-    exact = grad_bits is None
-    turned = convolutions.turns(how.product, kernel)
-    if not exact:
-        g = integers.quantize_gradient(g, grad_bits, how.grad_quantizer)
-        if need_w:
-            gw = convolutions.weight_gradient(g, codes, how.product, kernel)
-            gw = gw.view(len(gw), *kernel, -1).permute(0, 3, 1, 2).contiguous()
-        if need_x and turned:
-            gx = convolutions.input_gradient(g, w_q, how.product, how.planes)
-    if (need_x and gx is None) or (need_w and gw is None):
-        g_q = (g.float() if exact else g.to_float()).permute(0, 3, 1, 2)
+def _convolution_products(gy, grad_bits, codes, w_q, how, kernel, need_x: bool, need_w: bool):
+    """(dL/dx as (places, channels), dL/dw), in floating point where `_products` says so, and dL/dx of a stride."""
+    gx, gw, full = None, None, grad_bits is None
+    g_x, g_w = (gy, gy) if full else _codes(how, gy, grad_bits, need_x, need_w)
+    if need_w and not full and not g_w.by_row:
+        gw = convolutions.weight_gradient(g_w, codes, how.product, kernel)
+        gw = gw.view(len(gw), *kernel, -1).permute(0, 3, 1, 2).contiguous()
+    if need_x and not full and convolutions.turns(how.product, kernel) and g_x.scale.numel() in (1, len(g_x.values)):
+        gx = convolutions.input_gradient(g_x, w_q, how.product, how.planes)
+    missing = need_x and gx is None, need_w and gw is None
+    if any(missing):
         x_q = codes.to_float().permute(0, 3, 1, 2)
-        gx_float, gw_float = how.product.backward(g_q, x_q, w_q, need_x and gx is None, need_w and gw is None)
+        g_x, g_w = (g.float() if full else None if g is None else g.to_float().permute(0, 3, 1, 2) for g in (g_x, g_w))
+        gx_float, gw_float = bilinear.backward(how.product, g_x, g_w, x_q, w_q, *missing)
         gw = gw if gw_float is None else gw_float
         gx = gx if gx_float is None else gx_float.permute(0, 2, 3, 1).reshape(-1, x_q.shape[1])
     return gx, gw

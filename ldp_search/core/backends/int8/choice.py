@@ -31,8 +31,6 @@ def misfit(call: Call) -> str | None:
     for what, bits in zip(("weights", "inputs", "gradients"), call.site.highest, strict=True):
         if bits > 8 and not (what == "gradients" and bits == FULL_PRECISION):
             return f"{what} of up to {bits:.0f} bits"
-    if call.grad_bits is not None and not hasattr(call.grad_quantizer, "grid"):
-        return "a gradient quantizer without a grid"
     x, w = call.x, call.w
     if not all(type(t) in (Tensor, nn.Parameter) for t in (x, w)):
         return "tensors of a class of their own"

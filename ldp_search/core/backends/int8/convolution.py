@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...native import int8 as kernels
+from ...quantize.gradient_quantizers import GradCodes
 from . import matmul as integers
 from .matmul import Codes, InputGradient
 
@@ -87,8 +88,14 @@ def forward(x: Codes, w: Codes, bias: Tensor | None, product, kernel, dtype: tor
     return y.view(len(x.values), *_places(size, *where), outputs)
 
 
+def channels_last(g: GradCodes) -> Codes:
+    """A gradient in codes, (samples, height, width, channels); scale: of all (0-d), a sample or a channel, broadcastable."""
+    scale = g.scale.view(()) if g.scale.numel() == 1 else g.scale.permute(0, 2, 3, 1)
+    return Codes(g.values.permute(0, 2, 3, 1), scale, g.offset)
+
+
 def weight_gradient(g: Codes, x: Codes, product, kernel) -> Tensor:
-    """dL/dw (outputs, taps, inputs), fp32, from codes of the gradient and of the input, channels last."""
+    """dL/dw (outputs, taps, inputs), fp32, from codes of the gradient (one scale, or one a channel) and of the input."""
     where = kernel, product.stride, product.padding, product.dilation
     samples, places, outputs = len(g.values), g.values[0, :, :, 0].numel(), g.values.shape[-1]
     valid = inside(tuple(x.values.shape[1:3]), *where).to(x.scale.device)
@@ -99,15 +106,18 @@ def weight_gradient(g: Codes, x: Codes, product, kernel) -> Tensor:
         for part, of_part in zip(rows.split(integers.LONGEST_SUM), of_rows.split(integers.LONGEST_SUM), strict=True):
             total = total + integers.product(of_part.t(), part).double()
             column = column + Codes(part, x.scale, x.offset).sum(0).double()
-    g_scale, x_scale = g.scale.double(), x.scale.double()
+    g_scale, x_scale = g.scale.double().view(-1, 1), x.scale.double()
     gw = total.mul_(g_scale * x_scale).add_(column * (g.offset * x_scale)).view(outputs, valid.shape[1], -1)
-    of_places = Codes(g.values.reshape(samples, -1), g.scale, g.offset).sum(0).view(places, outputs).double()
+    of_places = Codes(g.values.reshape(samples, -1), x.scale, x.offset).sum(0).view(places, outputs).double()
     of_taps = g_scale * (of_places.t() @ valid.double()) + g.offset * samples * valid.sum(0)
     return gw.add_((x.offset * of_taps)[:, :, None]).float()
 
 
 def input_gradient(g: Codes, w_q: Tensor, product, number: int) -> InputGradient:
-    """dL/dx (samples * places, inputs) of a stride of 1. w_q: (outputs, inputs, height, width), on its grid."""
+    """dL/dx (samples * places, inputs) of a stride of 1, from a gradient with one scale, or one a sample.
+
+    w_q: (outputs, inputs, height, width), on its grid.
+    """
     kernel = tuple(w_q.shape[2:])
     padding = tuple(d * (k - 1) - p for d, k, p in zip(product.dilation, kernel, product.padding, strict=True))
     where = kernel, (1, 1), padding, product.dilation
@@ -116,7 +126,10 @@ def input_gradient(g: Codes, w_q: Tensor, product, number: int) -> InputGradient
     sums, _ = products(g.values, values, *where, False)
     valid = inside(tuple(g.values.shape[1:3]), *where).to(scale.device)
     column = g.offset * (valid @ turned.sum(2).view(valid.shape[1], -1))
-    return InputGradient(sums, number, scale * g.scale, column)
+    scale = scale * g.scale
+    if scale.dim():  # one a sample
+        scale = scale.view(-1, 1).expand(-1, len(valid)).flatten()
+    return InputGradient(sums, number, scale, column)
 
 
 def turns(product, kernel) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ... import native
 from ...native import grids
 from ...native import int8 as kernels
-from ...quantize.gradient_quantizers import draw_seed, gradient_form, round_stochastically_
+from ...quantize.gradient_quantizers import GradCodes
 from ...quantize.grid import Grid
 from . import rounding_error
 
@@ -36,6 +36,16 @@ class Codes(NamedTuple):
     values: Tensor
     scale: Tensor
     offset: Tensor
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows have scales of their own, which a sum over rows mixes."""
+        return self.scale.numel() > 1 and self.scale.shape[-1] == 1
+
+    @property
+    def by_column(self) -> bool:
+        """Whether columns have scales of their own, which a sum over columns mixes."""
+        return self.scale.numel() > 1 and self.scale.shape[-1] > 1
 
     def to_float(self) -> Tensor:
         """The values on the grid, fp32."""
@@ -117,19 +127,16 @@ def _lowest(x: Tensor, grid: Grid) -> Tensor:
     return x.amin([d for d in range(x.dim()) if grid.scale.shape[d] == 1], keepdim=True) if grid.scale.dim() else x.amin()
 
 
-def quantize_gradient(g: Tensor, bits: Tensor, quantizer) -> Codes:
-    """A gradient in integers: what the gradient quantizer gives, as codes."""
-    if (known := gradient_form(quantizer)) is not None and native.takes(g) and grids.reads(bits):
-        values, grid = grids.gradient(g, known, bits, draw_seed(), torch.int8)
-        return Codes(values, *grid.unbind())
-    scale, low, most = quantizer.grid(g, bits)
-    shift = torch.zeros_like(most) if low is None else torch.exp2(bits - 1)
-    if native.takes(g):
-        values = native.stochastic(g, scale, low, most, draw_seed(), torch.int8, float(shift))
+def as_matrix(g: GradCodes) -> Codes:
+    """A gradient (..., channels) in codes as a matrix; scale: of all (0-d), a row (rows, 1) or a column (1, columns)."""
+    values, scale = g.values.reshape(-1, g.values.shape[-1]), g.scale
+    if scale.numel() == 1:
+        scale = scale.view(())
+    elif scale.shape[-1] == 1:
+        scale = scale.expand(*g.values.shape[:-1], 1).reshape(-1, 1)
     else:
-        place = round_stochastically_(g.float() / scale if low is None else torch.sub(g.float(), low).div_(scale))
-        values = place.sub_(shift).clamp_(-128, 127).to(torch.int8)
-    return Codes(values, scale, shift * scale if low is None else shift * scale + low)
+        scale = scale.reshape(1, -1)
+    return Codes(values, scale, g.offset)
 
 
 def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
@@ -165,10 +172,14 @@ def to_product(
 
 
 def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
-    """g_q^T @ x_q (outputs, inputs) from codes, or its transpose; fp32."""
+    """g_q^T @ x_q (outputs, inputs) from codes, or its transpose; fp32. A gradient with a scale a column has no offset."""
+    scale = g.scale.view(1, -1) if transposed else g.scale.view(-1, 1)  # of the result's outputs, where it is one a column
+    if scale.numel() > 1:
+        g = g._replace(scale=torch.ones_like(g.offset))
     left, right = (x, g) if transposed else (g, x)
     sums = product(left.values.t(), right.values)
-    return to_product(sums, left, left.sum(0), right, right.sum(0), len(g.values), None, torch.float32)
+    gw = to_product(sums, left, left.sum(0), right, right.sum(0), len(g.values), None, torch.float32)
+    return gw.mul_(scale) if scale.numel() > 1 else gw
 
 
 def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -186,7 +197,10 @@ def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 
 class InputGradient(NamedTuple):
-    """dL/dx as the products of integers left it: sums (rows, planes * inputs), int32; column: as in `to_values`."""
+    """dL/dx as the products of integers left it: sums (rows, planes * inputs), int32; column: as in `to_values`.
+
+    scale: one for all (0-d) or one a row (rows,).
+    """
 
     sums: Tensor
     planes: int
@@ -199,7 +213,7 @@ class InputGradient(NamedTuple):
         sums = self.sums[:, :inputs].float()
         if self.planes == 2:
             sums = self.sums[:, inputs:].add(sums, alpha=256)
-        sums.mul_(self.scale)
+        sums.mul_(self.scale.view(-1, 1))
         sums.view(-1, *self.column.shape if self.column.dim() == 2 else self.column.shape).add_(self.column)
         return sums
 
@@ -207,7 +221,7 @@ class InputGradient(NamedTuple):
 def input_gradient(g: Codes, w_q: Tensor, number: int) -> InputGradient:
     """g_q @ w_q from codes (rows, outputs) and a weight on its grid (outputs, inputs) in `number` planes."""
     values, scale = planes(w_q, number)
-    return InputGradient(product(g.values, values), number, scale * g.scale, g.offset * w_q.sum(0))
+    return InputGradient(product(g.values, values), number, (scale * g.scale).flatten(), g.offset * w_q.sum(0))
 
 
 def input_backward(gx: InputGradient, x: Codes, packed: Tensor | None, grid: Grid, need_grid: bool, dtype: torch.dtype):
