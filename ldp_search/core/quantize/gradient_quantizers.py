@@ -196,7 +196,8 @@ def _slices(g: Tensor, axes: tuple[int, ...]) -> tuple[int, int, int] | None:
 
 def _slices_of(g: Tensor, grid: GradGrid) -> tuple[int, int, int] | None:
     """The same of a tensor with this grid."""
-    if grid.scale.dtype != torch.float32 or (grid.offset is not None and grid.offset.shape != grid.scale.shape):
+    plain = all(p is None or (p.dtype == torch.float32 and p.is_contiguous()) for p in grid)
+    if not plain or (grid.offset is not None and grid.offset.shape != grid.scale.shape):
         return None
     axes = native.axes_of(grid.scale, g)
     return None if axes is None else _slices(g, axes)
