@@ -85,9 +85,9 @@ class GradQuantizer:
         """g on its grid, a fresh tensor of its type; where the two products differ, as dL/dx takes it."""
         if (found := self._by_kernel(g, bits, g.dtype)) is not None:
             return found[0]
-        scale, offset, most = grid = self.grid(g, bits)
-        if (on_cuda := cuda.passes(g, parameters=grid)) is not None:
-            return on_cuda.stochastic(g, scale, offset, most, on_cuda.draw_seed(g.device), g.dtype)
+        scale, offset, _ = grid = self.grid(g, bits)
+        if (on_cuda := cuda.passes(g, parameters=grid)) is not None and (shape := _slices_of(g, grid)) is not None:
+            return on_cuda.stochastic(g, *grid, on_cuda.draw_seed(g.device), g.dtype, shape)
         codes = round_stochastically_(_places(g, grid)).mul_(scale)
         return (codes if offset is None else codes.add_(offset)).to(g.dtype)
 
@@ -192,6 +192,15 @@ def _slices(g: Tensor, axes: tuple[int, ...]) -> tuple[int, int, int] | None:
         inner = math.prod(g.shape[len(axes) :])
         return 1, g.numel() // inner, inner
     return native.shape_along(g, axes)
+
+
+def _slices_of(g: Tensor, grid: GradGrid) -> tuple[int, int, int] | None:
+    """The same of a tensor with this grid."""
+    plain = all(p is None or (p.dtype == torch.float32 and p.is_contiguous()) for p in grid)
+    if not plain or (grid.offset is not None and grid.offset.shape != grid.scale.shape):
+        return None
+    axes = native.axes_of(grid.scale, g)
+    return None if axes is None else _slices(g, axes)
 
 
 @register("grad_quantizer", "per_sample")
