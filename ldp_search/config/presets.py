@@ -14,7 +14,11 @@ KINDS = {"tasks": "task", "search_spaces": "search space"}
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SUFFIXES = (".yaml", ".yml")
 DEFAULT_SPACE = "ldp"
-_OWN_SPACES = {**{name: name for name in ("static", "ramp", "cyclic", "progressive", "random")}, "paper": "ldp_paper"}
+_OWN_SPACES = {
+    **{name: name for name in ("static", "ramp", "cyclic", "progressive", "random")},
+    "ldp_sgd": "ldp_paper",
+    "paper": "ldp_paper",
+}
 """Policy -> the space in which it is what its authors published."""
 
 

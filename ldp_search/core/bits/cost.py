@@ -36,7 +36,7 @@ class Cost:
 def training_bitops(macs: Tensor, bits: Tensor) -> Tensor:
     """MACs * (b_w b_x + b_w b_g1 + b_x b_g2) of each layer.
 
-    macs: (layers,). bits: (..., layers, kinds): weight, input, gradient; where there are four, the gradient in dL/dx and in dL/dw.
+    macs: (layers,). bits: (..., layers, kinds): weight, input, gradient; of four kinds the last two are in dL/dx, in dL/dw.
     """
     w, x, g1, g2 = bits.unbind(-1) if bits.shape[-1] == 4 else (*bits.unbind(-1), bits[..., 2])
     return macs * (w * x + w * g1 + x * g2)

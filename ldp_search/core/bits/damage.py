@@ -10,7 +10,8 @@ weights' gradients, and noise costs SGD a loss of (lr / 4) tr C whatever the Hes
 
     in dL/dw:  C = V2                    in dL/dx:  tr C_k = (V1 / |dL/dx|^2) tr Sigma_k  in each earlier layer k
 
-V2, V1: variance added to the layer's dL/dw and dL/dx; Sigma_k: covariance of layer k's weight gradient from step to step. What a product of two tensors makes of variances is the same product of squares, which is how both are measured.
+V2, V1: variance added to the layer's dL/dw and dL/dx; Sigma_k: covariance of layer k's weight gradient from step to step. What
+a product of two tensors makes of variances is the same product of squares, which is how both are measured.
 
 All are measured at the bits in force and carried to the others by the error, or the variance, that a sample of the very tensor
 shows at each number of bits: so no law like 4^-b is assumed, and clipping is in it.

@@ -1,7 +1,7 @@
 """The bits of least damage at a price, at a budget, and over all budgets (the front).
 
-Minimise  sum over coordinates D_i(b_i) + price * C(b)  over integers. C is a sum over layers of products of two bits, so with the
-bits of the other kinds held it is linear in those of one kind, and the best bits of that kind are found exactly, each by
+Minimise  sum over coordinates D_i(b_i) + price * C(b)  over integers. C is a sum over layers of products of two bits, so with
+the bits of the other kinds held it is linear in those of one kind, and the best bits of that kind are found exactly, each by
 itself; the kinds take turns until nothing moves. Where D_i = S_i 4^-b this is the closed form
 
     b_i* = log2( 2 ln2 S_i / (price dC/db_i) ) / 2

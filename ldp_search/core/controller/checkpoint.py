@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..profile.records import Survey
+from ..profile.records import ModelProfile
 
 
 def of(controller) -> dict:
     """The state: tensors on the CPU and plain data."""
     return {
-        "layers": list(controller.rows),
-        "survey": controller.survey and controller.survey.to_dict(),
+        "layers": list(controller.specs),
+        "profile": controller.profile and controller.profile.to_dict(),
         "tensors": controller.tensors.state_dict(),
         "clip_optimizer": controller.tensors.optimizer_state(),
         "damage": None if controller.sensor is None else controller.sensor.state_dict(),
@@ -24,12 +24,12 @@ def of(controller) -> dict:
 
 def load(controller, state: dict) -> None:
     """Take over what `of` gave; a ValueError where it is of another model or space."""
-    missing = {"layers", "survey", "tensors", "policy", "trajectory", "progress"} - set(state)
+    missing = {"layers", "profile", "tensors", "policy", "trajectory", "progress"} - set(state)
     if missing:
         raise ValueError(f"The state must be what state_dict() gave; it lacks {sorted(missing)}.")
-    if not controller.counted and state["survey"] is not None:
-        controller.settle(Survey.from_dict(state["survey"]))
-    names = list(controller.rows)
+    if not controller.profiled and state["profile"] is not None:
+        controller.adopt_profile(ModelProfile.from_dict(state["profile"]))
+    names = list(controller.specs)
     if state["layers"] != names:
         other = sorted(set(state["layers"]) ^ set(names))
         raise ValueError(f"The state must be of the same quantized layers; these differ: {other[:10] or 'their order'}.")

@@ -27,8 +27,8 @@ from ..model.coverage import SKIPPED, coverage
 from ..model.install import install
 from ..model.interception import copy_with_model
 from ..model.site import Site
-from ..model.sites import Row, check_some, find_rows, holders, owned_numel
-from ..profile.records import Survey
+from ..model.sites import SiteSpec, check_some, find_sites, holders, owned_numel
+from ..profile.records import ModelProfile
 from ..registry import build
 from . import checkpoint as state
 from .damage_sensor import DamageSensor
@@ -42,12 +42,12 @@ from .tensors import BitTensors, leaf
 class Controller:
     """Handle of one model's search; `ldp_search.controller(model)` finds it.
 
-    rows: {name: what has bits of its own}, layers and products outside of layers; survey: the census that they follow from,
-    None until there was one. enabled: whether the model quantizes. gathering: inputs are measured in evaluation mode too.
+    specs: {name: what has bits of its own}, layers and products outside of layers; profile: the counts that they follow from,
+    None until there was one. enabled: whether the model quantizes. calibrating: inputs are measured in evaluation mode too.
     """
 
-    def __init__(self, model: nn.Module, space: SearchSpace, survey: Survey | None = None):
-        self.model, self.space, self.enabled, self.gathering = model, space, True, False
+    def __init__(self, model: nn.Module, space: SearchSpace, profile: ModelProfile | None = None):
+        self.model, self.space, self.enabled, self.calibrating = model, space, True, False
         self.weight_quantizer, self.input_quantizer = (
             build("quantizer", q) for q in (space.weight_quantizer, space.input_quantizer)
         )
@@ -60,29 +60,29 @@ class Controller:
         self.relaxation, self.policy = build("relaxation", space.relaxation), build("policy", space.policy)
         self.generator = torch.Generator().manual_seed(space.seed)
         self._progress, self._steps, self.frozen, self.hooks, self.counting = 0.0, 0, False, {}, False
-        self.survey = survey
-        self._build(find_rows(model, space, survey))
+        self.profile = profile
+        self._build(find_sites(model, space, profile))
         self._check_policy()
         self._check_costs()
         self._bind()
 
-    def _build(self, rows: dict[str, Row]) -> None:
-        """Everything that has a place for each row."""
-        check_some(self.model, rows, self.space)
-        precision = precisions(rows, self.space, final=self.counted)
-        self.rows, self._names = rows, list(rows)
+    def _build(self, specs: dict[str, SiteSpec]) -> None:
+        """Everything that has a place for each spec."""
+        check_some(self.model, specs, self.space)
+        precision = precisions(specs, self.space, final=self.profiled)
+        self.specs, self._names = specs, list(specs)
         kinds = range(4 if self.space.split_gradient else 3)
         low, high = (
-            torch.tensor([[precision[name][k][min(kind, 2)] for kind in kinds] for name in rows], dtype=torch.float32)
+            torch.tensor([[precision[name][k][min(kind, 2)] for kind in kinds] for name in specs], dtype=torch.float32)
             for k in (0, 1)
         )
-        joint = [row.module is None for row in rows.values()]
-        group, groups = assign_groups(self._names, low, high, self.space.granularity, self.space.tie, holders(rows), joint)
+        joint = [spec.module is None for spec in specs.values()]
+        group, groups = assign_groups(self._names, low, high, self.space.granularity, self.space.tie, holders(specs), joint)
         self.problem = Problem(
             self._names,
             low,
             high,
-            self._macs_of(rows),
+            self._macs_of(specs),
             group,
             groups,
             self.space.target_cost,
@@ -91,32 +91,32 @@ class Controller:
         )
         highest = map(tuple, high.tolist())
         self.sites = [
-            Site(self, place, name, row.axis, bits)
-            for place, ((name, row), bits) in enumerate(zip(rows.items(), highest, strict=True))
+            Site(self, place, name, spec.axis, bits)
+            for place, ((name, spec), bits) in enumerate(zip(specs.items(), highest, strict=True))
         ]
-        self._weights = owned_numel(rows.values())
+        self._weights = owned_numel(specs.values())
         self.trajectory = Trajectory(self._names)
         self.levels = self.problem.levels
         quantizers = self.weight_quantizer, self.input_quantizer
-        self.tensors = BitTensors([*rows.values()], low.shape[1], len(self.levels), *quantizers, low.device)
-        self.sensor = DamageSensor([*rows.values()], self.levels) if self.policy.needs_damage else None
+        self.tensors = BitTensors([*specs.values()], low.shape[1], len(self.levels), *quantizers, low.device)
+        self.sensor = DamageSensor([*specs.values()], self.levels) if self.policy.needs_damage else None
         self.sensing = self._senses_at(self._steps)
         self._bind_views()
 
-    def _macs_of(self, rows: dict[str, Row]) -> Tensor:
-        """(rows,) per sample; all alike until they are counted."""
-        return torch.tensor([row.macs if self.counted else 1 for row in rows.values()], dtype=torch.float64)
+    def _macs_of(self, specs: dict[str, SiteSpec]) -> Tensor:
+        """(sites,) per sample; all alike until they are counted."""
+        return torch.tensor([spec.macs if self.profiled else 1 for spec in specs.values()], dtype=torch.float64)
 
     @property
-    def counted(self) -> bool:
-        return self.survey is not None
+    def profiled(self) -> bool:
+        return self.profile is not None
 
     @property
     def on(self) -> bool:
         return self.enabled
 
     def searched_sites(self) -> dict[str, Site | None]:
-        """{row: its site}, None where it stays in full precision."""
+        """{name: its site}, None where it stays in full precision."""
         full = (self.problem.high[:, 0] >= FULL_PRECISION).tolist()
         return {site.name: None if kept else site for site, kept in zip(self.sites, full, strict=True)}
 
@@ -190,7 +190,7 @@ class Controller:
             raise ValueError(
                 f"The policy {self.policy.name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
             )
-        if not self.counted and self._progress == 0:
+        if not self.profiled and self._progress == 0:
             warnings.warn(
                 "The first step comes before any operation was counted: costs take all layers alike, and products outside of "
                 "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
@@ -241,20 +241,20 @@ class Controller:
     def layers(self) -> dict[str, LayerSpec]:
         """{layer name: LayerSpec}; MACs are 0 until they are counted (at `apply` with inputs, else at the first forward)."""
         return {
-            name: LayerSpec(name, row.kind, row.macs, numel, row.input_numel, row.calls)
-            for (name, row), numel in zip(self.rows.items(), self._weights, strict=True)
+            name: LayerSpec(name, spec.kind, spec.macs, numel, spec.input_numel, spec.calls)
+            for (name, spec), numel in zip(self.specs.items(), self._weights, strict=True)
         }
 
     def cost(self) -> costs.Cost:
         """Cost at the bits in force now, and averaged so far. Waits for the device."""
         p, bits = self.problem, torch.round(self.tensors.bits).double()
-        macs = p.macs if self.counted else torch.zeros_like(p.macs)
+        macs = p.macs if self.profiled else torch.zeros_like(p.macs)
         inference, highest = (costs.inference_bitops(p.macs, b).sum() for b in (bits, p.high.double()))
         numel = torch.tensor(self._weights, dtype=torch.float64, device=bits.device)
         left_out = sum(item.macs for item in self.coverage.left_out if item.reason != SKIPPED)
         return costs.Cost(
             training_bitops=float(costs.training_bitops(macs, bits).sum()),
-            inference_bitops=float(inference) if self.counted else 0.0,
+            inference_bitops=float(inference) if self.profiled else 0.0,
             relative=float(p.relative_cost(bits)),
             relative_inference=float(inference / highest),
             weight_mib=float(costs.weight_mib(numel, bits).sum()),
@@ -281,7 +281,7 @@ class Controller:
     @property
     def coverage(self) -> Coverage:
         """Share of the model's MACs that goes through quantized products, and what does not."""
-        return coverage(self.survey, self.rows, self.searched_sites())
+        return coverage(self.profile, self.specs, self.searched_sites())
 
     def summary(self) -> str:
         """A text table of the layers and their bits, the cost and the coverage."""
@@ -289,8 +289,8 @@ class Controller:
 
     # -- counting ---------------------------------------------------------------------------------------------------
 
-    def settle(self, survey: Survey) -> None:
-        """Take over a census that comes after `apply`: the costs, and the rows of the products outside of layers.
+    def adopt_profile(self, profile: ModelProfile) -> None:
+        """Take over a profile that comes after `apply`: the costs, and the sites of the products outside of layers.
 
         Raises:
             ValueError: the coverage is below the space's `min_coverage`, the target cost out of reach, or a pattern matches
@@ -298,32 +298,32 @@ class Controller:
         """
         before = dict(self.__dict__)
         try:
-            self._settle(survey)
+            self._adopt_profile(profile)
         except Exception:  # nothing is half taken over: the next forward says the same again
             self.__dict__.update(before)
             self._bind_views()
             self.policy.bind(self.problem)
             raise
-        if "census" in self.hooks:
-            self.hooks.pop("census").remove()
+        if "profile" in self.hooks:
+            self.hooks.pop("profile").remove()
         install(self)
 
-    def _settle(self, survey: Survey) -> None:
-        self.survey, before = survey, self.bits()
-        rows = find_rows(self.model, self.space, survey)
+    def _adopt_profile(self, profile: ModelProfile) -> None:
+        self.profile, before = profile, self.bits()
+        specs = find_sites(self.model, self.space, profile)
         if self._progress > 0:  # what a training has learned stays; what it has not met so far stays out
-            rows = {name: row for name, row in rows.items() if name in self.rows}
+            specs = {name: spec for name, spec in specs.items() if name in self.specs}
         device = self.tensors.bits.device
-        if list(rows) == self._names:
-            precisions(rows, self.space, final=True)
-            self.rows, self.problem = rows, dataclasses.replace(self.problem, macs=self._macs_of(rows).to(device))
+        if list(specs) == self._names:
+            precisions(specs, self.space, final=True)
+            self.specs, self.problem = specs, dataclasses.replace(self.problem, macs=self._macs_of(specs).to(device))
             self.policy.problem = self.problem
             self.tensors = copy.copy(self.tensors)
-            self.tensors.resize_ranges([*rows.values()])
-            self.sensor = DamageSensor([*rows.values()], self.levels) if self.sensor is not None else None
+            self.tensors.resize_ranges([*specs.values()])
+            self.sensor = DamageSensor([*specs.values()], self.levels) if self.sensor is not None else None
             self._bind_views()
         else:
-            self._build(rows)
+            self._build(specs)
             self.to(device)
         self._check_costs()
         if self._progress == 0:
@@ -333,7 +333,7 @@ class Controller:
                 self.tensors.bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32)
 
     def _check_costs(self) -> None:
-        if not self.counted:
+        if not self.profiled:
             return
         found = self.coverage
         if found.share < self.space.min_coverage:
@@ -359,7 +359,7 @@ class Controller:
     @property
     def ranges(self) -> Tensor:
         """(call sites, 4) moving averages, as sums: of each input's minimum, maximum and mean magnitude, and of 1 (their mass).
-        A row has one call site, more where its module runs more than once in a forward.
+        A site has one call site, more where its module runs more than once in a forward.
         """
         return self.tensors.ranges
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..bits.damage import DamageMeter, Sensed
-from ..model.sites import Row
+from ..model.sites import SiteSpec
 from .distributed import average_over_ranks, ranks
 from .learning_rates import effective_rates
 
@@ -16,9 +15,9 @@ SMOOTHING = 0.9  # share of the past that a measurement keeps; they are `sense_e
 class DamageSensor:
     """record: what the sites write into. meter: the past, smoothed. rates: (sites,) effective learning rates of the weights."""
 
-    def __init__(self, rows: list[Row], levels: Tensor):
-        self.rows, self.record = rows, Sensed(len(rows), levels)
-        self.meter, self.rates = DamageMeter(SMOOTHING), effective_rates([[]] * len(rows))
+    def __init__(self, specs: list[SiteSpec], levels: Tensor):
+        self.specs, self.record = specs, Sensed(len(specs), levels)
+        self.meter, self.rates = DamageMeter(SMOOTHING), effective_rates([[]] * len(specs))
 
     def measure(self, optimizer=None) -> None:
         """Take in what the backward passes since the last step have recorded."""
@@ -26,7 +25,7 @@ class DamageSensor:
         self.meter.ranks = ranks()
         self.meter.update(self.record)
         self.record.clear()
-        self.rates = effective_rates([_weights(row) for row in self.rows], optimizer)
+        self.rates = effective_rates([_weights(spec) for spec in self.specs], optimizer)
 
     @property
     def ready(self) -> bool:
@@ -47,7 +46,7 @@ class DamageSensor:
         self.rates = state["rates"].clone()
 
 
-def _weights(row: Row) -> list[Tensor]:
+def _weights(spec: SiteSpec) -> list[Tensor]:
     """The tensors that an optimizer may hold for a site: its own, and what sharding has put in a layer's place for it."""
-    held = None if row.module is None else row.module._parameters.get("weight")
-    return [*row.weights, *([] if held is None else [held])]
+    held = None if spec.module is None else spec.module._parameters.get("weight")
+    return [*spec.weights, *([] if held is None else [held])]

@@ -54,7 +54,7 @@ def damage(controller) -> Damage:
     """`Damage` of a controller whose training has measured it."""
     found = _search(controller).damage(torch.round(controller.tensors.bits).cpu().double())
     kinds = KINDS[found.shape[1]]
-    layers = {name: dict(zip(kinds, row, strict=True)) for name, row in zip(controller.rows, found.tolist(), strict=True)}
+    layers = {name: dict(zip(kinds, row, strict=True)) for name, row in zip(controller.specs, found.tolist(), strict=True)}
     return Damage(layers, dict(zip(kinds, found.sum(0).tolist(), strict=True)), float(found.sum()))
 
 
@@ -67,7 +67,7 @@ def front(controller, points: int) -> Front:
 
 def _point(controller, choice) -> FrontPoint:
     rows = (tuple(int(b) for b in row) for row in choice.bits.tolist())
-    return FrontPoint(choice.cost, choice.damage, dict(zip(controller.rows, rows, strict=True)))
+    return FrontPoint(choice.cost, choice.damage, dict(zip(controller.specs, rows, strict=True)))
 
 
 def _search(controller) -> LeastDamage:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..model.site import Site
-from ..model.sites import Row
+from ..model.sites import SiteSpec
 from ..quantize.quantizers import Quantizer
 
 CLIP_LR = 1e-3  # of the learned clips: a share of the range per step, since they are held as logarithms
@@ -27,11 +27,11 @@ class BitTensors:
     """
 
     def __init__(
-        self, rows: list[Row], kinds: int, levels: int, weight_quantizer: Quantizer, input_quantizer: Quantizer, device
+        self, specs: list[SiteSpec], kinds: int, levels: int, weight_quantizer: Quantizer, input_quantizer: Quantizer, device
     ):
-        sites, zeros = len(rows), lambda *shape, **options: torch.zeros(*shape, dtype=torch.float32, device=device)
-        self._calls = [row.call_sites for row in rows]
-        self._channels = [row.channels if weight_quantizer.learned_clip else 0 for row in rows]
+        sites, zeros = len(specs), lambda *shape, **options: torch.zeros(*shape, dtype=torch.float32, device=device)
+        self._calls = [spec.call_sites for spec in specs]
+        self._channels = [spec.channels if weight_quantizer.learned_clip else 0 for spec in specs]
         self._input_clips = sites if input_quantizer.learned_clip else 0
         self.bits, self.grads = zeros(sites, kinds), zeros(sites, kinds)
         self.ranges = zeros(sum(self._calls), 4)
@@ -42,9 +42,9 @@ class BitTensors:
         self.w_bounds = zeros(sites if weight_quantizer.searches_clip else 0, 1 + levels)
         self._optimizer = torch.optim.Adam([self.clips], lr=CLIP_LR)
 
-    def resize_ranges(self, rows: list[Row]) -> None:
+    def resize_ranges(self, specs: list[SiteSpec]) -> None:
         """Begin the moving averages of inputs anew, with another number of call sites."""
-        self._calls = [row.call_sites for row in rows]
+        self._calls = [spec.call_sites for spec in specs]
         self.ranges = self.ranges.new_zeros(sum(self._calls), 4)
         if len(self.x_bounds):
             self.x_bounds = self.x_bounds.new_zeros(sum(self._calls), self.x_bounds.shape[1])

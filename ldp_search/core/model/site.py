@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from ..backends import Call, Simulate, finish
 from ..backends.sensing import Sense
 from ..bits.space import FULL_PRECISION
-from ..products.torch_functions import Product
-from ..quantize import fused_grids
+from ..products.torch_functions import TorchProduct
 from ..quantize.fake_quantize import fake_quantize, quantize_gradient
+from ..quantize.fused_grids import fused_grids
 from ..quantize.grid import Grid, Statistics, measure
 from . import clipping
-from .guard import own_products
+from .guard import not_intercepted
 from .interception import copy_with_model
 from .layers import has_no_range
 
@@ -56,16 +56,16 @@ class Site:
 
     def layer(self, layer: nn.Module, x: Tensor, product) -> Tensor:
         """Q(x) * Q(weight) + bias of a layer, with the gradient of the result quantized."""
-        with own_products():
+        with not_intercepted():
             return self.product(x, layer.weight, layer.bias, product, layer.training, (self.axis,))
 
     def product(self, x: Tensor, w: Tensor, bias: Tensor | None, product, training: bool, axes: tuple) -> Tensor:
         """The same of a product of `products/bilinear.py`; axes: of the output channels in the weight."""
         c = self._on_device_of(x)
         errors = self._look(x, w, axes) if self._looks(training) else None
-        if (training or c.gathering) and not c.relaxation.interpolates and errors is None:
+        if (training or c.calibrating) and not c.relaxation.interpolates and errors is None:
             quantizers = c.weight_quantizer, c.input_quantizer
-            grids = fused_grids.grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
+            grids = fused_grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
             if grids is not None:  # the same as below in fewer operations
                 grad_bits = self.grad_bits if self.quantize_grad else None
                 return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
@@ -84,20 +84,20 @@ class Site:
         forward = lambda a, b: product.forward(a, b, None)  # noqa: E731
         return _sensed(call, Sense(c.sensor.record, self.row, forward, *errors, self.bits, axes, product.channel_dim))
 
-    def call(self, product: Product, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:
+    def call(self, product: TorchProduct, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:
         """`function(*args, **kwargs)`, a product met outside of layers, of quantized operands.
 
         Args:
             weight: which operand is the weight (0 or 1). None: neither is; both then have their own ranges in evaluation too,
                 and the second one takes the weight bits.
         """
-        pair = product.pair(args, kwargs)
+        pair = product.operands(args, kwargs)
         if any(has_no_range(x) for x in pair):
             return function(*args, **kwargs)
         c = self._on_device_of(pair[0])
-        axes = () if weight is None else product.kept(weight, pair[weight], args)
+        axes = () if weight is None else product.channel_axes(weight, pair[weight], args)
         x, w = pair if weight != 0 else pair[::-1]
-        layer = product.layer(args, kwargs) if weight == 1 else None
+        layer = product.as_layer_call(args, kwargs) if weight == 1 else None
         if layer is not None:
             return self.product(*layer, training, axes)
         errors = self._look(x, w, axes, own=weight is None) if self._looks(training) else None
@@ -112,7 +112,7 @@ class Site:
         x_q, w_q = rounded if weight != 0 else rounded[::-1]
 
         def run(x, w):
-            new_args, new_kwargs = product.replaced(args, kwargs, (x, w) if weight != 0 else (w, x))
+            new_args, new_kwargs = product.with_operands(args, kwargs, (x, w) if weight != 0 else (w, x))
             return function(*new_args, **new_kwargs)
 
         sense = None
@@ -148,7 +148,7 @@ class Site:
     def _looks(self, training: bool) -> bool:
         """Whether this call looks at samples of its operands: for the best bounds, or for what rounding costs."""
         c = self.controller
-        return (training and c.sensing) or (c.gathering and c.searches_clips)
+        return (training and c.sensing) or (c.calibrating and c.searches_clips)
 
     def _senses(self, training: bool) -> bool:
         c = self.controller
@@ -199,7 +199,7 @@ class Site:
     def _input_grid(self, x: Tensor, training: bool):
         call_site = self.call_site
         stats = self._input_statistics(x, training)
-        live = training or self.controller.gathering
+        live = training or self.controller.calibrating
         return lambda bits: self.controller.input_quantizer.grid(stats, bits, live, self._input_clip(bits, call_site))
 
     def _own_grid(self, x: Tensor):
@@ -214,7 +214,7 @@ class Site:
         ranges = self._next_ranges()
         if ranges is None:
             return batch
-        if training or self.controller.gathering:
+        if training or self.controller.calibrating:
             ranges.lerp_(torch.stack([*batch, torch.ones_like(batch.low)]).to(ranges.dtype), MOMENTUM)
             return batch
         known = ranges[3] > 0  # before any training there is no average: the batch's own range serves

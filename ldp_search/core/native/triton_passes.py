@@ -138,7 +138,7 @@ def measure(x: Tensor, shape: tuple[int, int, int], spread: bool) -> Tensor:
     return out
 
 
-def sums(g: Tensor, x: Tensor, grid, shape: tuple[int, int, int]) -> Tensor:
+def grid_gradients(g: Tensor, x: Tensor, grid, shape: tuple[int, int, int]) -> Tensor:
     """dL/dscale in the shape of the grid, or of a clipping one dL/dscale, dL/dlow and dL/dhigh, stacked; g becomes 0 where x
     is clipped.
     """

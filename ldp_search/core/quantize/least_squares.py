@@ -1,8 +1,8 @@
 """Ranges of least squared error: where to clip a tensor so that rounding and clipping together cost the least.
 
 At few bits the largest values of a tensor are not worth their range: clipping them makes the steps of all others smaller. The
-best bound has no formula that fits all data, so it is searched: on a sample of the tensor, for every number of bits at once, now
-and then (`controller.sensing`), and smoothed. It is kept in units of the mean magnitude, so that it follows the data in
+best bound has no formula that fits all data, so it is searched: on a sample of the tensor, for every number of bits at once,
+now and then (`controller.sensing`), and smoothed. It is kept in units of the mean magnitude, so that it follows the data in
 between, and it is right at once for any bits that come into force.
 """
 

@@ -4,8 +4,8 @@ from ..problem import Problem, Signals
 from .base import Policy, Schedule
 from .bit_gradient import BitGradient
 from .cyclic import Cyclic
+from .ldp_sgd import LdpSgd
 from .learned import Learned
-from .paper import Paper
 from .progressive import Progressive
 from .ramp import Ramp
 from .random import Random
@@ -16,7 +16,7 @@ __all__ = [
     "BitGradient",
     "Cyclic",
     "Learned",
-    "Paper",
+    "LdpSgd",
     "Policy",
     "Problem",
     "Progressive",

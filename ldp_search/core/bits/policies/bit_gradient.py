@@ -68,8 +68,8 @@ class BitGradient(Policy):
         p = self.problem
         if p.target_cost is None and p.cost_weight is None:
             raise ValueError(
-                "The policy 'bit_gradient' needs target_cost=... (a budget, e.g. 0.5) or cost_weight=...: without a price every "
-                "layer ends at its highest bits."
+                "The policy 'bit_gradient' needs target_cost=... (a budget, e.g. 0.5) or cost_weight=...: without a price "
+                "every layer ends at its highest bits."
             )
         self.needs_loss = p.target_cost is None
         bits = p.low + (p.high - p.low) * STARTS.get(self.start, 0.5)
