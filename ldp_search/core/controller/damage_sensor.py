@@ -1,4 +1,4 @@
-"""The damage of rounding as a training measures it: what the sites record, smoothed, with the learning rates that it counts by."""
+"""The damage of rounding as a training measures it: what the sites record, smoothed, and the learning rates it counts by."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class BitTensors:
         for name, value in state.items():
             if getattr(self, name).shape != value.shape:
                 raise ValueError(
-                    f"The state must be of the same layers and space, counted on inputs that use them alike; {name} is of shape "
+                    f"The state must be of the same layers and space, counted on inputs that use them alike; {name} has the shape "
                     f"{tuple(value.shape)} there and {tuple(getattr(self, name).shape)} here."
                 )
         for name, value in state.items():

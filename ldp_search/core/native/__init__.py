@@ -2,8 +2,8 @@
 
 Fake quantization is bound by memory. torch makes six passes of what is one: subtract, divide, round, multiply, add, and a
 minimum and maximum. Here a pass is one function, equal to the formula that it stands for: `measure` (quantize.grid.measure),
-`rounded` and `grid_gradients` (fake_quantize.rounded and .backward), `pack` and `unpack` (backends/saved_activations.py), codes instead
-of values, what stands around integer products (`int8.py`, `int8.c`), the small arithmetic of built-in grids (`grids.py`,
+`rounded` and `grid_gradients` (fake_quantize.rounded and .backward), `pack` and `unpack` (backends/saved_activations.py), codes
+instead of values, what stands around integer products (`int8.py`, `int8.c`), the small arithmetic of built-in grids (`grids.py`,
 `grids.c`), and gradients by stochastic rounding (`gradients.py`, `gradients.c`). `compile.py` compiles the sources,
 `library.py` loads them.
 

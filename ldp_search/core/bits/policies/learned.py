@@ -1,14 +1,14 @@
 """Learned dynamic precision: all bits of a training step under one price.
 
-Every coordinate (the weights, the input, the gradient of a layer) does a damage D_i(b) to the loss by being rounded to b bits, and
-every bit costs operations. The damages are measured while the network trains (`bits.damage`); the bits in force are those that
-minimise
+Every coordinate (the weights, the input, the gradient of a layer) does a damage D_i(b) to the loss by being rounded to b bits,
+and every bit costs operations. The damages are measured while the network trains (`bits.damage`); the bits in force are those
+that minimise
 
     sum of D_i(b_i)  +  price * C(b)
 
 (`bits.least_damage`), at the price at which the rest of the run costs what is left to spend. So the budget is met, a bit goes
-where it saves the most loss for its operations, and the schedule over time follows from what changes: the gradients of the loss,
-and the learning rate, with which the noise of rounded gradients loses its weight and the forward bits gain theirs.
+where it saves the most loss for its operations, and the schedule over time follows from what changes: the gradients of the
+loss, and the learning rate, with which the noise of rounded gradients loses its weight and the forward bits gain theirs.
 """
 
 from __future__ import annotations
