@@ -102,6 +102,23 @@ def test_convolutions_in_integers_are_the_formulas(name, quantizer, kernels, mon
             assert ldp.backend.choices.reasons == {"layer": None}
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("keep", ["input", "codes"])
+@pytest.mark.parametrize("grad_quantizer", ["per_sample", "per_sample_channel", {"name": "per_sample_channel", "rows": True}])
+@pytest.mark.parametrize("name", [*MATRICES, *CONVOLUTIONS])
+def test_gradients_with_a_scale_a_sample_or_a_channel(name, grad_quantizer, keep, kernels, monkeypatch):
+    monkeypatch.setattr(convolution, "CHUNK", 1000)
+    monkeypatch.setattr(gradient_quantizers, "round_stochastically_", lambda x: x.round_())
+    case = {"grad_quantizer": grad_quantizer, "grad_bits": 4}
+    with KERNELS[kernels]():
+        expected, _ = outcome(name, "simulate", **case)
+        found, ldp = outcome(name, ALWAYS | {"keep": keep}, **case)
+    if keep == "codes":  # whose bits have a gradient with noise of its own
+        del expected["bits"]
+    compare(expected, found)
+    assert ldp.backend.choices.reasons == {"layer": None}
+
+
 def test_a_convolution_gives_a_tensor_that_may_be_added_to():
     model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True))
     x = torch.randn(2, 4, 6, 6)
