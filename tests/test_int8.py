@@ -381,3 +381,14 @@ def test_codes_know_their_sums():
             with make():
                 codes = Codes(values, torch.ones(()), torch.zeros(()))
                 assert all(torch.equal(codes.sum(d), values.sum(d, dtype=torch.int32)) for d in (0, 1))
+
+
+@pytest.mark.parametrize("scale", [(), (6, 1, 1, 1), (1, 1, 1, 3)], ids=["one", "a sample", "a channel"])
+@pytest.mark.parametrize("strided", [False, True])
+def test_codes_know_their_values(scale, strided):
+    values = torch.randint(-128, 128, (6, 4, 5, 3), dtype=torch.int8)
+    values = values.transpose(1, 2) if strided else values
+    codes = Codes(values, torch.rand(scale), torch.tensor(0.5))
+    for make in KERNELS.values():
+        with make():
+            torch.testing.assert_close(codes.to_float(), values * codes.scale + 0.5, rtol=0, atol=1e-6)
