@@ -102,6 +102,23 @@ def test_convolutions_in_integers_are_the_formulas(name, quantizer, kernels, mon
             assert ldp.backend.choices.reasons == {"layer": None}
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("keep", ["input", "codes"])
+@pytest.mark.parametrize("grad_quantizer", ["per_sample", "per_sample_channel", {"name": "per_sample_channel", "rows": True}])
+@pytest.mark.parametrize("name", [*MATRICES, *CONVOLUTIONS])
+def test_gradients_with_a_scale_a_sample_or_a_channel(name, grad_quantizer, keep, kernels, monkeypatch):
+    monkeypatch.setattr(convolution, "CHUNK", 1000)
+    monkeypatch.setattr(gradient_quantizers, "round_stochastically_", lambda x: x.round_())
+    case = {"grad_quantizer": grad_quantizer, "grad_bits": 4}
+    with KERNELS[kernels]():
+        expected, _ = outcome(name, "simulate", **case)
+        found, ldp = outcome(name, ALWAYS | {"keep": keep}, **case)
+    if keep == "codes":  # whose bits have a gradient with noise of its own
+        del expected["bits"]
+    compare(expected, found)
+    assert ldp.backend.choices.reasons == {"layer": None}
+
+
 def test_a_convolution_gives_a_tensor_that_may_be_added_to():
     model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True))
     x = torch.randn(2, 4, 6, 6)
@@ -364,3 +381,14 @@ def test_codes_know_their_sums():
             with make():
                 codes = Codes(values, torch.ones(()), torch.zeros(()))
                 assert all(torch.equal(codes.sum(d), values.sum(d, dtype=torch.int32)) for d in (0, 1))
+
+
+@pytest.mark.parametrize("scale", [(), (6, 1, 1, 1), (1, 1, 1, 3)], ids=["one", "a sample", "a channel"])
+@pytest.mark.parametrize("strided", [False, True])
+def test_codes_know_their_values(scale, strided):
+    values = torch.randint(-128, 128, (6, 4, 5, 3), dtype=torch.int8)
+    values = values.transpose(1, 2) if strided else values
+    codes = Codes(values, torch.rand(scale), torch.tensor(0.5))
+    for make in KERNELS.values():
+        with make():
+            torch.testing.assert_close(codes.to_float(), values * codes.scale + 0.5, rtol=0, atol=1e-6)

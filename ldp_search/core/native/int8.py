@@ -18,6 +18,7 @@ _SIGNATURES = {
     "ldp8_input": (_P, _I, _L, _P, _P, _P, _P, _P, _P, _P, _I),
     "ldp8_row_sums": (_P, _L, _L, _P, _I),
     "ldp8_column_sums": (_P, _L, _L, _P, _I),
+    "ldp8_floats": (_P, _P, _L, _L, _P, _I, _P, _I),
     "ldp8_values": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _L, _I),
     "ldp8_product": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _P, _I, _P, _L, _P, _P, _I),
     "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _P, _I, _P, _L, _P, _P, _I, _P, _I),
@@ -55,6 +56,17 @@ def code_sums(values: Tensor, dim: int) -> Tensor:
     kernel = _kernel("ldp8_column_sums" if dim == 0 else "ldp8_row_sums")
     kernel(values.data_ptr(), rows, columns, out.data_ptr(), _threads(values.numel()))
     return out
+
+
+def to_float(values: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """values * scale + offset of contiguous codes, fp32; scale: one for all, or one for each index of dimension 0."""
+    y = torch.empty(values.shape, dtype=torch.float32)
+    rows = len(values)
+    _kernel("ldp8_floats")(
+        values.data_ptr(), y.data_ptr(), rows, values.numel() // rows, scale.data_ptr(), scale.numel() > 1, offset.data_ptr(),
+        _threads(values.numel()),
+    )  # fmt: skip
+    return y
 
 
 def _turns(column: Tensor, columns: int) -> tuple[Tensor, int]:
