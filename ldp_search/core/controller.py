@@ -193,7 +193,7 @@ class Controller:
         if not self._progress < progress <= 1 + 1e-9:
             raise ValueError(
                 f"progress must rise from 0 to 1, once per optimizer step; received {progress} after {self._progress}. "
-                "Pass (step + 1) / total_steps."
+                "Pass (step + 1) / total_steps; a resumed training has the total_steps of the one that was saved."
             )
         if self.policy.needs_loss and loss is None and not self.frozen:
             raise ValueError(
@@ -311,6 +311,13 @@ class Controller:
         if self.frozen:
             for row, name in enumerate(self._names):
                 self._bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32)
+
+    def uncount(self) -> None:
+        """The rows as they were before anything was counted, with the bits of a beginning; `settle` counts again."""
+        device, self.survey = self._bits.device, None
+        self._build(find_rows(self.model, self.space, None))
+        self.to(device)
+        self._bind()
 
     def _check_costs(self) -> None:
         if not self.counted:

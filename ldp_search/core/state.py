@@ -25,12 +25,35 @@ def of(controller) -> dict:
 
 
 def load(controller, state: dict) -> None:
-    """Take over what `of` gave; a ValueError where it is of another model or space."""
+    """Take over what `of` gave, all of it or nothing; a ValueError where it is of another model or space.
+
+    What has been counted stays counted: a state from before is taken as if the operations had been counted then.
+    """
     missing = {"layers", "survey", "tensors", "policy", "trajectory", "progress"} - set(state)
     if missing:
         raise ValueError(f"The state must be what state_dict() gave; it lacks {sorted(missing)}.")
-    if not controller.counted and state["survey"] is not None:
+    before = of(controller)
+    try:
+        _load(controller, state)
+    except BaseException:
+        _load(controller, before)
+        raise
+
+
+def _load(controller, state: dict) -> None:
+    survey = controller.survey
+    if state["survey"] is None and survey is not None:
+        controller.uncount()
+        _take(controller, state)
+        controller.settle(survey)
+        return
+    if survey is None and state["survey"] is not None:
         controller.settle(Survey.from_dict(state["survey"]))
+    _take(controller, state)
+
+
+def _take(controller, state: dict) -> None:
+    """Check a state against the layers as they are now, then copy it in."""
     names = list(controller.rows)
     if state["layers"] != names:
         other = sorted(set(state["layers"]) ^ set(names))
