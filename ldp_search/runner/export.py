@@ -37,7 +37,8 @@ class Export(NamedTuple):
         changed by a ten-thousandth: rounding turns any difference into whole steps, which grow from layer to layer.
     integer_layers, float_layers: the layers written as integers, and {layer: why it computes in floating point}.
     rounded_again: integer layers whose weights are not exactly those of training (see `integer_codes`).
-    bytes: size of the file. free_batch: the batch size of the inputs may be any.
+    bytes: size of the file. free_batch, free_length: the batch size of the inputs, and the length of token inputs (integers
+        with a batch and a length, and what is as long), may be any; without token inputs there is no free length.
     kernels: {integer operator: how many} in the graph as onnxruntime runs it here; None without onnxruntime.
     """
 
@@ -49,6 +50,7 @@ class Export(NamedTuple):
     rounded_again: list[str]
     bytes: int
     free_batch: bool
+    free_length: bool
     kernels: dict[str, int] | None
 
 
@@ -82,16 +84,18 @@ def export(
         expected = ldp.model(*args, **kwargs)
         own_error = onnx_run.own_error(ldp, args, kwargs, expected)
         with ldp.disabled():
-            graph, free_batch = onnx_float.float_graph(ldp.model, args, kwargs, onnx_float.output_names(expected))
-    nodes = onnx_float.product_nodes(graph.graph, ldp.model, {name: spec.kind for name, spec in ldp.layers.items()})
+            graph, freedom = onnx_float.float_graph(ldp.model, args, kwargs, onnx_float.output_names(expected))
+    nodes = onnx_float.product_nodes(graph.graph, ldp.model, {name: row.kind for name, row in ldp.rows.items()})
     writer, float_layers, rounded_again = _write(ldp, graph, nodes)
     feed, runs = onnx_run.feed(graph.graph, args, kwargs), _has("onnxruntime")
     measure = (lambda values: onnx_run.ranges(graph, values, feed)) if round_outputs and runs else None
     why = f"its output is read in floating point, and {'round_outputs=False' if runs else 'onnxruntime is missing'}"
     float_layers |= dict.fromkeys(onnx_outputs.finish_convolutions(writer, measure), why)
+    writer.name_outputs()
     max_error, kernels = onnx_run.save(graph, path, feed, expected, runs)
     integers, size = [name for name in nodes if name not in float_layers], path.stat().st_size
-    return Export(path, max_error, own_error, integers, float_layers, rounded_again, size, free_batch, kernels)
+    free = freedom.batch is not None, bool(freedom.lengths)
+    return Export(path, max_error, own_error, integers, float_layers, rounded_again, size, *free, kernels)
 
 
 def _on_device(model: nn.Module, example_inputs) -> tuple[tuple, dict]:

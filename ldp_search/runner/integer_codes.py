@@ -10,6 +10,9 @@ Weights become int8 codes about zero, w_q = scale * code, one scale a channel:
 Inputs become uint8 codes, x_q = scale * (code - zero_point) + shift, exactly what training used: `shift` is the part of a
 minmax grid's offset that no integer zero point holds. It is subtracted before the rounding, and the products add
 shift * sum(w_q) to their bias (exact but for a convolution's zero padding, whose zeros then count as `shift`).
+
+An input that never changed (a dead ReLU, an empty range) has a grid of one value, c. Its one code is 0 where c is 0; else one
+step of |c| away from the zero point, so that c and the zeros of a padding are both exact.
 """
 
 from __future__ import annotations
@@ -69,7 +72,8 @@ class WeightCodes(NamedTuple):
         """
         others = tuple(d for d in range(self.codes.ndim) if d != self.axis)
         largest = np.abs(self.codes.astype(np.int16)).max(others)
-        factor = np.maximum(min(MAX_CODE, LARGEST_PAIR // (2 * largest_input)) // np.maximum(largest, 1), 1)
+        most = min(MAX_CODE, LARGEST_PAIR // (2 * max(largest_input, 1)))  # a constant input may have the code 0
+        factor = np.maximum(most // np.maximum(largest, 1), 1)
         factor[largest == 0] = 1
         return self._replace(codes=self.codes * self.along(factor).astype(np.int8), scale=self.scale / factor)
 
@@ -89,11 +93,21 @@ def input_codes(site, call_site: int = 0) -> InputCodes:
         first, last = -MAX_CODE, MAX_CODE
     else:
         first, last = (round((float(bound) - offset) / scale) - zero for bound in (grid.low, grid.high))
+    if first == last:
+        return _constant(0.0 if grid.offset is None else float(grid.low))
     zero_point, moved = _place(first, last)
     shift = offset + scale * (zero + moved)
     if abs(shift) < NEGLIGIBLE_SHIFT * scale:
         shift = 0.0
     return InputCodes(scale, zero_point, first - moved + zero_point, last - moved + zero_point, shift)
+
+
+def _constant(value: float) -> InputCodes:
+    """The code of an input that has one value."""
+    if abs(value) < torch.finfo(torch.float32).tiny:
+        return InputCodes(1.0, 0, 0, 0, 0.0)
+    code, zero_point = (1, 0) if value > 0 else (0, 1)
+    return InputCodes(abs(value), zero_point, code, code, 0.0)
 
 
 def _place(first: int, last: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import onnxscript
 import torch
 from onnxscript import ir
 
-from .onnx_float import tensors
+from .onnx_shapes import tensors
 
 INTEGER_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul")
 SMALL_CHANGE = 1e-4  # about what rounding a bias to the step of an int32 accumulator does
@@ -31,9 +31,15 @@ def feed(graph: ir.Graph, args: tuple, kwargs: dict) -> dict[str, np.ndarray]:
 
 
 def difference(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """Largest difference, relative to the largest magnitude of each expected array."""
-    pairs = zip(found, expected, strict=True)
-    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs)
+    """Largest difference, relative to the largest finite magnitude of each expected array; equal infinities differ by 0."""
+    return max((_difference(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    a, b = (np.asarray(x, dtype=np.float64) for x in (found, expected))  # also truth values, which have no difference
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    largest = np.abs(b[np.isfinite(b)]).max(initial=1e-30)
+    return float(np.abs(a[~same] - b[~same]).max(initial=0.0) / largest)
 
 
 def own_error(ldp, args: tuple, kwargs: dict, expected) -> float:
