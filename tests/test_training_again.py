@@ -1,4 +1,4 @@
-"""A training that begins again, is resumed with another length or stops in the middle, in transformers' Trainer and elsewhere."""
+"""A training that begins again, is resumed with another length, or stops in the middle."""
 
 import warnings
 
