@@ -23,7 +23,7 @@ def attach(model: nn.Module, space: SearchSpace, example_inputs=None, survey: Su
 
     survey: an earlier census of the same model, in place of a new one.
     """
-    _check_fresh(model)
+    check_fresh(model)
     call = None if example_inputs is None else as_call(example_inputs)
     if survey is None:
         survey = census(model, *call) if call else _census_of_own_inputs(model)
@@ -40,7 +40,7 @@ def attach(model: nn.Module, space: SearchSpace, example_inputs=None, survey: Su
     return model
 
 
-def _check_fresh(model: nn.Module) -> None:
+def check_fresh(model: nn.Module) -> None:
     """`model` is a module, complete, and no part of it is searched."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply() takes a torch.nn.Module; received {type(model).__name__} {str(model)[:60]!r}.")

@@ -42,7 +42,6 @@ class Writer:
         self.graph = graph
         self.convolutions: list[Convolution] = []
         self._inputs: dict[tuple, ir.Value] = {}
-        self._outputs = [value.name for value in graph.outputs]
         self._taken = set(graph.initializers) | {node.name for node in graph}
 
     def unique(self, name: str) -> str:
@@ -89,14 +88,6 @@ class Writer:
         scale = self.constant(f"{name}.scale", scale.astype(np.float32))
         zero = self.constant(f"{name}.zero_point", np.zeros(scale.shape[0], codes.dtype))
         return self.node("DequantizeLinear", [values, scale, zero], f"{name}.dequantize", axis=axis)
-
-    def name_outputs(self) -> None:
-        """The graph's outputs are called as they were, whichever nodes they come from by now."""
-        for value, name in zip(self.graph.outputs, self._outputs, strict=True):
-            if value.name != name:
-                for other in (out for node in self.graph for out in node.outputs if out.name == name):
-                    other.name = self.unique(f"{name}.before")
-                value.name = name
 
     # -- products ---------------------------------------------------------------------------------------------------
 
