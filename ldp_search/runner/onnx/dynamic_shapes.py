@@ -47,6 +47,16 @@ class Freedom(NamedTuple):
         args, kwargs = pytree.tree_map(wider, (args, kwargs))
         return Freedom(max(self.batch, 2), frozenset(max(n, 2) for n in self.lengths)), args, kwargs
 
+    def of_other_length(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The inputs with half the length, or twice where it is one."""
+
+        def other(x):
+            if 1 not in (self.free(x) or {}):
+                return x
+            return x[:, : x.shape[1] // 2] if x.shape[1] > 1 else torch.cat([x, x], 1)
+
+        return pytree.tree_map(other, (args, kwargs))
+
 
 def tensors(tree: Any) -> list[Tensor]:
     """The tensors of nested inputs or outputs, in the order in which the graph has them."""

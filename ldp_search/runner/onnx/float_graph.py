@@ -87,9 +87,11 @@ def float_graph(model: nn.Module, args: tuple, kwargs: dict, names: list[str]):
         that depends on it, stays as in the example, with a warning.
     """
     wanted = Freedom.of(args, kwargs)
-    attempts = [wanted, wanted._replace(lengths=frozenset()), Freedom(None)]
     fixed: dict[str, str] = {}  # what stays fixed: why
-    for freedom in dict.fromkeys(attempts):
+    if wanted.lengths and (reason := _refusal(model, *wanted.of_other_length(args, kwargs))):
+        fixed[f"length {_listed(wanted.lengths)}"] = f"the model takes no other ({reason})"
+        wanted = wanted._replace(lengths=frozenset())
+    for freedom in dict.fromkeys([wanted, wanted._replace(lengths=frozenset()), Freedom(None)]):
         try:
             graph, freedom = _export(model, args, kwargs, freedom, names)
             break
@@ -97,7 +99,7 @@ def float_graph(model: nn.Module, args: tuple, kwargs: dict, names: list[str]):
             if freedom.batch is None:
                 raise
             what = f"length {_listed(freedom.lengths)}" if freedom.lengths else f"batch size {freedom.batch}"
-            fixed[what] = str(error).strip().splitlines()[0][:200]
+            fixed[what] = _first_line(error)
     if stiff := fixed_lengths(graph.graph, freedom):
         fixed[f"length of {', '.join(stiff)}"] = "its computation depends on it"
         freedom = freedom._replace(lengths=frozenset())
@@ -105,6 +107,19 @@ def float_graph(model: nn.Module, args: tuple, kwargs: dict, names: list[str]):
         warnings.warn(f"The {what} stays fixed in the file, as in the example: {why}.", stacklevel=3)
     name_lengths(graph.graph)
     return graph, freedom
+
+
+def _refusal(model: nn.Module, args: tuple, kwargs: dict) -> str | None:
+    """Why the model does not run on these inputs; the exporter would leave that to whoever runs the file."""
+    try:
+        model(*args, **kwargs)
+    except Exception as error:
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _listed(numbers) -> str:
