@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from ..profile.records import Survey
+from ..profile.records import ModelProfile
 
 TENSORS = ("_bits", "_grads", "_ranges", "_clips", "_clip_grads", "_spent")
 
@@ -12,8 +12,8 @@ TENSORS = ("_bits", "_grads", "_ranges", "_clips", "_clip_grads", "_spent")
 def of(controller) -> dict:
     """The state: tensors on the CPU and plain data."""
     return {
-        "layers": list(controller.rows),
-        "survey": controller.survey and controller.survey.to_dict(),
+        "layers": list(controller.specs),
+        "profile": controller.profile and controller.profile.to_dict(),
         "tensors": {name: getattr(controller, name).detach().cpu().clone() for name in TENSORS},
         "clip_optimizer": copy.deepcopy(controller._clip_optimizer.state_dict()),
         "policy": controller.policy.state_dict(),
@@ -29,7 +29,7 @@ def load(controller, state: dict) -> None:
 
     What has been counted stays counted: a state from before is taken as if the operations had been counted then.
     """
-    missing = {"layers", "survey", "tensors", "policy", "trajectory", "progress"} - set(state)
+    missing = {"layers", "profile", "tensors", "policy", "trajectory", "progress"} - set(state)
     if missing:
         raise ValueError(f"The state must be what state_dict() gave; it lacks {sorted(missing)}.")
     before = of(controller)
@@ -41,20 +41,20 @@ def load(controller, state: dict) -> None:
 
 
 def _load(controller, state: dict) -> None:
-    survey = controller.survey
-    if state["survey"] is None and survey is not None:
-        controller.uncount()
+    profile = controller.profile
+    if state["profile"] is None and profile is not None:
+        controller.forget_profile()
         _take(controller, state)
-        controller.settle(survey)
+        controller.adopt_profile(profile)
         return
-    if survey is None and state["survey"] is not None:
-        controller.settle(Survey.from_dict(state["survey"]))
+    if profile is None and state["profile"] is not None:
+        controller.adopt_profile(ModelProfile.from_dict(state["profile"]))
     _take(controller, state)
 
 
 def _take(controller, state: dict) -> None:
     """Check a state against the layers as they are now, then copy it in."""
-    names = list(controller.rows)
+    names = list(controller.specs)
     if state["layers"] != names:
         other = sorted(set(state["layers"]) ^ set(names))
         raise ValueError(f"The state must be of the same quantized layers; these differ: {other[:10] or 'their order'}.")
@@ -75,4 +75,4 @@ def _take(controller, state: dict) -> None:
     if "backend" in state and hasattr(controller.backend, "load_state_dict"):
         controller.backend.load_state_dict(state["backend"])
     controller._progress, controller.frozen = state["progress"], state["frozen"]
-    controller._hand_out()
+    controller._bind_views()

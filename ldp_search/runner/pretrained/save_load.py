@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...api import controller
-from ...core.apply import check_fresh, detach
+from ...core.apply import check_fresh, remove
 from ..io.atomic import folder_made, replace_together
 from .card import write_card
 from .dtypes import dtypes_of, take_dtypes
@@ -153,7 +153,7 @@ def _load_into(model: nn.Module, folder: Path, record: dict[str, Any], weights: 
             restore(model, record)
             return model.eval()
         except BaseException:
-            detach(model)
+            remove(model)
             for module, training in modes.items():
                 module.training = training
             raise
