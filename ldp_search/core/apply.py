@@ -23,7 +23,7 @@ def apply(model: nn.Module, space: SearchSpace, example_inputs=None, profile: Mo
 
     profile: an earlier profile of the same model, in place of a new one.
     """
-    _check_fresh(model)
+    check_fresh(model)
     call = None if example_inputs is None else as_call(example_inputs)
     if profile is None:
         profile = profiler.profile(model, *call) if call else _profile_on_own_inputs(model)
@@ -40,7 +40,7 @@ def apply(model: nn.Module, space: SearchSpace, example_inputs=None, profile: Mo
     return model
 
 
-def _check_fresh(model: nn.Module) -> None:
+def check_fresh(model: nn.Module) -> None:
     """`model` is a module, complete, and no part of it is searched."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply() takes a torch.nn.Module; received {type(model).__name__} {str(model)[:60]!r}.")

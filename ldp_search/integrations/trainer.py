@@ -27,6 +27,7 @@ except ImportError as error:
 
 from ..api import controller
 from ..core.bits.space import FULL_PRECISION
+from .length import Stand, stand_of
 from .training_loss import LossListener
 
 STATE = "ldp_state.pt"  # in every checkpoint folder
@@ -43,6 +44,8 @@ class LDPCallback(TrainerCallback, ExportableState):
       and in every tracker of `report_to`.
     * `ldp_state.pt` in every checkpoint folder; `trainer.train(resume_from_checkpoint=...)` goes on bitwise as if it had not
       been interrupted, and `load_best_model_at_end` also brings back the bits of the best checkpoint.
+    * A training that begins again after one that did not end (`auto_find_batch_size`, a stopped cell of a notebook) begins with
+      the bits that the first one began with.
 
     Args:
         finalize: at the end of training, freeze the bits at integers and re-estimate input ranges and batch-norm statistics
@@ -51,8 +54,8 @@ class LDPCallback(TrainerCallback, ExportableState):
 
     Raises (when training begins):
         LookupError: `ldp_search.apply(model)` was not called. ValueError: the Trainer would run nn.DataParallel, the model
-        has been trained to the end already, or the policy reads the training loss and the model's own is not what is
-        trained on. FileNotFoundError: the checkpoint has no LDP state.
+        has been trained to the end already, a resumed training is longer than the one that was saved, or the policy reads
+        the training loss and the model's own is not what is trained on. FileNotFoundError: the checkpoint has no LDP state.
     """
 
     def __init__(self, finalize: bool = False, resume_from: str | os.PathLike | None = None):
@@ -63,6 +66,7 @@ class LDPCallback(TrainerCallback, ExportableState):
         self.finalize, self.resume_from = finalize, None if resume_from is None else str(resume_from)
         self.run = uuid.uuid4().hex  # tells this run's states from those of another run in the same folder
         self._losses = LossListener()
+        self._begun: tuple[Any, dict] | None = None  # controller, and its state when the training under way began
 
     def state(self) -> dict[str, dict[str, Any]]:
         """What the Trainer keeps of this callback in trainer_state.json."""
@@ -82,14 +86,12 @@ class LDPCallback(TrainerCallback, ExportableState):
                 f"The policy {ldp.policy.name!r} reads the loss that the model computes, but label_smoothing_factor="
                 f"{args.label_smoothing_factor} trains on another one: set it to 0, or take another policy."
             )
+        if self._begun is None or self._begun[0] is not ldp:
+            self._begun = ldp, ldp.state_dict()
         if state.global_step:
             self._resume(ldp, args, state)
-        elif ldp.trajectory.seen:
-            raise ValueError(
-                f"A training begins with fresh bits, but those of this model were trained for {ldp.trajectory.seen} steps "
-                "before: resume with trainer.train(resume_from_checkpoint=True), or call ldp_search.remove(model) and "
-                "ldp_search.apply(model, ...) for a new search."
-            )
+        else:
+            self._begin(ldp, args)
         _trackers_behind(self, args)
         self._losses.stop()  # a training that ended with an error may have left its hook
         if ldp.policy.needs_loss:
@@ -135,12 +137,15 @@ class LDPCallback(TrainerCallback, ExportableState):
             )
             return
         unfinished = folder / f"{STATE}.unfinished"
-        torch.save({"run": self.run, "step": state.global_step, "ldp": controller(model).state_dict()}, unfinished)
-        os.replace(unfinished, folder / STATE)
+        try:
+            torch.save({"run": self.run, "step": state.global_step, "ldp": controller(model).state_dict()}, unfinished)
+            os.replace(unfinished, folder / STATE)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def on_train_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         self._losses.stop()
-        ldp = controller(model)
+        ldp, self._begun = controller(model), None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             best = Path(state.best_model_checkpoint) / STATE
             if best.is_file():
@@ -150,7 +155,26 @@ class LDPCallback(TrainerCallback, ExportableState):
         if self.finalize:
             ldp.finalize(train_dataloader)
 
-    # -- resuming ---------------------------------------------------------------------------------------------------
+    # -- beginning and resuming -------------------------------------------------------------------------------------
+
+    def _begin(self, ldp, args) -> None:
+        """A training from its first step on begins with fresh bits: also where one before it in this process did not end."""
+        steps, begun = ldp.trajectory.seen, self._begun[1]
+        if begun["trajectory"]["seen"]:
+            raise ValueError(
+                f"A training begins with fresh bits, but those of this model were trained for {steps} steps before: resume "
+                "with trainer.train(resume_from_checkpoint=True), or call ldp_search.remove(model) and "
+                "ldp_search.apply(model, ...) for a new search."
+            )
+        if not steps:
+            return
+        ldp.load_state_dict(begun)
+        if not args.auto_find_batch_size:
+            warnings.warn(
+                f"The training before this one stopped after {steps} steps. Its bits are forgotten and begin anew; the weights "
+                "go on from where they were. To go on with both: trainer.train(resume_from_checkpoint=True).",
+                stacklevel=2,
+            )
 
     def _resume(self, ldp, args, state) -> None:
         """Find the LDP state that belongs to the Trainer's, and take it over."""
@@ -162,6 +186,7 @@ class LDPCallback(TrainerCallback, ExportableState):
             if place.is_file():
                 found = torch.load(place, map_location="cpu", weights_only=True)
                 if (found["run"], found["step"]) == (run, state.global_step):
+                    _check_length(stand_of(found["ldp"]), state)
                     ldp.load_state_dict(found["ldp"])
                     self.run = run
                     return
@@ -192,6 +217,25 @@ def _trackers_behind(callback: LDPCallback, args) -> None:
 
 def _checkpoint(args, state) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _check_length(saved: Stand, state) -> None:
+    """A resumed training has the length of the one that was saved: longer is refused, much shorter is warned of."""
+    step, total = state.global_step, state.max_steps
+    here = f"this training has {total} steps, of which step {step} is {step / total:.0%}"
+    same = f"num_train_epochs (or max_steps), batch size, accumulation and processes that make {saved.total} steps"
+    if saved.too_far_for(step + 1, total):
+        raise ValueError(
+            f"Bits follow the share of the training that is done, which cannot go back: the checkpoint stands at {saved}, but "
+            f"{here}. Set what the first training had: {same}. For a longer training start a new one: "
+            "ldp_search.remove(model), ldp_search.apply(model, ...), trainer.train()."
+        )
+    if saved.jumps_in(step + 1, total):
+        warnings.warn(
+            f"The checkpoint stands at {saved}, but {here}: the bits jump ahead to there, and the mean cost may miss its "
+            f"target. To go on without a jump set {same}.",
+            stacklevel=2,
+        )
 
 
 def _take_bits(ldp, best: dict) -> None:

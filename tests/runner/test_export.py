@@ -303,7 +303,7 @@ def test_a_batch_that_the_model_fixes(tmp_path):
             return self.fc(x.reshape(3, 4, 4)) if x.shape[0] == 3 else self.fc(x)
 
     x = torch.randn(3, 4, 4)
-    with pytest.warns(UserWarning, match="batch dimension of the file stays fixed at 3"):
+    with pytest.warns(UserWarning, match="batch size 3 stays fixed in the file"):
         record = export(frozen(Fixed(), x), tmp_path / "m.onnx", x)
     assert not record.free_batch
 

@@ -23,12 +23,35 @@ def of(controller) -> dict:
 
 
 def load(controller, state: dict) -> None:
-    """Take over what `of` gave; a ValueError where it is of another model or space."""
+    """Take over what `of` gave, all of it or nothing; a ValueError where it is of another model or space.
+
+    What has been counted stays counted: a state from before is taken as if the operations had been counted then.
+    """
     missing = {"layers", "profile", "tensors", "policy", "trajectory", "progress"} - set(state)
     if missing:
         raise ValueError(f"The state must be what state_dict() gave; it lacks {sorted(missing)}.")
-    if not controller.profiled and state["profile"] is not None:
+    before = of(controller)
+    try:
+        _load(controller, state)
+    except BaseException:
+        _load(controller, before)
+        raise
+
+
+def _load(controller, state: dict) -> None:
+    profile = controller.profile
+    if state["profile"] is None and profile is not None:
+        controller.forget_profile()
+        _take(controller, state)
+        controller.adopt_profile(profile)
+        return
+    if profile is None and state["profile"] is not None:
         controller.adopt_profile(ModelProfile.from_dict(state["profile"]))
+    _take(controller, state)
+
+
+def _take(controller, state: dict) -> None:
+    """Check a state against the layers as they are now, then copy it in."""
     names = list(controller.specs)
     if state["layers"] != names:
         other = sorted(set(state["layers"]) ^ set(names))

@@ -184,7 +184,7 @@ class Controller:
         if not self._progress < progress <= 1 + 1e-9:
             raise ValueError(
                 f"progress must rise from 0 to 1, once per optimizer step; received {progress} after {self._progress}. "
-                "Pass (step + 1) / total_steps."
+                "Pass (step + 1) / total_steps; a resumed training has the total_steps of the one that was saved."
             )
         if self.policy.needs_loss and loss is None and not self.frozen:
             raise ValueError(
@@ -331,6 +331,13 @@ class Controller:
         if self.frozen:
             for row, name in enumerate(self._names):
                 self.tensors.bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32)
+
+    def forget_profile(self) -> None:
+        """The sites as they were before anything was counted, with the bits of a beginning; `adopt_profile` counts again."""
+        device, self.profile = self._bits.device, None
+        self._build(find_sites(self.model, self.space, None))
+        self.to(device)
+        self._bind()
 
     def _check_costs(self) -> None:
         if not self.profiled:

@@ -2,6 +2,7 @@
 
 export          the one way in: ldp_search.export
 float_graph     the float graph that torch makes
+dynamic_shapes  which dimensions of its inputs are free
 writer          nodes of quantization put into it
 integer_codes   weights stored as integers
 conv_outputs    outputs of convolutions

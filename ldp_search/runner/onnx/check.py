@@ -7,6 +7,7 @@ import os
 import tempfile
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import onnxscript
 import torch
 from onnxscript import ir
 
-from .float_graph import tensors
+from .dynamic_shapes import tensors
 
 INTEGER_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul")
 SMALL_CHANGE = 1e-4  # about what rounding a bias to the step of an int32 accumulator does
@@ -31,9 +32,15 @@ def feed(graph: ir.Graph, args: tuple, kwargs: dict) -> dict[str, np.ndarray]:
 
 
 def difference(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """Largest difference, relative to the largest magnitude of each expected array."""
-    pairs = zip(found, expected, strict=True)
-    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs)
+    """Largest difference, relative to the largest finite magnitude of each expected array; equal infinities differ by 0."""
+    return max((_difference(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    a, b = (np.asarray(x, dtype=np.float64) for x in (found, expected))  # also truth values, which have no difference
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    largest = np.abs(b[np.isfinite(b)]).max(initial=1e-30)
+    return float(np.abs(a[~same] - b[~same]).max(initial=0.0) / largest)
 
 
 def own_error(ldp, args: tuple, kwargs: dict, expected) -> float:
@@ -80,7 +87,8 @@ def ranges(graph: ir.Model, values: list[ir.Value], inputs: dict) -> dict[str, t
             added.append(node)
     main.sort()
     try:
-        found = _session(ir.to_proto(graph).SerializeToString()).run([node.name for node in added], inputs)
+        with _explained():
+            found = _session(ir.to_proto(graph).SerializeToString()).run([node.name for node in added], inputs)
     finally:
         for node in added:
             main.outputs.remove(node.outputs[0])
@@ -89,25 +97,57 @@ def ranges(graph: ir.Model, values: list[ir.Value], inputs: dict) -> dict[str, t
     return {value.name: (float(low), float(high)) for value, (low, high) in zip(values, pairs, strict=True)}
 
 
-def save(graph: ir.Model, path: Path, inputs: dict, expected, runs: bool) -> tuple[float | None, dict | None]:
+def save(graph: ir.Model, path: Path, inputs: dict, expected, names: list[str], runs: bool) -> tuple[float | None, dict | None]:
     """Write next to `path`, run and compare, then put in place: a file at `path` is one that runs.
+
+    Args:
+        names: of the graph's outputs.
 
     Returns:
         max_error and kernels of `Export`; None where onnxruntime is missing (runs=False).
+
+    Raises:
+        RuntimeError: onnxruntime cannot run what was made.
     """
     _tidy(graph)
+    _name_outputs(graph.graph, names)
     error = kernels = None
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
         made, optimized = os.path.join(folder, "model.onnx"), os.path.join(folder, "optimized.onnx")
         ir.save(graph, made)
         if runs:
-            error = difference(_session(made, optimized).run(None, inputs), _arrays(expected))
+            with _explained():
+                found = _session(made, optimized).run(None, inputs)
+            error = difference(found, _arrays(expected))
             counts = Counter(node.op_type for node in ir.load(optimized).graph)
             kernels = {op: counts[op] for op in INTEGER_KERNELS if counts[op]}
         else:
             warnings.warn("The exported file was not run, since onnxruntime is missing: pip install onnxruntime", stacklevel=3)
         os.replace(made, path)
     return error, kernels
+
+
+@contextmanager
+def _explained():
+    """What onnxruntime says, of kinds of its own, in words that tell what to do."""
+    import onnxruntime
+
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(
+            f"onnxruntime {onnxruntime.__version__} cannot run what was made of the model, so no file was written: "
+            f"{' '.join(str(error).split())[:500]}\nexport(..., round_outputs=False) leaves convolutions in floating point; "
+            "skip=[...] at apply() does so with the layer that is named above."
+        ) from error
+
+
+def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
+    """The outputs are called as they were, whichever nodes they come from by now."""
+    for value, name in zip(graph.outputs, names, strict=False):
+        for other in (out for node in graph for out in node.outputs if out.name == name and out is not value):
+            other.name = f"{name}.before"
+        value.name = name
 
 
 def _tidy(graph: ir.Model) -> None:

@@ -37,7 +37,8 @@ class Export(NamedTuple):
         changed by a ten-thousandth: rounding turns any difference into whole steps, which grow from layer to layer.
     integer_layers, float_layers: the layers written as integers, and {layer: why it computes in floating point}.
     rounded_again: integer layers whose weights are not exactly those of training (see `integer_codes`).
-    bytes: size of the file. free_batch: the batch size of the inputs may be any.
+    bytes: size of the file. free_batch, free_length: the batch size of the inputs, and the length of token inputs (integers
+        with a batch and a length, and what is as long), may be any; without token inputs there is no free length.
     kernels: {integer operator: how many} in the graph as onnxruntime runs it here; None without onnxruntime.
     """
 
@@ -49,6 +50,7 @@ class Export(NamedTuple):
     rounded_again: list[str]
     bytes: int
     free_batch: bool
+    free_length: bool
     kernels: dict[str, int] | None
 
 
@@ -82,16 +84,18 @@ def export(
         expected = ldp.model(*args, **kwargs)
         own_error = check.own_error(ldp, args, kwargs, expected)
         with ldp.disabled():
-            graph, free_batch = float_graph.float_graph(ldp.model, args, kwargs, float_graph.output_names(expected))
-    nodes = float_graph.product_nodes(graph.graph, ldp.model, {name: spec.kind for name, spec in ldp.layers.items()})
+            outputs = float_graph.output_names(expected)
+            graph, freedom = float_graph.float_graph(ldp.model, args, kwargs, outputs)
+    nodes = float_graph.product_nodes(graph.graph, ldp.model, {name: spec.kind for name, spec in ldp.specs.items()})
     writer, float_layers, rounded_again = _write(ldp, graph, nodes)
     feed, runs = check.feed(graph.graph, args, kwargs), _has("onnxruntime")
     measure = (lambda values: check.ranges(graph, values, feed)) if round_outputs and runs else None
     why = f"its output is read in floating point, and {'round_outputs=False' if runs else 'onnxruntime is missing'}"
     float_layers |= dict.fromkeys(conv_outputs.finish_convolutions(writer, measure), why)
-    max_error, kernels = check.save(graph, path, feed, expected, runs)
+    max_error, kernels = check.save(graph, path, feed, expected, outputs, runs)
     integers, size = [name for name in nodes if name not in float_layers], path.stat().st_size
-    return Export(path, max_error, own_error, integers, float_layers, rounded_again, size, free_batch, kernels)
+    free = freedom.batch is not None, bool(freedom.lengths)
+    return Export(path, max_error, own_error, integers, float_layers, rounded_again, size, *free, kernels)
 
 
 def _on_device(model: nn.Module, example_inputs) -> tuple[tuple, dict]:
@@ -124,14 +128,31 @@ def _check(ldp, path: Path) -> None:
             f"Export needs the range of every layer's input, but none is known of {listed}: train, or call "
             "ldp.finalize(loader) with some batches."
         )
+    broken = _not_finite(ldp)
+    if broken:
+        raise ValueError(
+            f"Export needs finite weights and input ranges; those of {', '.join(broken[:10])} are not: the training diverged. "
+            "Train again with a smaller learning rate, or export an earlier checkpoint."
+        )
     dtypes = {p.dtype for p in ldp.model.parameters() if p.is_floating_point()}
     if dtypes != {torch.float32}:
         raise ValueError(f"Export needs fp32 weights; received {sorted(map(str, dtypes))}. Call model.float() first.")
     size = sum(p.numel() * p.element_size() for p in ldp.model.parameters())
     if size > LARGEST_FLOAT_BYTES:
         raise ValueError(f"Export holds the float weights in one message of at most 1.9 GB; received {size / 1e9:.1f} GB.")
+    if path.is_dir():
+        raise ValueError(f"Export writes a file, but {path} is a folder. Give a name in it, such as {path / 'model.onnx'}.")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"Export writes into an existing folder; {path.absolute().parent} is none. Make it first.")
+
+
+def _not_finite(ldp) -> list[str]:
+    """The layers whose weights or input ranges are infinite or not a number."""
+    return [
+        site.name
+        for site, spec in zip(ldp.sites, ldp.specs.values(), strict=True)
+        if not site.ranges.isfinite().all() or (spec.module is not None and not spec.module.weight.isfinite().all())
+    ]
 
 
 def _write(ldp, graph, nodes: dict[str, list]):

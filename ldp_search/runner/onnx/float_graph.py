@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 import warnings
 from contextlib import contextmanager
@@ -11,7 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
+
+from ...core.profile.sandbox import buffers_kept
+from .dynamic_shapes import Freedom, by_parameter, fixed_lengths, name_lengths, tensors
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules in whose forward a node was made
 PRODUCTS = {  # kind of layer -> ONNX operators that compute its product
@@ -26,29 +29,46 @@ PRODUCTS = {  # kind of layer -> ONNX operators that compute its product
 @contextmanager
 def ready(model: nn.Module):
     """Within this context: evaluation mode, no gradient, no cache of keys and values (transformers) among the outputs, and no
-    fused path of torch's own transformer layers, which would hide their products.
+    fused path of torch's own transformer layers, which would hide their products. What forwards count in buffers is undone.
     """
     modes, fused = {module: module.training for module in model.modules()}, torch.backends.mha.get_fastpath_enabled()
-    config = getattr(model, "config", None)
-    cache = getattr(config, "use_cache", None)
     try:
         model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
-        if cache:
-            config.use_cache = False
-        with torch.no_grad():
+        with torch.no_grad(), buffers_kept(model), _without_caches(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        if cache:
-            config.use_cache = cache
         for module, training in modes.items():
             module.training = training
 
 
-def tensors(tree: Any) -> list[Tensor]:
-    """The tensors of nested inputs or outputs, in the order in which the graph has them."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+@contextmanager
+def _without_caches(model: nn.Module):
+    """`use_cache` off in every configuration: parts of a model (a decoder) may hold a copy of their own."""
+    caching = [config for config in _configurations(model) if getattr(config, "use_cache", None)]
+    before = [(config, vars(config).get("use_cache")) for config in caching]
+    try:
+        for config in caching:
+            config.use_cache = False
+        yield
+    finally:
+        for config, own in before:
+            if own is None:  # it was the class's
+                vars(config).pop("use_cache", None)
+            else:
+                config.use_cache = own
+
+
+def _configurations(model: nn.Module) -> list[Any]:
+    """The configurations of the model, of its parts, and those nested in them, each once."""
+    waiting, found = [module.config for module in model.modules() if hasattr(module, "config")], {}
+    while waiting:
+        config = waiting.pop()
+        if id(config) not in found and hasattr(config, "to_dict") and hasattr(config, "__dict__"):
+            found[id(config)] = config
+            waiting += vars(config).values()
+    return list(found.values())
 
 
 def output_names(output: Any) -> list[str]:
@@ -63,61 +83,122 @@ def float_graph(model: nn.Module, args: tuple, kwargs: dict, names: list[str]):
     """Export `model` as it is now, unoptimized, so that every node still tells its layer.
 
     Returns:
-        the graph (an `onnxscript.ir.Model`), and whether its batch dimension is free. Where the model fixes it (by Python
-        code that depends on it), the batch of the example stays, with a warning.
+        the graph (an `onnxscript.ir.Model`), and what of its inputs is free (`Freedom`). What the model fixes, by Python code
+        that depends on it, stays as in the example, with a warning.
     """
-    size = next((x.shape[0] for x in tensors((args, kwargs)) if x.dim()), 1)
+    wanted = Freedom.of(args, kwargs)
+    fixed: dict[str, str] = {}  # what stays fixed: why
+    if wanted.lengths and (reason := _refusal(model, *wanted.of_other_length(args, kwargs))):
+        fixed[f"length {_listed(wanted.lengths)}"] = f"the model takes no other ({reason})"
+        wanted = wanted._replace(lengths=frozenset())
+    for freedom in dict.fromkeys([wanted, wanted._replace(lengths=frozenset()), Freedom(None)]):
+        try:
+            graph, freedom = _export(model, args, kwargs, freedom, names)
+            break
+        except Exception as error:  # it raises many kinds; with less freedom most models still export
+            if freedom.batch is None:
+                raise
+            what = f"length {_listed(freedom.lengths)}" if freedom.lengths else f"batch size {freedom.batch}"
+            fixed[what] = _first_line(error)
+    if stiff := fixed_lengths(graph.graph, freedom):
+        fixed[f"length of {', '.join(stiff)}"] = "its computation depends on it"
+        freedom = freedom._replace(lengths=frozenset())
+    for what, why in fixed.items():
+        warnings.warn(f"The {what} stays fixed in the file, as in the example: {why}.", stacklevel=3)
+    name_lengths(graph.graph)
+    return graph, freedom
+
+
+def _refusal(model: nn.Module, args: tuple, kwargs: dict) -> str | None:
+    """Why the model does not run on these inputs; the exporter would leave that to whoever runs the file."""
     try:
-        graph = _export(model, *_with_free_batch(model, args, kwargs, size), names)
-        if any(not isinstance(value.shape[0], int) for value in graph.graph.inputs if len(value.shape)):
-            return graph, True
-        reason = "the exporter found that its computation depends on it"
-    except Exception as error:  # it raises many kinds; without a free batch most models still export
-        reason = str(error).strip().splitlines()[0][:200]
-    warnings.warn(f"The batch dimension of the file stays fixed at {size}: {reason}.", stacklevel=3)
-    return _export(model, args, kwargs, None, names), False
+        model(*args, **kwargs)
+    except Exception as error:
+        return _first_line(error)
+    return None
 
 
-def _with_free_batch(model: nn.Module, args: tuple, kwargs: dict, size: int) -> tuple[tuple, dict, tuple | dict]:
-    """Inputs and their dynamic shapes. A batch of one is doubled: it would be taken for a constant."""
-
-    def wider(x):
-        return torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and x.shape[0] == 1 == size else x
-
-    def free(x):
-        batched = isinstance(x, Tensor) and x.dim() and x.shape[0] == max(size, 2)
-        return {0: torch.export.Dim("batch")} if batched else None
-
-    args, kwargs = pytree.tree_map(wider, (args, kwargs))
-    return args, kwargs, _by_parameter(model, *pytree.tree_map(free, (args, kwargs)))
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _by_parameter(model: nn.Module, arg_shapes: tuple, kwarg_shapes: dict) -> tuple | dict:
-    """The shapes as torch.export wants them: {parameter of forward: shapes}, or a tuple without keyword inputs."""
-    if not kwarg_shapes:
-        return arg_shapes
-    return dict(zip(inspect.signature(model.forward).parameters, arg_shapes, strict=False)) | kwarg_shapes
+def _listed(numbers) -> str:
+    return ", ".join(map(str, sorted(numbers)))
 
 
-def _export(model: nn.Module, args: tuple, kwargs: dict, shapes, names: list[str]):
-    with warnings.catch_warnings():
+def _export(model: nn.Module, args: tuple, kwargs: dict, freedom: Freedom, names: list[str]):
+    """(graph, the freedom that it has) of one attempt."""
+    shapes = None
+    if freedom.batch is not None:
+        freedom, args, kwargs = freedom.widened(args, kwargs)
+        shapes = by_parameter(model, *pytree.tree_map(freedom.free, (args, kwargs)))
+    with warnings.catch_warnings(), _parametrizations_computed(model):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False, output_names=names, dynamic_shapes=shapes
         )
-    return program.model
+    return program.model, freedom
+
+
+@contextmanager
+def _parametrizations_computed(model: nn.Module):
+    """Parametrized weights (orthogonal, spectral norm) are constants of the graph: ONNX knows not every way to compute them."""
+    with parametrize.cached():
+        for module in model.modules():
+            for name in module.parametrizations if parametrize.is_parametrized(module) else ():
+                getattr(module, name)
+        yield
 
 
 def product_nodes(graph, model: nn.Module, kinds: dict[str, str]) -> dict[str, list]:
-    """{layer: its product nodes}, one node a call, for the layers of `kinds` (name -> kind)."""
+    """{layer: its product nodes}, one node a call, for the layers of `kinds` (name -> kind).
+
+    A layer's product multiplies what depends on an input of the graph by a constant that is made of the layer's own tensors:
+    others in its forward (of a hook, of a norm of its weight) are not the layer's.
+    """
+    own = _names_of_tensors(model)
     first = {}  # a module may be reached by several names; the exporter notes any of them
     for name, module in model.named_modules(remove_duplicate=False):
         first.setdefault(id(module), name)
     canonical = {name: first[id(module)] for name, module in model.named_modules(remove_duplicate=False)}
     found: dict[str, list] = {name: [] for name in kinds}
+    varying = _varying(graph)
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
         owner = canonical.get(re.sub(r"@\d+$", "", scopes[-2])) if len(scopes) > 1 else None
         if owner in found and node.op_type in PRODUCTS.get(kinds[owner], ()):
-            found[owner].append(node)
+            data, weight = reversed(node.inputs[:2]) if node.op_type == "Gather" else node.inputs[:2]
+            if data in varying and weight not in varying and _sources(weight) & own[owner]:
+                found[owner].append(node)
     return found
+
+
+def _names_of_tensors(model: nn.Module) -> dict[str, set[str]]:
+    """{module: all names of its own parameters and buffers}, those of tied ones in other modules too."""
+    names: dict[int, set[str]] = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        names.setdefault(id(tensor), set()).add(name)
+    return {
+        name: {n for t in [*module.parameters(recurse=False), *module.buffers(recurse=False)] for n in names[id(t)]}
+        for name, module in model.named_modules()
+    }
+
+
+def _varying(graph) -> set:
+    """The values that depend on an input of the graph."""
+    varying = set(graph.inputs)
+    for node in graph:
+        if any(value in varying for value in node.inputs):
+            varying.update(node.outputs)
+    return varying
+
+
+def _sources(value) -> set[str]:
+    """The names of the constants that a value is made of."""
+    waiting, found = [value], {}
+    while waiting:
+        value = waiting.pop()
+        if value is not None and value not in found:
+            found[value] = value.name
+            waiting += value.producer().inputs if value.producer() is not None else []
+    return set(found.values())

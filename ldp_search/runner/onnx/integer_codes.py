@@ -10,6 +10,9 @@ Weights become int8 codes about zero, w_q = scale * code, one scale a channel:
 Inputs become uint8 codes, x_q = scale * (code - zero_point) + shift, exactly what training used: `shift` is the part of a
 minmax grid's offset that no integer zero point holds. It is subtracted before the rounding, and the products add
 shift * sum(w_q) to their bias (exact but for a convolution's zero padding, whose zeros then count as `shift`).
+
+An input that never changed (a dead ReLU, an empty range) has a grid of one value, c. Its one code lies at the zero point where
+c is 0, else 255 steps from it, so that the zeros of a padding are exact too; steps are small, since biases are rounded to them.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ CONTAINER_BITS = 8  # what int8 kernels compute with; grids of fewer bits use a 
 MAX_CODE = 127
 LARGEST_PAIR = 2**15 - 1  # of the sum of two products
 NEGLIGIBLE_SHIFT = 1e-4  # of a step
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny  # of a scale: runtimes may take smaller ones for zero
+STEP_OF_NOTHING = 1e-6  # scale of an input that is always zero
 
 
 class InputCodes(NamedTuple):
@@ -69,13 +74,14 @@ class WeightCodes(NamedTuple):
         """
         others = tuple(d for d in range(self.codes.ndim) if d != self.axis)
         largest = np.abs(self.codes.astype(np.int16)).max(others)
-        factor = np.maximum(min(MAX_CODE, LARGEST_PAIR // (2 * largest_input)) // np.maximum(largest, 1), 1)
+        most = min(MAX_CODE, LARGEST_PAIR // (2 * max(largest_input, 1)))  # a constant input may have the code 0
+        factor = np.maximum(most // np.maximum(largest, 1), 1)
         factor[largest == 0] = 1
         return self._replace(codes=self.codes * self.along(factor).astype(np.int8), scale=self.scale / factor)
 
     def coarser(self, smallest_scale: np.ndarray) -> WeightCodes:
         """The same weights, rounded again in the channels whose scale is below (channels,) `smallest_scale`."""
-        scale = np.maximum(self.scale, smallest_scale)
+        scale = np.maximum(np.maximum(self.scale, smallest_scale), SMALLEST_NORMAL)  # a batch-norm may have a gain of zero
         return self._replace(codes=np.rint(self.codes * self.along(self.scale / scale)).astype(np.int8), scale=scale)
 
 
@@ -89,11 +95,21 @@ def input_codes(site, call_site: int = 0) -> InputCodes:
         first, last = -MAX_CODE, MAX_CODE
     else:
         first, last = (round((float(bound) - offset) / scale) - zero for bound in (grid.low, grid.high))
+    if first == last:
+        return _constant(0.0 if grid.offset is None else float(grid.low))
     zero_point, moved = _place(first, last)
     shift = offset + scale * (zero + moved)
     if abs(shift) < NEGLIGIBLE_SHIFT * scale:
         shift = 0.0
     return InputCodes(scale, zero_point, first - moved + zero_point, last - moved + zero_point, shift)
+
+
+def _constant(value: float) -> InputCodes:
+    """The code of an input that has one value."""
+    if abs(value) < 255 * SMALLEST_NORMAL:
+        return InputCodes(STEP_OF_NOTHING, 0, 0, 0, 0.0)
+    code, zero_point = (255, 0) if value > 0 else (0, 255)
+    return InputCodes(abs(value) / 255, zero_point, code, code, 0.0)
 
 
 def _place(first: int, last: int) -> tuple[int, int]:
@@ -120,7 +136,7 @@ def weight_codes(site, weight: torch.Tensor) -> WeightCodes:
         fits = torch.round(symmetric * MAX_CODE / scale) <= MAX_CODE
     else:
         fits = torch.zeros_like(scale, dtype=torch.bool)
-    scale = torch.where(fits, scale, symmetric.clamp_min(torch.finfo(torch.float32).tiny))
+    scale = torch.where(fits, scale, symmetric.clamp_min(SMALLEST_NORMAL))
     codes = torch.round(values / scale).to(torch.int8)
     return WeightCodes(codes.cpu().numpy(), scale.flatten().cpu().numpy(), site.axis, bool(fits.all()))
 

@@ -99,7 +99,7 @@ class Writer:
             norm, gain, offset, spread = folded
             w, bias = w.times(gain), bias * gain + offset
             self._skip(norm, node)
-        w = w.finer(x.high).coarser(np.abs(bias) / (LARGEST_BIAS * x.scale))
+        w = w.finer(max(x.high, x.zero_point)).coarser(np.abs(bias) / (LARGEST_BIAS * x.scale))
         node.replace_input_with(0, self.quantized(node.inputs[0], x, f"{layer}.input"))
         node.replace_input_with(1, self.integers(w.codes, w.scale, w.axis, f"{layer}.weight"))
         node.name = self.unique(layer)
@@ -121,7 +121,7 @@ class Writer:
         total = x.shift * w.channel_sums() + (0 if bias is None else bias)
         flat = node.op_type == "Gemm" or (node.outputs[0].shape is not None and len(node.outputs[0].shape) == 2)
         if flat:
-            w = w.finer(x.high).coarser(np.abs(total) / (LARGEST_BIAS * x.scale))
+            w = w.finer(max(x.high, x.zero_point)).coarser(np.abs(total) / (LARGEST_BIAS * x.scale))
         node.replace_input_with(0, self.quantized(node.inputs[0], x, f"{layer}.input"))
         node.replace_input_with(1, self.integers(w.codes, w.scale, 1, f"{layer}.weight"))
         node.name = self.unique(layer)

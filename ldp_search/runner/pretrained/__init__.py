@@ -4,6 +4,9 @@ save_load   save_pretrained, load_pretrained, push_to_hub
 ldp_json    the file of the bits
 recipe      how the model is made again
 weights     the tensors on disk
+dtypes      their types
+structure   what two models have in common
+transformers_models  recipes of transformers' models, and the models of their folders
 card        the model card
 hub         up to the hub, and down from it
 

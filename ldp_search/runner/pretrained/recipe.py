@@ -4,27 +4,28 @@
 {"source": "transformers", "class": "BertForSequenceClassification", "attention": "sdpa"}     the rest is in config.json
 {"source": "segmenter", "kwargs": {"name": "resnet18", "classes": 11, "width": 64}}           models/segmenter.py
 {"source": "none", "reason": "..."}                                                           load_pretrained(folder, model)
+
+Beside these words a saved recipe has the types of the tensors (`dtypes.py`).
 """
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ...core.model.swap import Swapped
+from .structure import difference, plain_class
+from .transformers_models import build_transformers, is_transformers, transformers_recipe
 
 REMEDY = "give the model yourself: load_pretrained(folder, model=...)"
-_TRAINING_ONLY = ("Drop", "Identity", "Stochastic")  # in a module's class: without effect in evaluation
 
 
 def recipe(model: nn.Module, create: dict[str, Any] | None = None) -> dict[str, Any]:
     """The recipe of `model`. create: what timm.create_model was given beyond the name, where it cannot be seen in the model."""
     if is_transformers(model):
-        return _transformers_recipe(model)
+        return transformers_recipe(model)
     if _is_segmenter(model):
         return _segmenter_recipe(model)
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
@@ -49,44 +50,9 @@ def build(recipe: dict[str, Any], folder: Path, like: nn.Module | None = None) -
         with torch.random.fork_rng():
             if source == "segmenter":
                 return _build_segmenter(recipe)
-            return _build_timm(recipe) if source == "timm" else _build_transformers(recipe, folder, like)
+            return _build_timm(recipe) if source == "timm" else build_transformers(recipe, folder, like)
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"{folder} has a model that {source} cannot make here: {error}\nOr {REMEDY}.") from error
-
-
-def is_transformers(model: nn.Module) -> bool:
-    """Whether `model` is one of transformers, own subclasses included; transformers itself is not imported for it."""
-    return any(cls.__module__ == "transformers.modeling_utils" for cls in type(model).__mro__)
-
-
-def plain_class(module: nn.Module) -> type:
-    """The class of a module before `apply` and before fully_shard, which puts one of its own before it."""
-    made = [
-        cls for cls in type(module).__mro__ if issubclass(cls, Swapped) or any(c.__name__ == "FSDPModule" for c in cls.__mro__)
-    ]
-    return next(cls for cls in type(module).__mro__ if cls not in made)
-
-
-# -- transformers ---------------------------------------------------------------------------------------------------
-
-
-def _transformers_recipe(model: nn.Module) -> dict[str, Any]:
-    import transformers
-
-    cls = plain_class(model)
-    attention = {"attention": getattr(model.config, "_attn_implementation", None)}
-    if getattr(transformers, cls.__name__, None) is not cls:
-        return {"source": "none", "reason": f"transformers has no class {cls.__name__} of its own"} | attention
-    return {"source": "transformers", "class": cls.__name__} | attention
-
-
-def _build_transformers(recipe: dict, folder: Path, like: nn.Module | None) -> nn.Module:
-    import transformers
-
-    cls = getattr(transformers, recipe["class"]) if like is None else plain_class(like)
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    dtype = {"dtype" if version >= (4, 56) else "torch_dtype": "auto"}
-    return cls.from_pretrained(folder, attn_implementation=recipe.get("attention"), local_files_only=True, **dtype)
 
 
 # -- timm -----------------------------------------------------------------------------------------------------------
@@ -173,40 +139,3 @@ def _build_segmenter(recipe: dict) -> nn.Module:
 
     with torch.random.fork_rng():
         return build_segmenter(recipe["kwargs"])
-
-
-# -- comparison -----------------------------------------------------------------------------------------------------
-
-
-def shape_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> str | None:
-    """In words, how the names or shapes of two state dicts differ; None where they are equal."""
-    missing, more = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or more:
-        return "; ".join([f"it lacks {missing[:5]}"] * bool(missing) + [f"it has {more[:5]} besides"] * bool(more))
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            return f"{name} is {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-    return None
-
-
-def difference(found: nn.Module, expected: nn.Module) -> str | None:
-    """The first difference of two models: tensors, or modules that count in evaluation; None without one."""
-    shapes = shape_difference(found.state_dict(), expected.state_dict())
-    if shapes is not None:
-        return shapes
-    first, second = _structure(found), _structure(expected)
-    for name in sorted(set(first) | set(second)):
-        if first.get(name) != second.get(name):
-            return f"{name or 'the model itself'} is {first.get(name)} instead of {second.get(name)}"
-    return None
-
-
-def _structure(model: nn.Module) -> dict[str, str]:
-    """{module: class and options} of what computes in evaluation."""
-    out = {}
-    for name, module in model.named_modules():
-        cls = plain_class(module).__name__
-        if not any(word in cls for word in _TRAINING_ONLY):
-            leaf = next(module.children(), None) is None and inspect.ismethod(getattr(module, "extra_repr", None))
-            out[name] = f"{cls}({module.extra_repr() if leaf else ''})"
-    return out

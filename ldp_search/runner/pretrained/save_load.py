@@ -15,17 +15,32 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...api import controller
+from ...core.apply import check_fresh, remove
+from ..io.atomic import folder_made, replace_together
 from .card import write_card
+from .dtypes import dtypes_of, take_dtypes
 from .hub import download, is_repo_id, upload
 from .ldp_json import RECORD, make_record, read_record, restore, to_text
-from .recipe import build, is_transformers, recipe
-from .weights import WEIGHTS, check_weights, fingerprint, read_weights, take_weights, write_weights
+from .recipe import build, recipe
+from .transformers_models import is_transformers
+from .weights import (
+    WEIGHTS,
+    check_fit,
+    check_weights,
+    fingerprint,
+    read_weights,
+    take_weights,
+    tensors_kept,
+    with_ties,
+    write_weights,
+)
 
 
 def save_pretrained(
@@ -39,7 +54,8 @@ def save_pretrained(
 ) -> Path:
     """Write `model`, to which `apply` was called, into `folder` (made if need be); returns the folder.
 
-    Every file is replaced whole, ldp.json last; README.md as `card.py` says. In a distributed training, call it in one process.
+    All files are replaced, or none where it raises; README.md as `card.py` says. In a distributed training, call it in one
+    process.
 
     Args:
         create: for a timm model made with arguments that cannot be seen in it (`{"shortcut": "A"}`): all that
@@ -59,17 +75,16 @@ def save_pretrained(
     if hub and not push_to_hub:
         raise TypeError(f"save_pretrained takes {sorted(hub)} only with push_to_hub=True.")
     how = recipe(ldp.model, create)
-    if how["source"] == "none" and (create is not None or hasattr(ldp.model, "pretrained_cfg")):
-        warnings.warn(f"load_pretrained({str(folder)!r}) will need the model, since {how['reason']}.", stacklevel=2)
+    _warn_of(how, ldp.model, folder, told=create is not None)
     repo_id = repo_id or folder.resolve().name
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as stage:
-        write_weights(ldp.model, Path(stage), state_dict)
-        record = make_record(ldp, how, fingerprint(Path(stage) / WEIGHTS))
-        (Path(stage) / RECORD).write_text(to_text(record), encoding="utf-8")
-        write_card(ldp, record, Path(stage), folder, repo_id if push_to_hub else folder.name)
-        for file in sorted(os.listdir(stage), key=lambda name: name == RECORD):
-            os.replace(os.path.join(stage, file), folder / file)
+    how |= dtypes_of(ldp.model, state_dict)
+    with folder_made(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as made:
+        stage = Path(made)
+        write_weights(ldp.model, stage, state_dict)
+        record = make_record(ldp, how, fingerprint(stage / WEIGHTS))
+        (stage / RECORD).write_text(to_text(record), encoding="utf-8")
+        write_card(ldp, record, stage, folder, repo_id if push_to_hub else folder.name)
+        replace_together(stage, folder, last=RECORD)
     if push_to_hub:
         upload(folder, repo_id, **hub)
     return folder
@@ -103,21 +118,71 @@ def load_pretrained(folder: str | os.PathLike, model: nn.Module | None = None, r
 
     Args:
         folder: or the name of a repository of the Hugging Face hub, "user/name".
-        model: takes the weights and bits, in place; needed where the folder does not say how to make it. A plain one.
+        model: takes the weights and bits, in place; needed where the folder does not say how to make it. A plain one. It stays
+            as it was where loading raises.
         revision: branch, tag or commit of the repository.
 
     Raises:
         FileNotFoundError: no such folder, repository or file. ValueError: a file is truncated, changed, or of another format
             version; the model has other tensors or layers; or the folder does not say how to make its model and none is given.
     """
-    folder, given = (download(folder, revision=revision) if is_repo_id(folder) else Path(folder)), model is not None
+    folder = download(folder, revision=revision) if is_repo_id(folder) else Path(folder)
     record = read_record(folder)
     weights = check_weights(folder, record["weights"])
-    if model is None:
-        model = build(record["model"], folder)
+    if model is not None:
+        return _load_into(model, folder, record, weights)
+    model = build(record["model"], folder)
     if not is_transformers(model):
-        take_weights(model, read_weights(weights), folder)
-    elif given:  # a second model, which knows ties and how the names on disk become those in the model
-        take_weights(model, build(record["model"], folder, like=model).state_dict(), folder)
+        _take(model, read_weights(weights), folder, record)
     restore(model, record)
     return model.eval()
+
+
+def _load_into(model: nn.Module, folder: Path, record: dict[str, Any], weights: Path) -> nn.Module:
+    """Weights and bits into a model that is given: all of them, or the model stays as it was."""
+    check_fresh(model)
+    tensors = read_weights(weights)
+    if is_transformers(model):
+        tensors = with_ties(model, tensors)
+        if set(tensors) != set(model.state_dict()):  # a second model, which knows how the names on disk become those in it
+            tensors = build(record["model"], folder, like=model).state_dict()
+    modes = {module: module.training for module in model.modules()}
+    with tensors_kept(model):
+        try:
+            _take(model, tensors, folder, record)
+            restore(model, record)
+            return model.eval()
+        except BaseException:
+            remove(model)
+            for module, training in modes.items():
+                module.training = training
+            raise
+
+
+def _take(model: nn.Module, tensors: dict[str, Tensor], folder: Path, record: dict[str, Any]) -> None:
+    check_fit(model, tensors, folder)
+    take_dtypes(model, record["model"])
+    take_weights(model, tensors)
+
+
+def _warn_of(how: dict[str, Any], model: nn.Module, folder: Path, told: bool) -> None:
+    """What will surprise whoever loads the folder: no recipe where one was to be expected, files of other models in it."""
+    if how["source"] == "none" and (told or hasattr(model, "pretrained_cfg") or "another model" in how["reason"]):
+        warnings.warn(f"load_pretrained({str(folder)!r}) will need the model, since {how['reason']}.", stacklevel=3)
+    for name, reads in _left_behind(model, folder):
+        warnings.warn(
+            f"{folder} holds the {name} of another model: load_pretrained reads past it, but {reads}. Move it away, or save "
+            "into another folder.",
+            stacklevel=3,
+        )
+
+
+def _left_behind(model: nn.Module, folder: Path) -> Iterator[tuple[str, str]]:
+    """(file in `folder` that is not this model's and stays, what others make of it)."""
+    if is_transformers(model):
+        if (folder / "adapter_config.json").is_file():
+            yield "adapter_config.json", "transformers' from_pretrained would put that adapter on top of these weights"
+    elif (folder / "config.json").is_file() and "transformers_version" in (folder / "config.json").read_text(
+        "utf-8", "replace"
+    ):
+        yield "config.json", "transformers' from_pretrained would make that model"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from .ldp_json import RECORD
-from .recipe import is_transformers, plain_class, shape_difference
+from .structure import plain_class, shape_difference
+from .transformers_models import is_transformers
 
 WEIGHTS = "model.safetensors"
 
@@ -22,10 +24,16 @@ def write_weights(model: nn.Module, stage: Path, state: dict[str, Tensor] | None
     state = dict(own if state is None else state)
     _check_whole(model, state, own)
     if is_transformers(model):
-        model.save_pretrained(stage, max_shard_size="10000GB", state_dict=state)
-        if type(model) is not plain_class(model):  # then the configuration names a class that no one else knows
-            model.config.architectures = [plain_class(model).__name__]
-            model.config.save_pretrained(stage)
+        with _configuration_kept(model):
+            model.save_pretrained(stage, max_shard_size="10000GB", state_dict=state)
+            if type(model) is not plain_class(model):  # then the configuration names a class that no one else knows
+                model.config.architectures = [plain_class(model).__name__]
+                model.config.save_pretrained(stage)
+        if not (stage / WEIGHTS).is_file():
+            raise ValueError(
+                f"transformers saves a {plain_class(model).__name__} with adapters without its own weights: merge them first "
+                "(merge_and_unload() of PEFT), or take them off (model.delete_adapter(name))."
+            )
         return
     seen: set[int] = set()
     for name, value in state.items():  # tied tensors are written under each of their names: plain loaders look for all
@@ -33,6 +41,17 @@ def write_weights(model: nn.Module, stage: Path, state: dict[str, Tensor] | None
         seen.add(value.untyped_storage().data_ptr())
         state[name] = value.detach().cpu().contiguous().clone() if shared else value.detach().cpu().contiguous()
     save_file(state, stage / WEIGHTS, metadata={"format": "pt"})
+
+
+@contextmanager
+def _configuration_kept(model: nn.Module):
+    """transformers writes into a configuration while it saves it."""
+    before = dict(vars(model.config))
+    try:
+        yield
+    finally:
+        vars(model.config).clear()
+        vars(model.config).update(before)
 
 
 def _check_whole(model: nn.Module, state: dict[str, Any], own: dict[str, Any]) -> None:
@@ -62,15 +81,39 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a whole safetensors file: {error}. Save the model again.") from error
 
 
-def take_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Copy tensors into a model of the same names and shapes, in their own types."""
+def check_fit(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """ValueError unless the tensors have the names and shapes of the model's."""
     reason = shape_difference(dict(model.state_dict()), tensors)
     if reason is not None:
         raise ValueError(f"The model must have the tensors of {folder}, but {reason}. Make it with the same arguments.")
+
+
+def take_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy tensors into a model of the same names and shapes, in their own types."""
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if name in tensors and value.dtype != tensors[name].dtype:
             value.data = value.data.to(tensors[name].dtype)
     model.load_state_dict(tensors)
+
+
+def with_ties(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors`, and under their other names those that the model ties, which transformers writes once."""
+    own = model.state_dict()
+    known = {value.data_ptr(): tensors[name] for name, value in own.items() if name in tensors and value.numel()}
+    return tensors | {k: known[v.data_ptr()] for k, v in own.items() if k not in tensors and v.data_ptr() in known}
+
+
+@contextmanager
+def tensors_kept(model: nn.Module):
+    """Where the block raises, the model's tensors are what they were: their values, their types."""
+    own = [*model.parameters(), *model.buffers()]
+    before = [(tensor, tensor.data, tensor.detach().clone()) for tensor in own]
+    try:
+        yield
+    except BaseException:
+        for tensor, data, values in before:
+            tensor.data = data.copy_(values)
+        raise
 
 
 def check_weights(folder: Path, expected: dict[str, Any]) -> Path:
