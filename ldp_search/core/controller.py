@@ -23,7 +23,7 @@ from .groups import assign_groups
 from .owners import copy_with_model
 from .policies import Problem, Signals
 from .policies.budget import check_reachable
-from .ranks import average_over_ranks
+from .ranks import agree_on_choices, average_over_ranks
 from .registry import build
 from .rows import Row, check_some, find_rows, holders, owned_numel, precisions
 from .site import Site
@@ -217,6 +217,8 @@ class Controller:
             self._step_clips()
         self._grads.zero_()
         self._clip_grads.zero_()
+        if self.trajectory.seen.bit_count() == 1:  # steps 1, 2, 4, ...: new kinds of calls become rare
+            agree_on_choices(self.backend)
 
     def _step_clips(self) -> None:
         if self._clips.numel():

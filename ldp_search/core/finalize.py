@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .allocation import Allocation
 from .ranks import average_over_ranks
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def finalize(model: nn.Module, controller, loader=None, forward=None, batches: int = 50) -> Allocation:
@@ -32,7 +32,7 @@ def finalize(model: nn.Module, controller, loader=None, forward=None, batches: i
 @torch.no_grad()
 def _reestimate(model, controller, loader, forward, batches) -> None:
     modes = {module: module.training for module in model.modules()}
-    norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     chosen = itertools.islice(loader, batches)
     first = next(iter(chosen), None)

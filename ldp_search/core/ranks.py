@@ -18,6 +18,19 @@ def average_over_ranks(tensors: list[Tensor]) -> None:
         tensor.copy_(mean.view(tensor.shape))
 
 
+def several() -> bool:
+    """Whether there is more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def agree_on_choices(backend) -> None:
+    """Let a backend that measures settle what its processes found for themselves. Every process must call it."""
+    if several() and hasattr(backend, "agree"):
+        found: list = [None] * dist.get_world_size()
+        dist.all_gather_object(found, backend.proposals())
+        backend.agree(found)
+
+
 def agree(value):
     """The first rank's value, on every rank: what each would find for itself may depend on its own batch."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):

@@ -26,6 +26,8 @@ from .folders import Finished, checkpoint_of, output_folder, refuse_other
 from .journal import Journal, write_whole
 from .optimizers import create_optimizer
 from .overlay import ConfigError, as_component
+from .rehearsal import rehearse
+from .remedies import in_words, shapes_of
 from .session import Session, restore_session, set_random_state
 from .tasks import Task, build_task, display_name
 
@@ -74,7 +76,9 @@ def open_session(settings: Settings, task: Task | None = None, quiet: bool = Fal
     run = Session(settings, accelerator, task, wrapped, ldp, optimizer, journal, output, per_epoch, total, ema)
     set_seed(config.seed, device_specific=True)  # from here on, every process draws its own numbers
     state = checkpoint.load(Path(found)) if found else None
-    if state is not None:
+    if state is None:
+        rehearse(run)
+    else:
         refuse_other(state["identity"], run.identity, f"The checkpoint {found}")
         restore_session(run, state)
     _begin(run, state)
@@ -128,10 +132,9 @@ def searchable(settings: Settings, task: Task) -> nn.Module:
             args, kwargs = as_call(inputs)
             model.eval()(*args, **kwargs)
     except Exception as error:  # whatever a model of someone else's finds wrong with its inputs
-        tensors = inputs.values() if isinstance(inputs, dict) else inputs
-        shapes = ", ".join("x".join(map(str, tensor.shape[1:])) for tensor in tensors)
         raise ConfigError(
-            f"The model {settings.config.model!r} must take this task's inputs, of shape {shapes}, but: {error}\n"
+            f"The model {settings.config.model!r} must take this task's inputs, of shape {shapes_of(inputs)}, but: "
+            f"{in_words(error)}\n"
             "Many models have an option for it (model.img_size=32); pictures are resized to what a model "
             "needs by dataset.pipeline=timm, or by dataset.size=PIXELS."
         ) from error

@@ -21,7 +21,7 @@ from . import int8_convolution as convolutions
 from . import int8_products as integers
 from . import residual
 from .call import Call, compute_dtype
-from .choice import Choices, misfit
+from .choice import UNSETTLED, Choices, misfit
 from .simulate import Simulate
 
 OPTIONS = {"choose": ("measure", "always", "never"), "keep": ("codes", "input"), "input_gradient": ("exact", "rounded")}
@@ -70,8 +70,18 @@ class Int8:
         reason = "backend.choose=never" if self.choose == "never" else misfit(call)
         if reason is None and self.choose == "measure":
             reason = self.choices.slower(call, {"integers": self.integers, "simulated": Simulate()})
+            if reason == UNSETTLED:
+                return False
         self.choices.note(call, reason)
         return reason is None
+
+    def proposals(self) -> dict[str, list[float]]:
+        """What this process measured and the others have not agreed on."""
+        return self.choices.proposed
+
+    def agree(self, proposals: list[dict[str, list[float]]]) -> None:
+        """Take over what all processes proposed, listed by rank."""
+        self.choices.agree(proposals)
 
     def report(self, names: list[str]) -> str:
         """Which of the layers ran in integers, and why others did not."""

@@ -53,8 +53,8 @@ class Classes:
             values = {_plain(value) for value in split.unique(column)} - {None}
             if fractions := sorted(value for value in values if isinstance(value, float)):
                 raise DataError(
-                    f"Labels must be names or whole numbers of classes; column {column!r} of split {split_name!r} has numbers such "
-                    f"as {fractions[0]:g}. A text task learns them as numbers with dataset.classes=1."
+                    f"Labels must be names or whole numbers of classes; column {column!r} of split {split_name!r} has "
+                    f"numbers such as {fractions[0]:g}. A text task learns them as numbers with dataset.classes=1."
                 )
             names = self._named(values)
         if self.wanted and len(names) != self.wanted:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...core.registry import did_you_mean
 from ..hub import settle_hub
+from ..remedies import in_words
 from .class_folders import class_folders, is_picture
 from .errors import DataError
 from .listing import files_in, not_read, split_of
@@ -198,7 +199,7 @@ def reason(error: BaseException) -> str:
     """The first line of the error that lies at the bottom of a chain."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return in_words(error)
 
 
 def first_rows(split: Any, limit: int | None, use: str) -> Any:

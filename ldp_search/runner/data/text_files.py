@@ -175,7 +175,8 @@ def _check_csv(file: Path, encoding: str, how: Format) -> int:
                 raise DataError(
                     f"Each row of {str(file)!r} must have the {len(header)} fields of its first line "
                     f"({', '.join(header)[:100]}); the one that ends in line {lines.line_num} has {len(row)}. "
-                    f"A text in which the delimiter {_name(delimiter)} occurs must be in quotation marks; for another delimiter: dataset.delimiter=NAME."
+                    f"A text in which the delimiter {_name(delimiter)} occurs must be in quotation marks; for another "
+                    "delimiter: dataset.delimiter=NAME."
                 )
     return rows
 

@@ -15,8 +15,10 @@ from typing import Any
 
 from torch import nn
 
+from ...core.registry import did_you_mean
 from ..hub import settle_hub
 from ..overlay import ConfigError, as_component
+from ..remedies import in_words
 from ..typed import imported
 from .aliases import ALIASES, Alias
 
@@ -94,15 +96,13 @@ def _reaching(name: str, pretrained: bool, options: dict[str, Any]) -> Iterator[
         yield
     except ConfigError:
         raise
-    except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
+    except Exception as error:  # of timm, transformers, torch, or of a function of one's own
         if trouble is not None:
             scratch = "" if source == "timm" or _known(rest, alias) else ", where the configuration is at hand"
             repo = rest if source == "hf" else _timm_repository(rest)
             way_out = OFFLINE.format(repo=repo, scratch=scratch, copy=COPIES[source])
             raise ConfigError(f"The model {name!r} cannot be had: {trouble}, and it is not in the cache.\n{way_out}") from error
-        raise ConfigError(
-            f"The model {name!r} with {options or 'no options'} cannot be made: {type(error).__name__}: {error}"
-        ) from error
+        raise ConfigError(f"The model {name!r} with {options or 'no options'} cannot be made: {in_words(error)}") from error
 
 
 def source_of(spec: Any) -> tuple[str, str, str]:
@@ -173,7 +173,26 @@ def _timm(name: str, pretrained: bool, options: dict[str, Any], wrap: Any) -> nn
 
     if not (timm.is_model(name.partition(".")[0]) or name.startswith("hf-hub")):
         raise ConfigError(f"timm knows no model {name!r}.{_near(name)}")
+    if pretrained and not set(options) & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}:
+        _check_published(name)
     return (wrap or timm.create_model)(name, pretrained=pretrained, **options)
+
+
+def _check_published(name: str) -> None:
+    """Raises ConfigError for a model of timm that has no published weights, or none of the name's tag."""
+    import timm
+
+    if name.startswith("hf-hub"):
+        return
+    architecture, _, tag = name.partition(".")
+    tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ConfigError(f"The model {architecture!r} has no weights called {tag!r}.{did_you_mean(tag, tags)}")
+    if not tags and not timm.list_pretrained(architecture):
+        raise ConfigError(
+            f"The model {name!r} has no published weights: train it from scratch with pretrained=false, or begin with weights "
+            "of your own, pretrained=false model.checkpoint_path=FILE."
+        )
 
 
 def _own(module: str, attribute: str, offered: dict[str, Any], options: dict[str, Any]) -> nn.Module:
