@@ -110,7 +110,7 @@ class Choices:
         """Take over what the processes measured, listed by rank: of each kind of call, the first one's figures."""
         found = {key: times for of_rank in reversed(proposals) for key, times in of_rank.items()}
         self.seconds = found | self.seconds
-        self.proposed.clear()
+        self.proposed = {}
 
     def note(self, call: Call, reason: str | None) -> None:
         """A layer ran in integers, or did not for this reason. Training counts, evaluation only before any.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,8 @@ def create_model(
         raise ConfigError(
             f"This kind of task takes no models of {source}; received {name!r}. {'hf:ID' if hf else 'timm:NAME'}."
         )
+    if source == "timm":
+        _check_published(rest, pretrained and not set(options) & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"})
     with _reaching(name, pretrained, options):
         if source == "timm":
             return _timm(rest, pretrained, timm | options, wrap_timm)
@@ -102,6 +105,9 @@ def _reaching(name: str, pretrained: bool, options: dict[str, Any]) -> Iterator[
             repo = rest if source == "hf" else _timm_repository(rest)
             way_out = OFFLINE.format(repo=repo, scratch=scratch, copy=COPIES[source])
             raise ConfigError(f"The model {name!r} cannot be had: {trouble}, and it is not in the cache.\n{way_out}") from error
+        unknown = re.search(r"keyword argument '(\w+)'", str(error))
+        if unknown is not None and unknown[1] in options:
+            raise ConfigError(f"The model {name!r} takes no option {unknown[1]!r}: leave out model.{unknown[1]}=...") from error
         raise ConfigError(f"The model {name!r} with {options or 'no options'} cannot be made: {in_words(error)}") from error
 
 
@@ -173,22 +179,22 @@ def _timm(name: str, pretrained: bool, options: dict[str, Any], wrap: Any) -> nn
 
     if not (timm.is_model(name.partition(".")[0]) or name.startswith("hf-hub")):
         raise ConfigError(f"timm knows no model {name!r}.{_near(name)}")
-    if pretrained and not set(options) & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}:
-        _check_published(name)
     return (wrap or timm.create_model)(name, pretrained=pretrained, **options)
 
 
-def _check_published(name: str) -> None:
-    """Raises ConfigError for a model of timm that has no published weights, or none of the name's tag."""
+def _check_published(name: str, wanted: bool) -> None:
+    """Raises ConfigError for a model of timm whose name has a tag that stands for no weights, or without any that are wanted."""
     import timm
 
-    if name.startswith("hf-hub"):
-        return
+    from .. import cifar_models  # noqa: F401 (the import registers our names)
+
     architecture, _, tag = name.partition(".")
+    if name.startswith("hf-hub") or not timm.is_model(architecture):
+        return
     tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise ConfigError(f"The model {architecture!r} has no weights called {tag!r}.{did_you_mean(tag, tags)}")
-    if not tags and not timm.list_pretrained(architecture):
+    if wanted and not tags and not timm.list_pretrained(architecture):
         raise ConfigError(
             f"The model {name!r} has no published weights: train it from scratch with pretrained=false, or begin with weights "
             "of your own, pretrained=false model.checkpoint_path=FILE."
