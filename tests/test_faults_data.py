@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset, Features, Image, Sequence, Value
 from PIL import Image as Pillow
 
-from ldp_search.config import resolve
+from ldp_search.config.resolve import resolve
 from ldp_search.run import main
 from ldp_search.runner.data import DataError
 from ldp_search.runner.data.masks import MaskValues, open_mask
@@ -398,9 +398,9 @@ def test_a_rehearsal_leaves_no_trace(tmp_path, monkeypatch):
     """The same numbers with it and without."""
     from tiny import WORDS, same_result
 
-    from ldp_search.runner import results, setup
+    from ldp_search.runner.training import finish, setup
 
-    monkeypatch.setattr(results, "write_report_page", lambda output: None)
+    monkeypatch.setattr(finish, "write_report_page", lambda output: None)
     assert main([*WORDS, f"output={tmp_path / 'with'}"]) == 0
     monkeypatch.setattr(setup, "rehearse", lambda run: None)
     assert main([*WORDS, f"output={tmp_path / 'without'}"]) == 0
@@ -437,7 +437,7 @@ def test_configurations_of_a_data_set_are_a_word():
 
 
 def test_processes_take_one_anothers_choices():
-    from ldp_search.core.backends.choice import Choices
+    from ldp_search.core.backends.int8.choice import Choices
 
     ranks = [Choices(), Choices()]
     ranks[0].proposed, ranks[1].proposed = {"a": [1.0, 2.0]}, {"a": [2.0, 1.0], "b": [3.0, 4.0]}

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import saved
-from .census import census, own_inputs
-from .controller import Controller
-from .layers import ATTRIBUTE as RECORD
-from .layers import Swapped, swap, unswap
-from .owners import Plan, QuantizedOwner
-from .ranks import agree, reshard
-from .space import SearchSpace
-from .survey import Survey
-from .swapping import ATTRIBUTE, install
+from .backends import saved_activations
+from .bits.space import SearchSpace
+from .controller.controller import Controller
+from .controller.distributed import agree, reshard
+from .model.install import ATTRIBUTE, install
+from .model.interception import Plan, QuantizedOwner
+from .model.swap import ATTRIBUTE as RECORD
+from .model.swap import Swapped, swap, unswap
+from .profile.profiler import census, own_inputs
+from .profile.records import Survey
 from .verify import equal, first_difference, outputs, trace
 
 
@@ -58,7 +58,7 @@ def _take_up(model: nn.Module, controller: Controller) -> None:
     model.__dict__[ATTRIBUTE] = controller
     install(controller)
     if controller.space.saved == "half":
-        controller.hooks |= saved.install(model)
+        controller.hooks |= saved_activations.install(model)
 
 
 def find(model: nn.Module) -> Controller | None:

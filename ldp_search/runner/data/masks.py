@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..models.semantic import IGNORED
 from .errors import DataError
 from .pictures import source_of
 
-IGNORED = -1
-"""Pixels of this value count neither in the loss nor in a metric."""
 _WRONG = -2
 _VALUES = 1 << 16
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .faults import Faults
-from .masks import IGNORED, MaskValues, open_mask
+from ..models.semantic import IGNORED
+from .bad_rows import Faults
+from .masks import MaskValues, open_mask
 from .pictures import PictureReader, source_of
 from .stores import FULLY_CHECKED
 

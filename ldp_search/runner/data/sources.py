@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.registry import did_you_mean
-from ..hub import settle_hub
+from ...core.messages import did_you_mean
+from ..io.hub_access import settle_hub
 from ..remedies import in_words
 from .class_folders import class_folders, is_picture
 from .errors import DataError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .faults import Faults
+from .bad_rows import Faults
 from .pictures import PictureReader, augment, decode, normalize, random_bits, source_of, stacked
 from .seeded import sample_bits, seeded
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import nn
 
-from ...core.registry import did_you_mean
-from ..hub import settle_hub
-from ..overlay import ConfigError, as_component
+from ...config.overlay import ConfigError, as_component
+from ...config.typed import imported
+from ...core.messages import did_you_mean
+from ..io.hub_access import settle_hub
 from ..remedies import in_words
-from ..typed import imported
 from .aliases import ALIASES, Alias
 
 OFFLINE = (
@@ -62,7 +62,9 @@ def create_model(
             f"This kind of task takes no models of {source}; received {name!r}. {'hf:ID' if hf else 'timm:NAME'}."
         )
     if source == "timm":
-        _check_published(rest, pretrained and not set(options) & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"})
+        _check_published(
+            rest, pretrained and not set(options) & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+        )
     with _reaching(name, pretrained, options):
         if source == "timm":
             return _timm(rest, pretrained, timm | options, wrap_timm)
@@ -145,7 +147,7 @@ def _timm_repository(name: str) -> str:
         return name.removeprefix("hf-hub:")
     import timm
 
-    from .. import cifar_models  # noqa: F401
+    from . import cifar  # noqa: F401
 
     found = timm.models.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
     return getattr(found, "hf_hub_id", None) or ""
@@ -175,7 +177,7 @@ def display_name(spec: Any) -> str:
 def _timm(name: str, pretrained: bool, options: dict[str, Any], wrap: Any) -> nn.Module:
     import timm
 
-    from .. import cifar_models  # noqa: F401 (the import registers our names)
+    from . import cifar  # noqa: F401 (the import registers our names)
 
     if not (timm.is_model(name.partition(".")[0]) or name.startswith("hf-hub")):
         raise ConfigError(f"timm knows no model {name!r}.{_near(name)}")
@@ -183,7 +185,7 @@ def _timm(name: str, pretrained: bool, options: dict[str, Any], wrap: Any) -> nn
 
 
 def _check_published(name: str, wanted: bool) -> None:
-    """Raises ConfigError for a model of timm whose name has a tag that stands for no weights, or without any that are wanted."""
+    """Raises ConfigError for a model of timm without weights of its tag, or without any where some are `wanted`."""
     import timm
 
     from .. import cifar_models  # noqa: F401 (the import registers our names)
@@ -212,7 +214,7 @@ def _own(module: str, attribute: str, offered: dict[str, Any], options: dict[str
 def _near(name: str) -> str:
     import timm
 
-    from .. import cifar_models  # noqa: F401
+    from . import cifar  # noqa: F401
 
     known = [*ALIASES, *(f"timm:{found}" for found in timm.list_models())]
     near = [f"timm:{name}"] if f"timm:{name}" in known else difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -1,0 +1,42 @@
+"""What all ranks must agree on: one all-reduce of everything at once."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def average_over_ranks(tensors: list[Tensor]) -> None:
+    """Replace each tensor, in place, by its mean over the ranks; nothing happens in a single process."""
+    if not tensors or not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    flat = torch.cat([t.detach().flatten().float() for t in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))
+
+
+def agree_on_choices(backend) -> None:
+    """Let a backend that measures settle what its processes found for themselves. Every process must call it."""
+    if hasattr(backend, "agree") and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        found: list = [None] * dist.get_world_size()
+        dist.all_gather_object(found, backend.proposals())
+        backend.agree(found)
+
+
+def agree(value):
+    """The first rank's value, on every rank: what each would find for itself may depend on its own batch."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def reshard(model) -> None:
+    """FSDP2 keeps the root's parameters gathered after a forward; whoever makes an optimizer next would be given these."""
+    for module in model.modules():
+        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
+            module.reshard()
