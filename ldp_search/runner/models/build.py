@@ -188,7 +188,7 @@ def _check_published(name: str, wanted: bool) -> None:
     """Raises ConfigError for a model of timm without weights of its tag, or without any where some are `wanted`."""
     import timm
 
-    from .. import cifar_models  # noqa: F401 (the import registers our names)
+    from . import cifar  # noqa: F401 (the import registers our names)
 
     architecture, _, tag = name.partition(".")
     if name.startswith("hf-hub") or not timm.is_model(architecture):

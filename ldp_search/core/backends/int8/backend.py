@@ -226,7 +226,8 @@ class _Convolution(torch.autograd.Function):
         g = gy.permute(0, 2, 3, 1).contiguous()
         gb = g.sum((0, 1, 2)).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
         kernel = tuple(s.w.shape[2:])
-        gx, gw = _convolution_products(g, s.grad_bits, s.codes, s.w_q, ctx.how, kernel, s.need_x, s.need_w)
+        w_q = s.w if s.w_q is None else s.w_q  # of a weight gradient alone, only its shape is looked at
+        gx, gw = _convolution_products(g, s.grad_bits, s.codes, w_q, ctx.how, kernel, s.need_x, s.need_w)
         grid_x = (None, None, None)
         if s.need_x:
             flat = None if s.x is None else s.x.view(-1, s.x.shape[-1])
