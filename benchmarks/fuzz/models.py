@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import random
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ldp_search
+from ldp_search.core.model.site import Site
 
 from .layers import Net, random_net
 from .worker import Find, Invalid
@@ -77,8 +80,12 @@ def _compare(about: str, net: Net, inputs: tuple, plain: Tensor, macs: int, opti
         if not _same(_outputs(model.eval(), inputs), plain):
             raise Find(f"{about}: with quantization off the output differs from the plain model's")
     for step in range(2):
-        _step(model.train(), inputs)
+        with _reached() as reached:
+            _step(model.train(), inputs)
         ldp.step((step + 1) / 2, loss=torch.tensor(1.0))
+    for name, site in ldp.searched_sites().items():
+        if site is not None and ldp.layers[name].macs and name not in reached:
+            raise Find(f"{about}: {name} counts as quantized, but the forward does not reach it")
     bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     if bad:
         raise Find(f"{about}: gradients are not finite: {bad[:3]}")
@@ -96,7 +103,7 @@ def _compare(about: str, net: Net, inputs: tuple, plain: Tensor, macs: int, opti
 
 
 def _check_coverage(about: str, ldp: Any, inputs: tuple, macs: int) -> None:
-    """What is quantized and what is named as left out are together what the shapes say; and each site has seen an input."""
+    """What is quantized and what is named as left out are together what the shapes say."""
     batch = next(x.shape[0] for x in inputs if isinstance(x, Tensor))
     sites = ldp.searched_sites()
     inside = sum(layer.macs for name, layer in ldp.layers.items() if sites[name] is not None)
@@ -104,10 +111,27 @@ def _check_coverage(about: str, ldp: Any, inputs: tuple, macs: int) -> None:
     more = (inside + left_out) * batch - macs
     if more < -(0.01 * macs + 64 * batch) or (more > 0.01 * macs + 64 * batch and "bilinear" not in about):  # torch's has none
         raise Find(f"{about}: {inside:,} quantized, {left_out:,} left out a sample; the shapes say {macs / batch:,.0f}")
-    for name, site in sites.items():
-        looked_up = ldp.layers[name].kind == "Embedding"  # whose inputs are indices
-        if site is not None and ldp.layers[name].calls and not looked_up and not site.ranges.ne(0).any():
-            raise Find(f"{about}: {name} counts as quantized, but no forward has reached it")
+
+
+@contextmanager
+def _reached() -> Iterator[set[str]]:
+    """Names of the sites whose quantized product, function or looked-up rows were asked for within."""
+    names, originals = set(), {method: getattr(Site, method) for method in ("product", "call", "rows")}
+
+    def noted(original: Any) -> Any:
+        def method(site: Site, *args: Any, **kwargs: Any) -> Any:
+            names.add(site.name)
+            return original(site, *args, **kwargs)
+
+        return method
+
+    for method, original in originals.items():
+        setattr(Site, method, noted(original))
+    try:
+        yield names
+    finally:
+        for method, original in originals.items():
+            setattr(Site, method, original)
 
 
 def _backends(about: str, net: Net, inputs: tuple) -> None:

@@ -37,8 +37,8 @@ SENSIBLE = {
     "dataset.pad": ["1"], "dataset.mixup": ["0.5"], "dataset.label_smoothing": ["0.1"], "dataset.size": ["8", "4", "12"],
 }  # fmt: skip
 ODD = [
-    "", "null", "-1", "0", "1e9", "nan", "inf", "true", "[]", "[1,2,3]", "{a: 1}", "abc", "'", ":", "*", "../x", "é", "0.5", "{}",
-    "[[1]]",
+    "", "null", "-1", "0", "1e9", "nan", "inf", "true", "[]", "[1,2,3]", "{a: 1}", "abc", "'", ":", "*", "../x", "é", "0.5",
+    "{}", "[[1]]",
 ]  # fmt: skip
 KEPT = ("output", "resume", "data", "task", "steps", "limit", "model")
 """Settings that make a run short, or write elsewhere."""
