@@ -411,7 +411,7 @@ def test_a_rehearsal_leaves_no_trace(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, says, never", [
-    (("model=timm:cifar_resnet20", "pretrained=true"), "has no published weights: train it from scratch with pretrained=false",
+    (("model=timm:cifar_resnet20",), "has no published weights: train it from scratch with pretrained=false",
      "pretrained_cfg_overlay"),
     (("model=timm:resnet18.nonsense", "pretrained=true"), "has no weights called 'nonsense'", "Invalid pretrained tag"),
     (("model=timm:test_vit", "pretrained=false", "model.nonsense=3"), "takes no option 'nonsense': leave out model.nonsense=",
