@@ -274,9 +274,10 @@ def test_encoding_and_delimiter_are_words_of_the_command_line(tmp_path, capsys):
     ({"name": Value("string")}, [{"name": "a"}] * 20, "must hold one label a row"),
     (Value("float64"), [i / 7 for i in range(20)], "dataset.classes=1"),
     (Value("null"), [None] * 20, "empty in every row"),
+    (Value("string"), [f"row {i}" for i in range(24)], "has one of its own, such as 'row 0'"),
 ])  # fmt: skip
 def test_columns_that_hold_no_labels_are_refused(tmp_path, capsys, feature, labels, why):
-    rows = {"text": [f"text {i}" for i in range(20)], "label": labels}
+    rows = {"text": [f"text {i}" for i in range(len(labels))], "label": labels}
     Dataset.from_dict(rows, features=Features({"text": Value("string"), "label": feature})).to_parquet(tmp_path / "a.parquet")
     words = ["task=text_folder", f"data={tmp_path / 'a.parquet'}", "pretrained=false", "dataset.vocab_size=300"]
     assert why in refused(capsys, tmp_path, *words)

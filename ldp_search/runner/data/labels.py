@@ -10,6 +10,10 @@ from .bad_rows import Faults
 from .errors import DataError
 
 
+SUSPICIOUS = 20
+"""Of more rows, each with a label of its own, these are no classes but numbers or names of the rows."""
+
+
 class Classes:
     """The classes of a task, in the order of their indices; found in the first split that is read.
 
@@ -55,6 +59,12 @@ class Classes:
                 raise DataError(
                     f"Labels must be names or whole numbers of classes; column {column!r} of split {split_name!r} has "
                     f"numbers such as {fractions[0]:g}. A text task learns them as numbers with dataset.classes=1."
+                )
+            if len(values) == len(split) > SUSPICIOUS:
+                raise DataError(
+                    f"Labels must be classes that rows share; each of the {len(split):,} rows of column {column!r} of split "
+                    f"{split_name!r} has one of its own, such as {sorted(map(str, values))[0]!r}. Name another column: "
+                    "dataset.label=COLUMN."
                 )
             names = self._named(values)
         if self.wanted and len(names) != self.wanted:
