@@ -64,7 +64,7 @@ def _options(draw: random.Random) -> dict[str, Any]:
         "bits": draw.choice([(3, 8), (2, 4), 8]),
         "weight_quantizer": draw.choice(["minmax", "clip"]), "attention": draw.random() < 0.5,
         "embeddings": draw.random() < 0.2, "granularity": draw.choice(["layer", "block", "network"]),
-        "relaxation": draw.choice(["round", "interpolate", "sample"]), "saved": draw.choice(["exact", "half"]),
+        "relaxation": draw.choice(["round", "interpolate", "sample"]), "activations": draw.choice(["exact", "16bit"]),
     }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ SENSIBLE = {
     "relaxation": ["round", "interpolate"], "granularity": ["layer", "block", "network"], "space": ["cyclic", "ldp"],
     "weight_quantizer": ["minmax", "clip"], "target_cost": ["0.5", "0.3", "1"], "min_coverage": ["0.5", "1"],
     "optimizer": ["sgd", "adamw"], "lr": ["0.1", "1e-3"], "accumulate": ["1", "2", "4", "8"], "batch_size": ["1", "2", "8"],
-    "precision": ["fp32", "bf16"], "ema": ["0.9"], "clip_norm": ["1"], "attention": ["true"], "saved": ["half"],
+    "precision": ["fp32", "bf16"], "ema": ["0.9"], "clip_norm": ["1"], "attention": ["true"], "activations": ["16bit"],
     "eval_batch_size": ["1", "7"], "data_workers": ["0"], "seed": ["1"], "warmup": ["0.5"], "epochs": ["1"],
     "lr_schedule": ["cosine", "linear"], "skip": ["*"], "fixed": ["{'*': 8}"], "log_every": ["1"], "checkpoint_every": ["1"],
     "model": ["timm:cifar_resnet20", "benchmarks.fuzz.words:narrow", "benchmarks.fuzz.words:net"], "dataset.flip": ["true"],

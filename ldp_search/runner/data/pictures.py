@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .bad_rows import Faults
+from .bad_rows import BadRows
 from .errors import DataError
 
 MODES = {1: "L", 3: "RGB"}
@@ -102,7 +102,7 @@ def source_of(item: Any) -> Any:
 
 
 def decode(
-    encoded: Sequence[Any], rows: Sequence[int], read: PictureReader, size: int | None, faults: Faults
+    encoded: Sequence[Any], rows: Sequence[int], read: PictureReader, size: int | None, faults: BadRows
 ) -> dict[int, np.ndarray]:
     """{row: (H, W) or (H, W, 3) uint8} of encoded pictures, resized to size x size; `faults` hears of the others.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .bad_rows import Faults
+from .bad_rows import BadRows
 from .pictures import PictureReader, augment, decode, normalize, random_bits, source_of, stacked
 from .seeded import sample_bits, seeded
 
@@ -89,7 +89,7 @@ class Encoded:
         return digest.digest()
 
 
-def check_pictures(split: Any, column: str, rows: list[int], read: PictureReader, faults: Faults) -> None:
+def check_pictures(split: Any, column: str, rows: list[int], read: PictureReader, faults: BadRows) -> None:
     """Tell `faults` of the pictures that cannot be decoded; of large sets, of those whose header is broken."""
     from PIL import Image
 
@@ -106,7 +106,7 @@ def check_pictures(split: Any, column: str, rows: list[int], read: PictureReader
 
 
 def load_pictures(
-    split: Any, column: str, rows: list[int], read: PictureReader, size: int | None, faults: Faults
+    split: Any, column: str, rows: list[int], read: PictureReader, size: int | None, faults: BadRows
 ) -> tuple[InMemory, list[int]]:
     """The good ones among `rows` decoded in memory, and which rows they are. Raises DataError as `faults` says."""
     arrays = decode(list(split.select(rows)[column]), rows, read, size, faults)

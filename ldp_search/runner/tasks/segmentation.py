@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...config.overlay import ConfigError
 from .. import models
-from ..data import DataError, Faults, first_rows, load_splits, pick_column, pick_split, shared_split, subset
+from ..data import BadRows, DataError, first_rows, load_splits, pick_column, pick_split, shared_split, subset
 from ..data.mask_folders import LAYOUTS, names_in, paired_folders
 from ..data.masks import MaskValues, numbered_classes, open_mask
 from ..data.paired_augmentation import moved
@@ -105,7 +105,7 @@ class Segmentation(Task):
                 raise DataError(f"{holds}\nA folder of one's own has {LAYOUTS}.")
             split = split.cast_column(column, datasets.Image(decode=False))
         rows = subset(len(split), limit, self.seed)
-        faults = Faults(name, self.bad_rows, lambda row: PairReader.file_of(split[row], image, mask))
+        faults = BadRows(name, self.bad_rows, lambda row: PairReader.file_of(split[row], image, mask))
         if not self.names:
             self.names = [str(i) for i in d.ids] or self._counted(split.select_columns([mask]), mask, rows, faults)
         taken = set(d.ids or range(len(self.names) + d.reduce_zero_label)) & set(d.ignore)
@@ -124,7 +124,7 @@ class Segmentation(Task):
         self.notes += ((faults.note,) if faults.note else ()) + reader.open_picture.note(name)
         return pairs
 
-    def _counted(self, split: Any, column: str, rows: list[int], faults: Faults) -> list[str]:
+    def _counted(self, split: Any, column: str, rows: list[int], faults: BadRows) -> list[str]:
         """Numbers as names, up to the largest value in the masks. `faults` hears of those that cannot be decoded.
 
         Raises:
