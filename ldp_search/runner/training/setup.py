@@ -78,7 +78,12 @@ def open_session(settings: Settings, task: Task | None = None, quiet: bool = Fal
     ema = None if config.ema is None else Ema(model, config.ema)
     run = Session(settings, accelerator, task, wrapped, ldp, optimizer, journal, output, per_epoch, total, ema)
     set_seed(config.seed, device_specific=True)  # from here on, every process draws its own numbers
-    state = checkpoint.load(Path(found)) if found else None
+    _start(run, checkpoint.load(Path(found)) if found else None, found)
+    return run
+
+
+def _start(run: Session, state: dict[str, Any] | None, found: str | None) -> None:
+    """From the beginning, after a rehearsal, or from the checkpoint `found`, whose state is given. Raises ConfigError."""
     if state is None:
         rehearse(run)
     else:
@@ -86,8 +91,7 @@ def open_session(settings: Settings, task: Task | None = None, quiet: bool = Fal
         restore_session(run, state)
     _begin(run, state)
     if state is not None:
-        set_random_state(state["processes"][accelerator.process_index]["random"])
-    return run
+        set_random_state(state["processes"][run.accelerator.process_index]["random"])
 
 
 def on_cpu() -> bool:
