@@ -35,6 +35,7 @@ held = {
     "weights": trained,
     "buffers": {name: value.double().sum().item() for name, value in run.plain_model.named_buffers()},
     "schedule": run.ldp.trajectory.bits.flatten().tolist(),
+    "choices": run.ldp.backend.state_dict() if hasattr(run.ldp.backend, "state_dict") else None,
     "noise": torch.rand(1).item(),
 }
 Path(run.output, f"rank{run.accelerator.process_index}.json").write_text(json.dumps(held))

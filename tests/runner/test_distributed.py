@@ -14,6 +14,7 @@ from tiny import ROOT, WORDS, same_result, torchrun
 
 from ldp_search.config.overlay import ConfigError
 from ldp_search.config.resolve import resolve
+from ldp_search.core.backends.int8.choice import has_integer_products
 from ldp_search.run import main
 from ldp_search.runner.search import best, run_trial, samplers
 from ldp_search.runner.training import finish, loop
@@ -46,6 +47,18 @@ def test_one_of_them_writes(whole):
     assert json.loads((whole / "result.json").read_text())["processes"] == 2
     counted = lines[-1]["accuracy"] * 50  # every evaluation sample once
     assert counted == pytest.approx(round(counted), abs=1e-4)
+
+
+@pytest.mark.skipif(not has_integer_products("cpu"), reason="no 8-bit products here")
+def test_both_choose_the_same_integer_products_also_after_a_resume(tmp_path):
+    """Each measures for itself; what counts is what they have agreed on."""
+    words = ("backend=int8", "bits=8", "policy=static", "target_cost=null")
+    assert two(9, tmp_path / "run", *words).returncode != 0
+    done = two(-1, tmp_path / "run", *words)
+    assert done.returncode == 0 and "going on from step 8" in done.stdout, done.stderr
+    zero, one = (json.loads((tmp_path / "run" / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert zero["choices"]["seconds"] and zero["choices"] == one["choices"]
+    assert all("2 processes" in key for key in zero["choices"]["seconds"]) and zero["weights"] == one["weights"]
 
 
 def test_killed_and_resumed_bitwise(whole, tmp_path):

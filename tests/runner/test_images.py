@@ -130,12 +130,12 @@ def test_a_picture_that_breaks_later_is_replaced_by_the_next_and_its_label(folde
 
 
 def test_photographs_are_turned_as_they_say(tmp_path):
-    from ldp_search.runner.data.pictures import open_picture
+    from ldp_search.runner.data.pictures import PictureReader
 
     picture, exif = Pillow.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)), Pillow.Exif()
     exif[0x0112] = 6  # turned by a quarter
     picture.save(tmp_path / "phone.png", exif=exif)
-    found = np.asarray(open_picture({"bytes": None, "path": str(tmp_path / "phone.png")}, 1))
+    found = np.asarray(PictureReader(1)({"bytes": None, "path": str(tmp_path / "phone.png")}))
     assert np.array_equal(found, np.rot90(np.asarray(picture), -1))
 
 

@@ -347,7 +347,7 @@ def test_folders_that_do_not_fit(tmp_path):
     with pytest.raises(ConfigError, match="colour picture"):
         own(place, "dataset.classes=[a,b]")
     picture(tmp_path / "c" / "train" / "cat" / "1.png")
-    with pytest.raises(ConfigError, match="mask must be in a column.*\n.*masks of the same names"):
+    with pytest.raises(ConfigError, match="must hold pictures.*\n.*masks of the same names"):
         own(tmp_path / "c", "dataset.eval=train")
     with pytest.raises(ConfigError, match="`evaluate` must be one of full, slide; received 'tiles'"):
         scenes("dataset.evaluate=tiles")

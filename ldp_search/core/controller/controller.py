@@ -32,7 +32,7 @@ from ..profile.records import ModelProfile
 from ..registry import build
 from . import checkpoint as state
 from .damage_sensor import DamageSensor
-from .distributed import average_over_ranks
+from .distributed import agree_on_choices, average_over_ranks
 from .finalize import finalize
 from .forecast import Damage, Front, damage, front
 from .summary import summarize
@@ -197,9 +197,7 @@ class Controller:
                 stacklevel=3,
             )
         loss = None if loss is None else torch.as_tensor(loss, device=self.tensors.bits.device).detach().clone()
-        average_over_ranks(
-            [self.tensors.grads, self.tensors.ranges, self.tensors.clip_grads] + ([] if loss is None else [loss])
-        )
+        average_over_ranks([*self.tensors.of_the_batch(self.sensing), *([] if loss is None else [loss])])
         if self.sensing and self.sensor is not None:
             self.sensor.measure(optimizer)
         self.tensors.spent += self.problem.relative_cost(self.tensors.bits) * (progress - self._progress)
@@ -213,6 +211,8 @@ class Controller:
             self.tensors.bits.copy_(self._realize(bits, progress, self.tensors.bits))
             self.tensors.step_clips()
         self.tensors.zero_gradients()
+        if self.trajectory.seen.bit_count() == 1:  # steps 1, 2, 4, ...: new kinds of calls become rare
+            agree_on_choices(self.backend)
 
     def _senses_at(self, steps: int) -> bool:
         """Whether the forward and backward of step `steps` measure what rounding costs, and search the clipping bounds."""

@@ -23,6 +23,14 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def agree_on_choices(backend) -> None:
+    """Let a backend that measures settle what its processes found for themselves. Every process must call it."""
+    if hasattr(backend, "agree") and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        found: list = [None] * dist.get_world_size()
+        dist.all_gather_object(found, backend.proposals())
+        backend.agree(found)
+
+
 def agree(value):
     """The first rank's value, on every rank: what each would find for itself may depend on its own batch."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):

@@ -77,6 +77,10 @@ class BitTensors:
         self._optimizer = torch.optim.Adam([self.clips], lr=CLIP_LR)
         self._optimizer.load_state_dict(state)
 
+    def of_the_batch(self, sensed: bool) -> list[Tensor]:
+        """What a forward and backward have left that depends on the batch; sensed: they searched the bounds of inputs too."""
+        return [self.grads, self.ranges, self.clip_grads, *([self.x_bounds] if sensed else [])]
+
     def step_clips(self) -> None:
         if self.clips.numel():
             self.clips.grad = torch.nan_to_num(self.clip_grads, 0.0, 0.0, 0.0)

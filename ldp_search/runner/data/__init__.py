@@ -17,7 +17,7 @@ masks.py, pairs.py, paired_augmentation.py, mask_folders.py, scenes.py   picture
 from .bad_rows import BadRows, picture_file
 from .columns import pick_column, pick_split
 from .errors import DataError
-from .labels import Classes, one_class_note
+from .labels import Classes, check_label_type, never_trained_note, one_class_note
 from .sources import first_rows, load_splits
 from .subsets import check_share, hold_out, shared_split, subset
 
@@ -25,10 +25,12 @@ __all__ = [
     "Classes",
     "DataError",
     "BadRows",
+    "check_label_type",
     "check_share",
     "first_rows",
     "hold_out",
     "load_splits",
+    "never_trained_note",
     "one_class_note",
     "pick_column",
     "pick_split",

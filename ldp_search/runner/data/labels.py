@@ -9,6 +9,9 @@ from typing import Any
 from .bad_rows import BadRows
 from .errors import DataError
 
+SUSPICIOUS = 20
+"""Of more rows, each with a label of its own, these are no classes but numbers or names of the rows."""
+
 
 class Classes:
     """The classes of a task, in the order of their indices; found in the first split that is read.
@@ -28,8 +31,9 @@ class Classes:
         """The class index of every row; -1 of those that have none, which `faults` hears of.
 
         Raises:
-            DataError: not as many classes as wanted, or fewer than two.
+            DataError: a column that holds no labels, not as many classes as wanted, or fewer than two.
         """
+        check_label_type(split, column)
         own = getattr(split.features[column], "names", None)
         if not self.names:
             self._find(split, column, split_name, own)
@@ -50,6 +54,17 @@ class Classes:
             names, self.declared = list(declared), True
         else:
             values = {_plain(value) for value in split.unique(column)} - {None}
+            if fractions := sorted(value for value in values if isinstance(value, float)):
+                raise DataError(
+                    f"Labels must be names or whole numbers of classes; column {column!r} of split {split_name!r} has "
+                    f"numbers such as {fractions[0]:g}. A text task learns them as numbers with dataset.classes=1."
+                )
+            if len(values) == len(split) > SUSPICIOUS:
+                raise DataError(
+                    f"Labels must be classes that rows share; each of the {len(split):,} rows of column {column!r} of split "
+                    f"{split_name!r} has one of its own, such as {sorted(map(str, values))[0]!r}. Name another column: "
+                    "dataset.label=COLUMN."
+                )
             names = self._named(values)
         if self.wanted and len(names) != self.wanted:
             raise DataError(
@@ -75,6 +90,28 @@ class Classes:
         elif self.declared:
             some = f"{numbers} or {some}"
         return f"the label in column {column!r} must be {some}; it is {value!r}"
+
+
+def check_label_type(split: Any, column: str) -> None:
+    """Raises DataError for a column that does not hold one number, name or truth value a row."""
+    feature = split.features[column]
+    kind = str(getattr(feature, "dtype", ""))
+    if hasattr(feature, "names") or kind.startswith(("int", "uint", "float", "bool", "string", "large_string")):
+        return
+    if kind == "null":
+        raise DataError(f"The column {column!r} must hold labels; it is empty in every row.")
+    several = isinstance(feature, list) or hasattr(feature, "feature") or kind == "list"
+    why = " Several labels a row (multi-label) are not supported: give each row one." if several else ""
+    raise DataError(f"The column {column!r} must hold one label a row, a number or a name; it holds {feature}.{why}")
+
+
+def never_trained_note(trained: Sequence[int], evaluated: Sequence[int], names: Sequence[str]) -> tuple[str, ...]:
+    """A note on classes that are evaluated, but of which there is nothing to learn from."""
+    missing = sorted(set(evaluated) - set(trained))
+    if not missing:
+        return ()
+    named = ", ".join(repr(names[label]) for label in missing[:5]) + (", ..." if len(missing) > 5 else "")
+    return (f"NEVER TRAINED: of {len(missing)} classes that are evaluated no row is trained on: {named}",)
 
 
 def one_class_note(labels: Sequence[int], names: Sequence[str], split: str) -> tuple[str, ...]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..models.semantic import IGNORED
 from .bad_rows import BadRows
 from .masks import MaskValues, open_mask
-from .pictures import open_picture
+from .pictures import PictureReader, source_of
 from .stores import FULLY_CHECKED
 
 KEPT_BYTES = 1 << 29
@@ -35,8 +35,13 @@ class Pair(NamedTuple):
 class PairReader:
     """Decodes rows of a data set. size: pixels of the shorter side to resize to; training: the mask is resized too."""
 
-    def __init__(self, split: Any, image: str, mask: str, values: MaskValues, size: int | None, training: bool):
+    def __init__(
+        self, split: Any, image: str, mask: str, values: MaskValues, size: int | None, training: bool,
+        value_range: Sequence[float] = (),
+    ):  # fmt: skip
         self.split, self.image, self.mask, self.values, self.size, self.training = split, image, mask, values, size, training
+        self.open_picture = PictureReader(3, value_range)
+        self.counts = np.zeros(values.classes + 1, np.int64)  # pixels left out, and of each class, in all that were read
 
     def __call__(self, row: int) -> Pair:
         """Raises ValueError, or what Pillow finds wrong: its message is for the user."""
@@ -44,7 +49,7 @@ class PairReader:
         if item[self.image] is None:
             raise ValueError("there is no picture for this mask")
         try:
-            picture = open_picture(item[self.image], 3)
+            picture = self.open_picture(item[self.image])
         except Exception as error:
             raise ValueError(f"the picture cannot be decoded; {type(error).__name__}: {error}") from error
         try:
@@ -56,7 +61,9 @@ class PairReader:
         height, width = values.shape
         if picture.size != (width, height):
             raise ValueError(f"mask and picture differ in size; {width}x{height} and {picture.width}x{picture.height}")
-        return self._resized(picture, self.values.of(values))
+        mask = self.values.of(values)
+        self.counts += np.bincount(mask.reshape(-1) - IGNORED, minlength=len(self.counts))
+        return self._resized(picture, mask)
 
     def _resized(self, picture: Any, mask: np.ndarray) -> Pair:
         from PIL import Image
@@ -70,9 +77,10 @@ class PairReader:
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
         return Pair(pixels, torch.from_numpy(np.ascontiguousarray(mask)))
 
-    def file(self, row: int) -> str | None:
-        """File of the picture, or of the mask where there is none; None where rows come without names of files."""
-        items = [self.split[row][column] or {} for column in (self.image, self.mask)]
+    @staticmethod
+    def file_of(row: dict[str, Any], image: str, mask: str) -> str | None:
+        """File of a row's picture, or of the mask where there is none; None where rows come without names of files."""
+        items = [row[column] or {} for column in (image, mask)]
         return next((item["path"] for item in items if item.get("path")), None)
 
     def header(self, row: int) -> None:
@@ -82,7 +90,7 @@ class PairReader:
         for item in (self.split[row][self.image], self.split[row][self.mask]):
             if item is None:
                 raise ValueError("there is a picture or a mask missing")
-            Image.open(io.BytesIO(item["bytes"]) if item.get("bytes") is not None else item["path"]).close()
+            Image.open(source_of(item)).close()
 
     def digest(self, rows: list[int]) -> bytes:
         """Of the rows' numbers and of a hundred of them, spread over all."""

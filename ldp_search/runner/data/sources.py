@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
-import re
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...core.messages import did_you_mean
 from ..io.hub_access import settle_hub
+from ..remedies import in_words
+from .class_folders import class_folders, is_picture
 from .errors import DataError
+from .listing import files_in, not_read, split_of
+from .text_files import COMPRESSED, READERS, Format, check, options, reader_of
 
 _NOT_DATA = (KeyboardInterrupt, MemoryError)
-READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
-_CSV = {"keep_default_na": False, "na_values": [""]}  # "None" and "NA" are words like others
 FORMATS = "Parquet, CSV, JSONL or text files named train-*, test-* (or lying in folders train/, test/), or pictures in folders"
 
 
-def load_splits(source: str, config: str | None, given: str | None, offline: str, streaming: bool = False) -> dict[str, Any]:
-    """{split name: datasets.Dataset} of a hub id, or of the folder or file that is given instead of it.
+class Splits(dict):
+    """{split name: datasets.Dataset}. notes: what of the source was not read, for the user."""
+
+    def __init__(self, splits: dict[str, Any], notes: tuple[str, ...] = ()):
+        super().__init__(splits)
+        self.notes = notes
+
+
+def load_splits(
+    source: str, config: str | None, given: str | None, offline: str, streaming: bool = False, wanted: Sequence[str] = (),
+    how: Format | None = None,
+) -> Splits:  # fmt: skip
+    """The splits of a hub id, or of the folder or file that is given instead of it.
 
     Args:
         config: which of the data set's configurations. given: what `data=` says. offline: words of a task that needs no
             network, for the message. streaming: splits are read as they are iterated (datasets.IterableDataset).
+        wanted: names of splits that the task asks for. how: encoding and delimiter of files.
 
     Raises:
-        DataError: no such folder, nothing readable in it, or a hub that cannot be reached and has nothing in its cache.
+        DataError: no such folder, nothing readable in it, something in it that would not be read, or a hub that cannot be
+            reached and has nothing in its cache.
     """
+    how = (how or Format()).checked()
     if given is None and Path(source).exists() and source:
         given = source
     if given is not None:
-        return _from_place(Path(given).expanduser(), config, streaming)
+        return _from_place(Path(given).expanduser(), config, streaming, wanted, how)
     if not source:
         raise DataError("The task must name its data: `dataset: {source: ...}` in its file, or data=FOLDER.")
-    return _from_hub(source, config, offline, streaming)
+    return Splits(_from_hub(source, config, offline, streaming))
 
 
-def _from_place(place: Path, config: str | None, streaming: bool) -> dict[str, Any]:
+def _from_place(place: Path, config: str | None, streaming: bool, wanted: Sequence[str], how: Format) -> Splits:
     if not place.exists():
         near = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
         hint = did_you_mean(place.name, near).partition(" Known:")[0]
@@ -48,48 +66,105 @@ def _from_place(place: Path, config: str | None, streaming: bool) -> dict[str, A
 
     _quiet(datasets)
     try:
-        return dict(_read(datasets, place, config, streaming))
-    except DataError:
-        raise
-    except _NOT_DATA:
+        return _read_file(place, streaming, how) if place.is_file() else _read_folder(place, config, streaming, wanted, how)
+    except (DataError, *_NOT_DATA):
         raise
     except Exception as error:  # pyarrow, fsspec and datasets raise two dozen classes here
-        raise DataError(
-            f"The data in {str(place)!r} cannot be read: {_reason(error)}\n"
-            f"  Expected: {FORMATS}. A file that was cut off while copying is the usual cause: copy it again."
-        ) from error
+        raise DataError(f"The data in {str(place)!r} cannot be read: {reason(error)}\n  Expected: {FORMATS}.") from error
 
 
-def _read(datasets: Any, place: Path, config: str | None, streaming: bool) -> Any:
-    if place.is_file():
-        if place.suffix not in READERS:
-            raise DataError(f"data=FILE must end in {', '.join(READERS)}; received {str(place)!r}.")
-        options = _CSV if READERS[place.suffix] == "csv" else {}
-        options = options | ({"delimiter": "\t"} if place.suffix == ".tsv" else {})
-        return datasets.load_dataset(READERS[place.suffix], data_files=str(place), streaming=streaming, **options)
+def _read_file(file: Path, streaming: bool, how: Format) -> Splits:
+    if reader_of(file) is None:
+        raise DataError(f"data=FILE must end in {', '.join(READERS)}; received {str(file)!r}.")
+    return Splits(_read_tables({"train": [file]}, streaming, how))
+
+
+def _read_folder(place: Path, config: str | None, streaming: bool, wanted: Sequence[str], how: Format) -> Splits:
+    import datasets
+
     if (place / "dataset_dict.json").is_file():
-        return datasets.load_from_disk(str(place))
+        return Splits(datasets.load_from_disk(str(place)))
     if (place / "state.json").is_file():  # a single split, saved by save_to_disk
-        return {"train": datasets.load_from_disk(str(place))}
+        return Splits({"train": datasets.load_from_disk(str(place))})
     if config and (place / config).is_dir():  # the layout of collections on the hub: a folder for each
         place = place / config
-    if shards := _shards(place):
-        return datasets.load_dataset("parquet", data_files=shards, streaming=streaming)
-    options = _CSV if type(datasets.load_dataset_builder(str(place)).config).__name__ == "CsvConfig" else {}
-    return datasets.load_dataset(str(place), streaming=streaming, **options)
+    files = files_in(place)
+    pictures, tables = [f for f in files if is_picture(f)], _tables(files)
+    if any(f.name in ("metadata.csv", "metadata.jsonl", "metadata.parquet") for f in files) and pictures:
+        return _read_by_datasets(place, files, streaming, how)
+    if len(pictures) > len(tables):
+        found, notes = class_folders(place, files, wanted)
+        return Splits({k: v.to_iterable_dataset() for k, v in found.items()} if streaming else found, notes)
+    if not tables or _names_files(place / "README.md"):
+        return _read_by_datasets(place, files, streaming, how)
+    splits = _split_files(tables, place, wanted)
+    read = {file for found in splits.values() for file in found}
+    return Splits(_read_tables(splits, streaming, how), not_read(place, [file for file in files if file not in read]))
 
 
-def _shards(place: Path) -> dict[str, list[str]]:
-    """{split: files} of a folder of SPLIT-00000-of-00001.parquet. `datasets` knows train, validation and test by their names
-    and would take validation_matched and validation_mismatched for one.
+def _tables(files: Sequence[Path]) -> list[Path]:
+    """The files of tables of the most frequent kind; plain text, which may be notes, only where there is nothing else."""
+    kinds = {file: reader for file in files if (reader := reader_of(file)) is not None}
+    usual = Counter(kind for kind in kinds.values() if kind != "text").most_common(1)
+    kind = usual[0][0] if usual else "text"
+    return [file for file in files if kinds.get(file) == kind]
+
+
+def _split_files(tables: Sequence[Path], place: Path, wanted: Sequence[str]) -> dict[str, list[Path]]:
+    """{split: files} by the names of files and of the folders they lie in; where none speaks of a split, all are `train`."""
+    out: dict[str | None, list[Path]] = {}
+    for file in tables:
+        stem = file.name.removesuffix("".join(file.suffixes[-2:] if file.suffixes[-1] in COMPRESSED else file.suffixes[-1:]))
+        parts = (stem, *reversed(file.relative_to(place).parts[:-1]))
+        out.setdefault(next((split for part in parts if (split := split_of(part, wanted))), None), []).append(file)
+    unnamed = out.pop(None, [])
+    return out or {"train": unnamed}
+
+
+def _read_tables(splits: dict[str, list[Path]], streaming: bool, how: Format) -> dict[str, Any]:
+    """Files of one kind, each looked at first. Raises DataError where not every row of a CSV file was read."""
+    import datasets
+
+    first = next(iter(splits.values()))[0]
+    reader, rows = reader_of(first), {split: [check(file, how) for file in files] for split, files in splits.items()}
+    named = {split: [str(file) for file in files] for split, files in splits.items()}
+    found = datasets.load_dataset(reader, data_files=named, streaming=streaming, **options(reader, first, how))
+    for split, counts in rows.items():
+        if not streaming and None not in counts and sum(counts) != found[split].num_rows:
+            raise DataError(
+                f"The files of split {split!r} ({', '.join(file.name for file in splits[split][:3])}) hold {sum(counts):,} "
+                f"rows, but {found[split].num_rows:,} were read: quotation marks that do not match are the usual cause."
+            )
+    return dict(found)
+
+
+def _names_files(readme: Path) -> bool:
+    """Whether the header of a data set's card says which files are which split."""
+    head = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    return head.startswith("---") and "data_files:" in head.partition("\n---")[0]
+
+
+def _read_by_datasets(place: Path, files: Sequence[Path], streaming: bool, how: Format) -> Splits:
+    """Folders that `datasets` knows more of: with a README that names splits, with metadata beside pictures, archives.
+
+    Raises:
+        DataError: it would not read files of the kind that it reads.
     """
-    found: dict[str, list[str]] = {}
-    for file in sorted(place.glob("*.parquet")):
-        match = re.fullmatch(r"(\w+)-\d{5}-of-\d{5}", file.stem)
-        if match is None:
-            return {}
-        found.setdefault(match[1], []).append(str(file))
-    return found
+    import datasets
+
+    builder = datasets.load_dataset_builder(str(place))
+    is_csv = type(builder.config).__name__ == "CsvConfig"
+    first = next((file for file in files if reader_of(file) == "csv"), None)
+    given = options("csv", first, how) if is_csv and first is not None else {}
+    read = {os.path.realpath(str(file)) for named in (builder.config.data_files or {}).values() for file in named}
+    left = [file for file in files if os.path.realpath(file) not in read]
+    kinds = {Path(file).suffix.lower() for file in read}
+    if lost := [file for file in left if file.suffix.lower() in kinds and (is_picture(file) or reader_of(file) != "text")]:
+        raise DataError(
+            f"{len(lost):,} files in {str(place)!r} would not be read, such as {lost[0].relative_to(place).as_posix()}: the "
+            "README or the metadata name others, or they lie behind links. Name them there, or put files in the place of links."
+        )
+    return Splits(datasets.load_dataset(str(place), streaming=streaming, **given), not_read(place, left))
 
 
 def _from_hub(source: str, config: str | None, offline: str, streaming: bool) -> dict[str, Any]:
@@ -102,7 +177,7 @@ def _from_hub(source: str, config: str | None, offline: str, streaming: bool) ->
     except _NOT_DATA:
         raise
     except Exception as error:
-        why = f"{trouble}, and it is not in the cache ({datasets.config.HF_DATASETS_CACHE})" if trouble else _reason(error)
+        why = f"{trouble}, and it is not in the cache ({datasets.config.HF_DATASETS_CACHE})" if trouble else reason(error)
         asked = f"'{source}', '{config}'" if config else f"'{source}'"
         raise DataError(
             f"The data set {source!r} cannot be had: {why}.\n"
@@ -120,11 +195,11 @@ def _quiet(datasets: Any) -> None:
     datasets.logging.set_verbosity_error()
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first line of the error that lies at the bottom of a chain."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return in_words(error)
 
 
 def first_rows(split: Any, limit: int | None, use: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .bad_rows import BadRows
-from .pictures import augment, decode, normalize, open_picture, random_bits, stacked
+from .pictures import PictureReader, augment, decode, normalize, random_bits, source_of, stacked
 from .seeded import sample_bits, seeded
 
 FULLY_CHECKED = 20_000
@@ -48,8 +47,8 @@ class Encoded:
     it is decoded (in sets too large to decode twice) is replaced by the next one, with a warning.
     """
 
-    def __init__(self, split: Any, column: str, rows: list[int], channels: int):
-        self.split, self.column, self.rows, self.channels = split, column, rows, channels
+    def __init__(self, split: Any, column: str, rows: list[int], read: PictureReader):
+        self.split, self.column, self.rows, self.read = split, column, rows, read
         self.transforms: dict[bool, Callable] = {}
         self.replaced: set[int] = set()  # places of broken pictures that this process met
 
@@ -74,7 +73,7 @@ class Encoded:
         for step in range(len(self.rows)):
             at = (place + step) % len(self.rows)
             try:
-                return at, open_picture(self.split[self.rows[at]][self.column], self.channels)
+                return at, self.read(self.split[self.rows[at]][self.column])
             except Exception as error:  # Pillow, zlib and struct each raise their own
                 if at not in self.replaced:
                     self.replaced.add(at)
@@ -90,7 +89,7 @@ class Encoded:
         return digest.digest()
 
 
-def check_pictures(split: Any, column: str, rows: list[int], channels: int, faults: BadRows) -> None:
+def check_pictures(split: Any, column: str, rows: list[int], read: PictureReader, faults: BadRows) -> None:
     """Tell `faults` of the pictures that cannot be decoded; of large sets, of those whose header is broken."""
     from PIL import Image
 
@@ -99,18 +98,17 @@ def check_pictures(split: Any, column: str, rows: list[int], channels: int, faul
         item = split[row][column]
         try:
             if whole:
-                open_picture(item, channels)
+                read(item)
             else:
-                raw = item.get("bytes")
-                Image.open(io.BytesIO(raw) if raw is not None else item["path"]).close()
+                Image.open(source_of(item)).close()
         except Exception as error:
             faults.add(row, f"the picture cannot be decoded; {type(error).__name__}: {error}")
 
 
 def load_pictures(
-    split: Any, column: str, rows: list[int], channels: int, size: int | None, faults: BadRows
+    split: Any, column: str, rows: list[int], read: PictureReader, size: int | None, faults: BadRows
 ) -> tuple[InMemory, list[int]]:
     """The good ones among `rows` decoded in memory, and which rows they are. Raises DataError as `faults` says."""
-    arrays = decode(list(split.select(rows)[column]), rows, channels, size, faults)
+    arrays = decode(list(split.select(rows)[column]), rows, read, size, faults)
     good = faults.kept(rows)
     return InMemory(stacked([arrays[row] for row in good])), good

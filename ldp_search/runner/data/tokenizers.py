@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ...config.overlay import ConfigError
 from ..io.atomic import write_whole
 from ..io.hub_access import settle_hub
+from ..remedies import in_words
 
 TRAINING_CHARACTERS = 20_000_000
 """A tokenizer is trained on so much text at most: more changes little and takes minutes."""
@@ -90,7 +91,7 @@ def _load(name: str, way_out: str) -> Any:
     try:
         found = cls.from_pretrained(str(folder) if folder.is_dir() else name)
     except Exception as error:  # transformers, tokenizers and the hub's client each raise their own
-        why = f"{trouble}, and it is not in the cache" if trouble else " ".join(str(error).split())[:300]
+        why = f"{trouble}, and it is not in the cache" if trouble else in_words(error)
         raise ConfigError(f"The tokenizer {name!r} cannot be had: {why}.\nWays out: {way_out}.") from error
     if not found.is_fast:
         raise ConfigError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,9 @@ from torch import nn
 
 from ...config.overlay import ConfigError, as_component
 from ...config.typed import imported
+from ...core.messages import did_you_mean
 from ..io.hub_access import settle_hub
+from ..remedies import in_words
 from .aliases import ALIASES, Alias
 
 OFFLINE = (
@@ -58,6 +61,10 @@ def create_model(
         raise ConfigError(
             f"This kind of task takes no models of {source}; received {name!r}. {'hf:ID' if hf else 'timm:NAME'}."
         )
+    if source == "timm":
+        _check_published(
+            rest, pretrained and not set(options) & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+        )
     with _reaching(name, pretrained, options):
         if source == "timm":
             return _timm(rest, pretrained, timm | options, wrap_timm)
@@ -94,15 +101,16 @@ def _reaching(name: str, pretrained: bool, options: dict[str, Any]) -> Iterator[
         yield
     except ConfigError:
         raise
-    except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
+    except Exception as error:  # of timm, transformers, torch, or of a function of one's own
         if trouble is not None:
             scratch = "" if source == "timm" or _known(rest, alias) else ", where the configuration is at hand"
             repo = rest if source == "hf" else _timm_repository(rest)
             way_out = OFFLINE.format(repo=repo, scratch=scratch, copy=COPIES[source])
             raise ConfigError(f"The model {name!r} cannot be had: {trouble}, and it is not in the cache.\n{way_out}") from error
-        raise ConfigError(
-            f"The model {name!r} with {options or 'no options'} cannot be made: {type(error).__name__}: {error}"
-        ) from error
+        unknown = re.search(r"keyword argument '(\w+)'", str(error))
+        if unknown is not None and unknown[1] in options:
+            raise ConfigError(f"The model {name!r} takes no option {unknown[1]!r}: leave out model.{unknown[1]}=...") from error
+        raise ConfigError(f"The model {name!r} with {options or 'no options'} cannot be made: {in_words(error)}") from error
 
 
 def source_of(spec: Any) -> tuple[str, str, str]:
@@ -174,6 +182,25 @@ def _timm(name: str, pretrained: bool, options: dict[str, Any], wrap: Any) -> nn
     if not (timm.is_model(name.partition(".")[0]) or name.startswith("hf-hub")):
         raise ConfigError(f"timm knows no model {name!r}.{_near(name)}")
     return (wrap or timm.create_model)(name, pretrained=pretrained, **options)
+
+
+def _check_published(name: str, wanted: bool) -> None:
+    """Raises ConfigError for a model of timm without weights of its tag, or without any where some are `wanted`."""
+    import timm
+
+    from . import cifar  # noqa: F401 (the import registers our names)
+
+    architecture, _, tag = name.partition(".")
+    if name.startswith("hf-hub") or not timm.is_model(architecture):
+        return
+    tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ConfigError(f"The model {architecture!r} has no weights called {tag!r}.{did_you_mean(tag, tags)}")
+    if wanted and not tags and not timm.list_pretrained(architecture):
+        raise ConfigError(
+            f"The model {name!r} has no published weights: train it from scratch with pretrained=false, or begin with weights "
+            "of your own, pretrained=false model.checkpoint_path=FILE."
+        )
 
 
 def _own(module: str, attribute: str, offered: dict[str, Any], options: dict[str, Any]) -> nn.Module:

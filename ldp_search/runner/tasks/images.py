@@ -24,6 +24,7 @@ from ..data import (
     first_rows,
     hold_out,
     load_splits,
+    never_trained_note,
     one_class_note,
     pick_column,
     pick_split,
@@ -31,7 +32,7 @@ from ..data import (
     subset,
 )
 from ..data.embedded import digits
-from ..data.pictures import MODES
+from ..data.pictures import MODES, PictureReader, check_range
 from ..data.seeded import sample_bits, seeded
 from ..data.stores import Encoded, InMemory, check_pictures, load_pictures
 from .base import Task
@@ -53,6 +54,7 @@ class ImageData:
     label: list[str] = field(default_factory=lambda: ["label", "labels"])
     classes: int = 0  # 0: as many as the data has
     channels: int = 3
+    value_range: list[float] = field(default_factory=list)  # [black, white] of grey pictures of more than 8 bits
     streaming: bool = False  # take the first limit= and eval_limit= rows without downloading the rest
     pipeline: str = "memory"
     size: int | None = None  # pixels of a side to resize to
@@ -74,6 +76,7 @@ class ImageData:
             raise DataError(f"`classes` must be 2 or more, or 0 for those of the data; received {self.classes}.")
         if self.channels not in MODES:
             raise DataError(f"`channels` must be 1 (grey) or 3 (colour); received {self.channels}.")
+        check_range(self.value_range)
         if self.pipeline not in PIPELINES:
             raise DataError(f"`pipeline` must be one of {', '.join(PIPELINES)}; received {self.pipeline!r}.")
         for name in ("mean", "std"):
@@ -99,11 +102,14 @@ class ImageClassification(Task):
             self.names = [str(i) for i in range(10)]
             halves = [self._subset(*half, limit) for half, limit in zip(digits(), limits.values(), strict=True)]
         else:
-            splits = load_splits(data.source, data.config, config.data, OFFLINE, data.streaming)
-            splits, self.origins, self.notes = hold_out(splits, data, config.limit)
+            wanted = [*data.train, *data.eval]
+            found = load_splits(data.source, data.config, config.data, OFFLINE, data.streaming, wanted)
+            splits, self.origins, notes = hold_out(found, data, config.limit)
+            self.notes = found.notes + notes
             self.classes = Classes(data.classes)
             halves = [self._read(splits, use, limit) for use, limit in limits.items()]
             self.names = self.classes.names
+            self.notes += never_trained_note(*(labels.tolist() for _, labels in halves), self.names)
         self.stores, self.labels = zip(*halves, strict=True)
         self.train_size, self.eval_size = (len(labels) for labels in self.labels)
         self.fingerprint = _fingerprint(self.stores, self.labels)
@@ -129,14 +135,15 @@ class ImageClassification(Task):
         rows = subset(len(split), limit, self.seed)
         faults = BadRows(name, self.bad_rows, lambda row: picture_file(split[row][image]), self.origins.get(name))
         found = self.classes.labels(split.select_columns([label]), label, name, faults)
+        read = PictureReader(d.channels, d.value_range)
         if d.pipeline == "memory":
-            store, rows = load_pictures(split, image, rows, d.channels, d.size, faults)
+            store, rows = load_pictures(split, image, rows, read, d.size, faults)
         else:
-            check_pictures(split, image, rows, d.channels, faults)
+            check_pictures(split, image, rows, read, faults)
             rows = faults.kept(rows)
-            store = Encoded(split, image, rows, d.channels)
+            store = Encoded(split, image, rows, read)
         labels = [found[row] for row in rows]
-        self.notes += (faults.note,) if faults.note else ()
+        self.notes += ((faults.note,) if faults.note else ()) + read.note(name)
         self.notes += one_class_note(labels, self.classes.names, name) if use == "eval" else ()
         return store, torch.tensor(labels)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ...config.overlay import ConfigError
 from .. import models
 from ..data import BadRows, DataError, first_rows, load_splits, pick_column, pick_split, shared_split, subset
 from ..data.mask_folders import LAYOUTS, names_in, paired_folders
-from ..data.masks import MaskValues, open_mask
+from ..data.masks import MaskValues, numbered_classes, open_mask
 from ..data.paired_augmentation import moved
 from ..data.pairs import Pair, PairReader, Pairs, checked_pairs
 from ..data.pictures import normalize
@@ -80,8 +81,11 @@ class Segmentation(Task):
             self.names = self.names or names_in(place)
             found = paired_folders(place, [*d.train, *d.eval], d.image_suffix, d.mask_suffix)
             if found is not None:
-                return found
-        return load_splits(d.source, d.config, given, OFFLINE, d.streaming)
+                self.notes += found[1]
+                return found[0]
+        found = load_splits(d.source, d.config, given, OFFLINE, d.streaming, [*d.train, *d.eval])
+        self.notes += found.notes
+        return found
 
     def _read(self, splits: dict[str, Any], use: str, limit: int | None) -> Pairs:
         """The pairs of a split; only as much of it as the limit asks for is looked at."""
@@ -101,34 +105,43 @@ class Segmentation(Task):
                 raise DataError(f"{holds}\nA folder of one's own has {LAYOUTS}.")
             split = split.cast_column(column, datasets.Image(decode=False))
         rows = subset(len(split), limit, self.seed)
-        self.names = self.names or self._counted(split.select_columns([mask]), mask, rows)
+        faults = BadRows(name, self.bad_rows, lambda row: PairReader.file_of(split[row], image, mask))
+        if not self.names:
+            self.names = [str(i) for i in d.ids] or self._counted(split.select_columns([mask]), mask, rows, faults)
         taken = set(d.ids or range(len(self.names) + d.reduce_zero_label)) & set(d.ignore)
         if taken:
             raise DataError(
                 f"A value is a class or left out, not both; {sorted(taken)} of `ignore` are classes: dataset.ignore=[]."
             )
         values = MaskValues(len(self.names), d.ignore, d.ids, d.reduce_zero_label)
-        reader = PairReader(split, image, mask, values, d.size, use == "train")
-        faults = BadRows(name, self.bad_rows, reader.file)
+        reader = PairReader(split, image, mask, values, d.size, use == "train", d.value_range)
         pairs = checked_pairs(reader, rows, faults)
-        self.notes += (faults.note,) if faults.note else ()
+        if not reader.counts[1:].any():
+            raise DataError(
+                f"No pixel of split {name!r} is of a class ({values.rule}); all that were read are left out. "
+                "Correct dataset.ids, dataset.ignore or dataset.reduce_zero_label."
+            )
+        self.notes += ((faults.note,) if faults.note else ()) + reader.open_picture.note(name)
         return pairs
 
-    def _counted(self, split: Any, column: str, rows: list[int]) -> list[str]:
-        """Numbers as names, up to the largest value in the masks. What cannot be decoded is told later."""
-        largest = 0
+    def _counted(self, split: Any, column: str, rows: list[int], faults: BadRows) -> list[str]:
+        """Numbers as names, up to the largest value in the masks. `faults` hears of those that cannot be decoded.
+
+        Raises:
+            DataError: the values are not numbered so that they could be classes; says which they are.
+        """
+        found: Counter[int] = Counter()
         for row in rows:
             try:
-                found = set(np.unique(open_mask(split[row][column])).tolist()) - set(self.data.ignore)
-            except Exception:
-                continue
-            largest = max([largest, *found])
-        first = 1 if self.data.reduce_zero_label else 0
-        if largest - first < 1:
-            raise DataError(
-                f"Two classes or more are needed; the largest value of the masks in column {column!r} is {largest}."
-            )
-        return [str(i) for i in range(first, largest + 1)]
+                values = np.unique(open_mask(split[row][column]))
+            except Exception as error:  # Pillow, zlib and struct each raise their own
+                faults.add(row, str(error))
+            else:
+                found.update(values.tolist())
+        faults.kept(rows)
+        names, note = numbered_classes(found, self.data.ignore, self.data.reduce_zero_label, column)
+        self.notes += note
+        return names
 
     def batch(self, indices: Tensor, epoch: int | None) -> list[Group]:
         """One group of crops in training; in evaluation, a group for each size of pictures and masks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..data import DataError
+from ..data.pictures import check_range
 
 EVALUATE = ("full", "slide")
 
@@ -21,9 +22,10 @@ class SegmentationData:
     mask: list[str] = field(default_factory=lambda: ["mask", "annotation", "label", "labels", "semantic_segmentation"])
     image_suffix: str = ""  # in folders: what the names of pictures have besides the common part of a pair
     mask_suffix: str = ""
-    classes: list[str] = field(default_factory=list)  # names, in order; none: FOLDER/classes.txt, or as many as the masks have
+    classes: list[str] = field(default_factory=list)  # names, in order; none: FOLDER/classes.txt, or as the masks have
     ignore: list[int] = field(default_factory=lambda: [255])  # values of a mask that are left out
     ids: list[int] = field(default_factory=list)  # the value of each class, where it is not its place; others are left out
+    value_range: list[float] = field(default_factory=list)  # [black, white] of grey pictures of more than 8 bits
     reduce_zero_label: bool = False  # value 0 is left out, and 1 is the first class
     streaming: bool = False  # take the first limit= and eval_limit= rows without downloading the rest
     size: int | None = None  # pixels of the shorter side that pictures are resized to first
@@ -53,10 +55,12 @@ class SegmentationData:
             raise DataError(f"`mean` and `std` must have three values, of `std` above 0; received {self.mean}, {self.std}.")
         if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
             raise DataError(f"`classes` must be two names or more, each once; received {self.classes}.")
-        if self.ids and len(self.ids) != len(self.classes):
+        if len(self.ids) == 1 or (self.ids and self.classes and len(self.ids) != len(self.classes)):
             raise DataError(
-                f"`ids` must have a value for each of `classes`; there are {len(self.ids)} and {len(self.classes)}."
+                f"`ids` must have a value for each class, of which there are two or more; there are {len(self.ids)} values"
+                + (f" for {len(self.classes)} `classes`." if self.classes else ".")
             )
+        check_range(self.value_range)
         if len(set(self.ids)) < len(self.ids) or not all(0 <= value < 2**16 for value in self.ids):
             raise DataError(f"`ids` must be values of a mask, from 0 to 65535, each once; received {self.ids}.")
         if self.size is not None and self.size < 8:

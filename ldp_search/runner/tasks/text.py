@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import models
-from ..data import BadRows, Classes, DataError, first_rows, one_class_note, pick_column, pick_split, subset
+from ..data import (
+    BadRows,
+    Classes,
+    DataError,
+    check_label_type,
+    first_rows,
+    never_trained_note,
+    one_class_note,
+    pick_column,
+    pick_split,
+    subset,
+)
 from ..data.source_text import packages
 from ..data.tokenized import Ragged, padded, tokenize
 from . import metrics as measures
@@ -71,6 +82,8 @@ class TextClassification(TextTask):
             raise DataError(f"The metric f1 is for two classes; the data has {len(self.names)}: dataset.metrics=[accuracy].")
         self.sizes = [len(found) for found in labels[1:]]  # of the sets that are evaluated, one after the other
         self.labels = labels[0], torch.cat(labels[1:])
+        if data.classes != 1:
+            self.notes += never_trained_note(*(found.tolist() for found in self.labels), self.names)
         self.train_size, self.eval_size = (len(found) for found in self.labels)
         parts = [column for columns in self.columns for column in columns.values()]
         self.fingerprint = digest_of(*self.labels, *parts, self.tokenizer_identity)
@@ -192,6 +205,7 @@ class TextClassification(TextTask):
 
 def _numbers(split: Any, column: str, faults: BadRows) -> list[float]:
     """Labels that are numbers; nan of those that are not, which `faults` hears of."""
+    check_label_type(split, column)
     out = []
     for row, value in enumerate(split[column][:]):
         try:

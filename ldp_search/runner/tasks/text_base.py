@@ -15,6 +15,7 @@ from ...config.overlay import ConfigError
 from .. import models
 from ..data import DataError, check_share, hold_out, load_splits, pick_column
 from ..data.subsets import Origin, Parts, spread
+from ..data.text_files import Format
 from ..data.tokenized import quiet_tokenizers
 from ..data.tokenizers import family, identity, save_tokenizer, tokenizer_of, trained_tokenizer, with_padding
 from .base import Task
@@ -32,11 +33,14 @@ class TextSource:
     eval: list[str] = field(default_factory=lambda: ["validation", "test"])
     hold_out: float = 0.0  # share of the training rows to evaluate on, where the data has no split for it
     text: list[str] = field(default_factory=lambda: ["text", "sentence"])
+    encoding: str = ""  # of text files, by its name in Python: cp1252, utf-16, ...; empty: UTF-8
+    delimiter: str = ""  # of CSV files: a character, or semicolon, tab, pipe; empty: a comma, in .tsv files a tab
     vocab_size: int = 8192  # of a tokenizer that is trained
     streaming: bool = False  # take the first limit= and eval_limit= rows without downloading the rest
 
     def __post_init__(self):
         check_share(self.hold_out)
+        Format(self.encoding, self.delimiter).checked()
 
 
 class TextTask(Task):
@@ -66,9 +70,11 @@ class TextTask(Task):
 
             self.notes += (NOTE,)
             return self.embedded[d.source]()
-        splits = load_splits(d.source, d.config, config.data, self.offline, d.streaming)
-        splits, self.origins, notes = hold_out(splits, d, config.limit, self._parts())
-        self.notes += notes
+        wanted = [*d.train, *d.eval, *map(str, getattr(d, "also", {}).values())]
+        how = Format(d.encoding, d.delimiter)
+        found = load_splits(d.source, d.config, config.data, self.offline, d.streaming, wanted, how)
+        splits, self.origins, notes = hold_out(found, d, config.limit, self._parts())
+        self.notes += found.notes + notes
         return splits
 
     def _parts(self) -> Callable[[int, float], Parts]:

@@ -24,11 +24,13 @@ from ...core.messages import did_you_mean
 from .. import models
 from ..io import checkpoint
 from ..io.atomic import write_whole
+from ..remedies import in_words, shapes_of
 from ..tasks import Task, build_task
 from .batches import check_sizes
 from .ema import Ema
 from .journal import Journal
 from .optimizers import create_optimizer
+from .rehearsal import rehearse
 from .run_folder import Finished, checkpoint_of, output_folder, refuse_other
 from .session import Session, restore_session, set_random_state
 
@@ -76,14 +78,20 @@ def open_session(settings: Settings, task: Task | None = None, quiet: bool = Fal
     ema = None if config.ema is None else Ema(model, config.ema)
     run = Session(settings, accelerator, task, wrapped, ldp, optimizer, journal, output, per_epoch, total, ema)
     set_seed(config.seed, device_specific=True)  # from here on, every process draws its own numbers
-    state = checkpoint.load(Path(found)) if found else None
-    if state is not None:
+    _start(run, checkpoint.load(Path(found)) if found else None, found)
+    return run
+
+
+def _start(run: Session, state: dict[str, Any] | None, found: str | None) -> None:
+    """From the beginning, after a rehearsal, or from the checkpoint `found`, whose state is given. Raises ConfigError."""
+    if state is None:
+        rehearse(run)
+    else:
         refuse_other(state["identity"], run.identity, f"The checkpoint {found}")
         restore_session(run, state)
     _begin(run, state)
     if state is not None:
-        set_random_state(state["processes"][accelerator.process_index]["random"])
-    return run
+        set_random_state(state["processes"][run.accelerator.process_index]["random"])
 
 
 def on_cpu() -> bool:
@@ -131,10 +139,9 @@ def searchable(settings: Settings, task: Task) -> nn.Module:
             args, kwargs = as_call(inputs)
             model.eval()(*args, **kwargs)
     except Exception as error:  # whatever a model of someone else's finds wrong with its inputs
-        tensors = inputs.values() if isinstance(inputs, dict) else inputs
-        shapes = ", ".join("x".join(map(str, tensor.shape[1:])) for tensor in tensors)
         raise ConfigError(
-            f"The model {settings.config.model!r} must take this task's inputs, of shape {shapes}, but: {error}\n"
+            f"The model {settings.config.model!r} must take this task's inputs, of shape {shapes_of(inputs)}, but: "
+            f"{in_words(error)}\n"
             "Many models have an option for it (model.img_size=32); pictures are resized to what a model "
             "needs by dataset.pipeline=timm, or by dataset.size=PIXELS."
         ) from error

@@ -24,7 +24,7 @@ from ..simulate import Simulate
 from . import convolution as convolutions
 from . import matmul as integers
 from . import rounding_error
-from .choice import Choices, misfit
+from .choice import UNSETTLED, Choices, misfit
 
 OPTIONS = {"choose": ("measure", "always", "never"), "keep": ("codes", "input"), "input_gradient": ("exact", "rounded")}
 
@@ -72,8 +72,18 @@ class Int8:
         reason = "backend.choose=never" if self.choose == "never" else misfit(call)
         if reason is None and self.choose == "measure":
             reason = self.choices.slower(call, {"integers": self.integers, "simulated": Simulate()})
+            if reason == UNSETTLED:
+                return False
         self.choices.note(call, reason)
         return reason is None
+
+    def proposals(self) -> dict[str, list[float]]:
+        """What this process measured and the others have not agreed on."""
+        return self.choices.proposed
+
+    def agree(self, proposals: list[dict[str, list[float]]]) -> None:
+        """Take over what all processes proposed, listed by rank."""
+        self.choices.agree(proposals)
 
     def report(self, names: list[str]) -> str:
         """Which of the layers ran in integers, and why others did not."""
@@ -234,7 +244,8 @@ class _Convolution(torch.autograd.Function):
         g = gy.contiguous(memory_format=torch.channels_last)
         gb = ctx.how.product.bias_grad(g).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
         kernel = tuple(s.w.shape[2:])
-        gx, gw = _convolution_products(g, s.grad_bits, s.codes, s.w_q, ctx.how, kernel, s.need_x, s.need_w)
+        w_q = s.w if s.w_q is None else s.w_q  # of a weight gradient alone, only its shape is looked at
+        gx, gw = _convolution_products(g, s.grad_bits, s.codes, w_q, ctx.how, kernel, s.need_x, s.need_w)
         grid_x = (None, None, None)
         if s.need_x:
             flat = None if s.x is None else s.x.view(-1, s.x.shape[-1])

@@ -1,6 +1,7 @@
 """Which products run in integers: those that fit, where a measurement at their first call finds integers faster.
 
-What was measured is part of the controller's state, so that a resumed training computes as before.
+What was measured is part of the controller's state, so that a resumed training computes as before. Several processes choose
+alike: what one of them measures is a proposal, which counts when all have agreed on it (`distributed.agree_on_choices`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...bits.space import FULL_PRECISION
@@ -20,6 +22,7 @@ from .matmul import LONGEST_SUM
 
 ROUNDS = 3
 SLOWER = "slower in integers"
+UNSETTLED = "not yet agreed on by the processes"
 
 
 def misfit(call: Call) -> str | None:
@@ -83,17 +86,28 @@ class Choices:
 
     def __init__(self):
         self.seconds: dict[str, list[float]] = {}
+        self.proposed: dict[str, list[float]] = {}
         self.reasons: dict[str, str | None] = {}
         self.trained: set[str] = set()
         self.mixed: set[str] = set()
         self.forward_only: set[str] = set()
 
     def slower(self, call: Call, ways: dict[str, Callable[[Call], Tensor]]) -> str | None:
-        """SLOWER where the first of two ways takes longer than the second one, measured once for each kind of call."""
-        key = _kind(call)
+        """SLOWER where the first of two ways takes longer than the second one, measured once for each kind of call; of
+        several processes UNSETTLED until they have agreed on it.
+        """
+        key, alone = _kind(call), _processes() == 1
+        if key not in self.seconds and key not in self.proposed:
+            (self.seconds if alone else self.proposed)[key] = _measure(call, list(ways.values()))
         if key not in self.seconds:
-            self.seconds[key] = _measure(call, list(ways.values()))
+            return UNSETTLED
         return None if self.seconds[key][0] < self.seconds[key][1] else SLOWER
+
+    def agree(self, proposals: list[dict[str, list[float]]]) -> None:
+        """Take over what the processes measured, listed by rank: of each kind of call, the first one's figures."""
+        found = {key: times for of_rank in reversed(proposals) for key, times in of_rank.items()}
+        self.seconds = found | self.seconds
+        self.proposed = {}
 
     def note(self, call: Call, reason: str | None) -> None:
         """A layer ran in integers, or did not for this reason. Training counts, evaluation only before any.
@@ -143,6 +157,10 @@ def _some(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def _kind(call: Call) -> str:
     """What the speed depends on. Sizes to the next power of two: a batch of texts is a little longer or shorter each time."""
     x, w = call.x, call.w
@@ -150,11 +168,12 @@ def _kind(call: Call) -> str:
     if not isinstance(call.product, LinearProduct):
         size, p = "x".join(str(_power(n)) for n in x.shape[2:]), call.product
         options = f" at {size}, stride {p.stride}, padding {p.padding}, dilation {p.dilation}"
+    threads = f"{_processes()} processes" if _processes() > 1 else torch.get_num_threads()
     way = "backward too" if _learns(call) else "forward"
     precision = "" if call.grad_bits is not None else ", full gradients"
     transposed = " transposed" if call.product.transposed else ""
     return (
-        f"{x.device.type} x {torch.get_num_threads()}, {x.dtype} in {compute_dtype(x)}, {rows} rows, "
+        f"{x.device.type} x {threads}, {x.dtype} in {compute_dtype(x)}, {rows} rows, "
         f"weight{transposed} {tuple(w.shape)}{options}, {way}{precision}"
     )
 

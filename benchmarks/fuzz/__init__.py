@@ -1,0 +1,1 @@
+"""A fuzz run over models, data and command lines; `python -m benchmarks.fuzz` tells how."""
