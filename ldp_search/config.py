@@ -75,6 +75,7 @@ class Config:
     log_every: int | None = _is(None, "steps between lines of metrics.jsonl (default: about 400 lines a run)")
     checkpoint_every: str = _is("60s", "time between checkpoints, as 90s or 10min, or a number of steps")
     resume: str = _is("auto", "auto: go on if output holds an unfinished run; never; or a run's folder to go on from")
+    export: list[str] = _is([], "files to leave at the end: onnx, packed, torch (also later: python -m ldp_search.export)")
     trackers: list[str] = _is(["tensorboard"], "Accelerate's trackers (wandb, trackio, mlflow, ...), or none")
 
     def check(self) -> None:
@@ -88,6 +89,7 @@ class Config:
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be one of its known values; received {getattr(self, name)!r}."
                                   f"{did_you_mean(getattr(self, name), known)}")  # fmt: skip
+        check_formats(self.export)
         interval(self.checkpoint_every)
         if (self.epochs is None) == (self.steps is None):
             raise ConfigError("The length of a training is given by epochs=... or by steps=...; received "
@@ -105,13 +107,14 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 )  # fmt: skip
 CHOICES = {"lr_schedule": ("multistep", "cosine", "linear", "constant"), "precision": ("fp32", "bf16"),
            "recipe": ("full", "quick"), "bad_rows": ("refuse", "skip")}  # fmt: skip
+EXPORT_FORMATS = ("onnx", "packed", "torch")
 COMPONENTS = ("dataset", "model", "optimizer", "policy", "relaxation", "weight_quantizer", "input_quantizer",
               "grad_quantizer", "backend")  # fmt: skip
-LISTS = ("trackers", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
+LISTS = ("trackers", "export", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
 RUN_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 SPACE_FIELDS = {f.name: f for f in dataclasses.fields(SearchSpace) if f.name not in RUN_FIELDS}  # both have a seed: one seed
 NOT_A_RESULT = ("config", "output", "resume", "trackers", "data_workers", "checkpoint_every", "data", "bad_rows",
-                "overhead")  # fmt: skip
+                "overhead", "export")  # fmt: skip
 """Settings that may differ between a run and its continuation: the result does not depend on them (data is compared itself)."""
 
 
@@ -150,6 +153,8 @@ def resolve_mapping(asked: dict[str, Any]) -> Settings:
         words, study = _study_options(asked)
         settings = _resolve(words)
         settings.study = study
+        if study is not None and settings.config.export:
+            raise ConfigError("export= belongs to a single run; export a search's best: python -m ldp_search.export FOLDER.")
         return settings
     except ConfigError:
         raise
@@ -199,6 +204,13 @@ def _resolve(words: dict[str, Any]) -> Settings:
 def _is_place(key: str, value: str) -> bool:
     """Whether a setting names a place on this machine."""
     return key == "data" or (presets.is_path(value) if key == "task" else Path(value).expanduser().exists())
+
+
+def check_formats(formats: list[str]) -> None:
+    """ConfigError for an unknown format of an export, with the nearest one."""
+    for name in formats:
+        if name not in EXPORT_FORMATS:
+            raise ConfigError(f"Unknown export format {name!r}.{did_you_mean(name, EXPORT_FORMATS)}")
 
 
 def interval(text: str) -> tuple[str, float]:

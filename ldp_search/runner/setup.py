@@ -22,6 +22,7 @@ from ..core.registry import did_you_mean
 from . import checkpoint, models
 from .batches import check_sizes
 from .ema import Ema
+from .exports.of_run import check_possible
 from .folders import Finished, checkpoint_of, output_folder, refuse_other
 from .journal import Journal, write_whole
 from .optimizers import create_optimizer
@@ -64,6 +65,8 @@ def open_session(settings: Settings, task: Task | None = None, quiet: bool = Fal
     check_sizes(task, config, accelerator.num_processes)
     set_seed(config.seed)
     model = searchable(settings, task)
+    if config.export:
+        _agreed(world, lambda: check_possible(model, task.example_inputs(), config.export))
     optimizer = create_optimizer(config, model)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     per_epoch = task.train_size // config.batch_size
