@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,27 +26,28 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 VERSION = 1
 NOTE = "ldp_int8.json"  # in the archive's extra files
-_POST = ("none", "relu")
+POSTS = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+"""{what may follow a product in the same kernel: oneDNN's name and algorithm}; convolutions take the first two."""
 
 _library = torch.library.Library("ldp_int8", "DEF")
-_library.define(
-    "linear(Tensor q, float x_scale, int x_zero, Tensor codes, Tensor w_scale, Tensor? bias, str post='none') -> Tensor"
-)
+_END = "str post='none', float y_scale=0.0, int y_zero=0) -> Tensor"  # y_scale > 0: codes of the result, uint8
+_library.define(f"linear(Tensor q, float x_scale, int x_zero, Tensor codes, Tensor w_scale, Tensor? bias, {_END}")
 _library.define(
     "convolution(Tensor q, float x_scale, int x_zero, Tensor codes, Tensor w_scale, Tensor? bias, int[] stride, int[] padding, "
-    "int[] dilation, int groups, str post='none') -> Tensor"
+    f"int[] dilation, int groups, {_END}"
 )
 
 
 # -- kernels --------------------------------------------------------------------------------------------------------
 
 
+@cache
 def has_kernels() -> bool:
     """Whether oneDNN computes int8 exactly here: without VNNI, sums of two products may saturate at 16 bits."""
     return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 
 
-_packed: dict[tuple, tuple[list[StorageWeakRef], tuple]] = {}  # weights in oneDNN's order, while the plain ones live
+_packed: dict[tuple, tuple[StorageWeakRef, tuple]] = {}  # weights in oneDNN's order, while the plain ones live
 
 
 def _prepared(codes: Tensor, options: tuple, make) -> tuple:
@@ -54,50 +56,64 @@ def _prepared(codes: Tensor, options: tuple, make) -> tuple:
     version = 0 if codes.is_inference() else codes._version
     key = (storage._cdata, codes.storage_offset(), tuple(codes.shape), version, options)
     if key not in _packed:
-        for old in [old for old, (references, _) in _packed.items() if references[0].expired()]:
+        for old in [old for old, (reference, _) in _packed.items() if reference.expired()]:
             del _packed[old]
-        _packed[key] = [StorageWeakRef(storage)], (make(), torch.zeros(codes.shape[0], dtype=torch.int32))
+        _packed[key] = StorageWeakRef(storage), (make(), torch.zeros(codes.shape[0], dtype=torch.int32))
     return _packed[key][1]
 
 
-def _linear(q, x_scale, x_zero, codes, w_scale, bias, post="none"):
+def _result(post: str, y_scale: float, y_zero: int) -> tuple:
+    """oneDNN's last arguments."""
+    name, algorithm = POSTS[post]
+    dtype = torch.uint8 if y_scale else torch.float32
+    return y_scale or 1.0, y_zero, dtype, name, [], algorithm
+
+
+def _linear(q, x_scale, x_zero, codes, w_scale, bias, post="none", y_scale=0.0, y_zero=0):
     if not has_kernels() or not q.numel():
-        return _post(F.linear((q.float() - x_zero) * x_scale, codes.float() * w_scale[:, None], bias), post)
+        return _after(F.linear((q.float() - x_zero) * x_scale, codes.float() * w_scale[:, None], bias), post, y_scale, y_zero)
     weight, zeros = _prepared(codes, (), lambda: torch.ops.onednn.qlinear_prepack(codes, None))
-    return torch.ops.onednn.qlinear_pointwise(
-        q, x_scale, x_zero, weight, w_scale, zeros, bias, 1.0, 0, torch.float32, post, [], ""
-    )
+    end = _result(post, y_scale, y_zero)
+    return torch.ops.onednn.qlinear_pointwise(q, x_scale, x_zero, weight, w_scale, zeros, bias, *end)
 
 
-def _convolution(q, x_scale, x_zero, codes, w_scale, bias, stride, padding, dilation, groups, post="none"):
-    how = list(stride), list(padding), list(dilation), groups
+def _convolution(
+    q, x_scale, x_zero, codes, w_scale, bias, stride, padding, dilation, groups, post="none", y_scale=0.0, y_zero=0
+):
+    how = list(stride), list(padding), list(dilation)
     if not has_kernels() or not q.numel():
         w = codes.float() * w_scale.view(-1, *[1] * (codes.dim() - 1))
-        zeros = [0] * len(how[0])
-        return _post(torch.convolution((q.float() - x_zero) * x_scale, w, bias, *how[:3], False, zeros, groups), post)
-    options = (x_scale, x_zero, *map(tuple, how[:3]), groups)
+        y = torch.convolution((q.float() - x_zero) * x_scale, w, bias, *how, False, [0] * len(stride), groups)
+        return _after(y, post, y_scale, y_zero)
+    options = (x_scale, x_zero, *map(tuple, how), groups)
     weight, zeros = _prepared(
-        codes, options, lambda: torch.ops.onednn.qconv_prepack(codes, w_scale, x_scale, x_zero, *how, None)
+        codes, options, lambda: torch.ops.onednn.qconv_prepack(codes, w_scale, x_scale, x_zero, *how, groups, None)
     )
     kernel = getattr(torch.ops.onednn, "qconv_pointwise", None) or torch.ops.onednn.qconv2d_pointwise
-    return kernel(q, x_scale, x_zero, weight, w_scale, zeros, bias, *how, 1.0, 0, torch.float32, post, [], "")
+    end = _result(post, y_scale, y_zero)
+    return kernel(q, x_scale, x_zero, weight, w_scale, zeros, bias, *how, groups, *end)
 
 
-def _post(y: Tensor, post: str) -> Tensor:
-    return y.relu() if post == "relu" else y
+def _after(y: Tensor, post: str, y_scale: float, y_zero: int) -> Tensor:
+    """By formulas, what follows a product."""
+    if post != "none":
+        y = y.relu() if post == "relu" else F.gelu(y, approximate="tanh" if post == "gelu_tanh" else "none")
+    return torch.clamp(torch.round(y / y_scale) + y_zero, 0, 255).to(torch.uint8) if y_scale else y
 
 
-def _fake_linear(q, x_scale, x_zero, codes, w_scale, bias, post="none"):
-    return q.new_empty((*q.shape[:-1], codes.shape[0]), dtype=torch.float32)
+def _fake_linear(q, x_scale, x_zero, codes, w_scale, bias, post="none", y_scale=0.0, y_zero=0):
+    return q.new_empty((*q.shape[:-1], codes.shape[0]), dtype=torch.uint8 if y_scale else torch.float32)
 
 
-def _fake_convolution(q, x_scale, x_zero, codes, w_scale, bias, stride, padding, dilation, groups, post="none"):
+def _fake_convolution(
+    q, x_scale, x_zero, codes, w_scale, bias, stride, padding, dilation, groups, post="none", y_scale=0.0, y_zero=0
+):
     sizes = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(q.shape[2:], codes.shape[2:], stride, padding, dilation, strict=True)
     ]
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    y = q.new_empty((q.shape[0], codes.shape[0], *sizes), dtype=torch.float32)
+    y = q.new_empty((q.shape[0], codes.shape[0], *sizes), dtype=torch.uint8 if y_scale else torch.float32)
     return y.to(memory_format=formats[y.dim()]) if y.dim() in formats and has_kernels() else y
 
 
@@ -137,16 +153,20 @@ class Int8Layer(nn.Module):
 
 def quantize(x: Tensor, scale: float, zero_point: int, low: int, high: int, shift: float) -> Tensor:
     """uint8 codes of `x`."""
-    x = x.float()
+    x = x if x.dtype == torch.float32 else x.float()
     q = (x - shift).mul_(1 / scale) if shift else x * (1 / scale)
     return q.round_().add_(zero_point).clamp_(low, high).to(torch.uint8)
+
+
+def _as(y: Tensor, like: Tensor) -> Tensor:
+    return y if y.dtype == like.dtype else y.to(like.dtype)
 
 
 class Int8Linear(Int8Layer):
     def forward(self, input: Tensor) -> Tensor:
         grid, bias = self.next_call()
         q = quantize(input, *grid)
-        return torch.ops.ldp_int8.linear(q, grid[0], grid[1], self.weight, self.w_scale, bias).to(input.dtype)
+        return _as(torch.ops.ldp_int8.linear(q, grid[0], grid[1], self.weight, self.w_scale, bias), input)
 
 
 class Int8Conv(Int8Layer):
@@ -163,7 +183,7 @@ class Int8Conv(Int8Layer):
         x = input.unsqueeze(0) if unbatched else input
         x = x if self.pad is None else F.pad(x, self.pad, mode=self.mode)
         q, how = quantize(x, *grid), (self.stride, self.padding, self.dilation, self.groups[0])
-        y = torch.ops.ldp_int8.convolution(q, grid[0], grid[1], self.weight, self.w_scale, bias, *how).to(input.dtype)
+        y = _as(torch.ops.ldp_int8.convolution(q, grid[0], grid[1], self.weight, self.w_scale, bias, *how), input)
         return y.squeeze(0) if unbatched else y
 
 

@@ -19,6 +19,7 @@ from ...core.products import padded
 from ...core.space import FULL_PRECISION
 from ..integer_codes import CONTAINER_BITS, InputCodes, float_weight, input_codes, weight_codes
 from ..onnx_float import ready
+from .fuse import fold_norms, fuse
 from .outputs import difference
 from .ready import check_frozen, check_ranges
 
@@ -153,7 +154,9 @@ def write_torch(model: nn.Module, path: str | os.PathLike, example_inputs) -> To
         expected = ldp.model(*example_args(ldp.model, args), **example_args(ldp.model, kwargs))
     partial = path.with_name(f".{path.name}.partial.pt2")
     try:
+        fold_norms(made.module, trace(made.module, args, kwargs))
         program = trace(made.module, args, kwargs)
+        fuse(program)
         int8.save(program, partial, {"made_with": {"ldp_search": __version__, "torch": torch.__version__}})
         with torch.no_grad():
             error = difference(int8.load(partial)(*args, **kwargs), expected)
