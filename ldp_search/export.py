@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from .config.overlay import ConfigError
 from .runner.exports.export import Export, PackedFile, TorchFile, export
-from .runner.overlay import ConfigError
 
 __all__ = ["Export", "PackedFile", "TorchFile", "export"]
 

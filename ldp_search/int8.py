@@ -128,8 +128,8 @@ for _name, _run, _fake in (("linear", _linear, _fake_linear), ("convolution", _c
 class Int8Layer(nn.Module):
     """What the layers share: the weight's codes, and the grids that the input is rounded to, one for each call of a forward.
 
-    weight: int8 codes, output channels first. w_scale: (channels,). bias: (channels,), with what the grid's shift adds to it; one
-    for each grid. grids: [(scale, zero_point, low, high, shift)], as `integer_codes.InputCodes`.
+    weight: int8 codes, output channels first. w_scale: (channels,). bias_0, bias_1, ...: (channels,), with what a grid's shift
+    adds to it; one for each grid. grids: [(scale, zero_point, low, high, shift)], as `integer_codes.InputCodes`.
     """
 
     def __init__(self, codes: Tensor, w_scale: Tensor, biases: list[Tensor], grids: list[tuple]):

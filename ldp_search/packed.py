@@ -184,7 +184,9 @@ def read(path: str | Path) -> Packed:
             metadata = file.metadata() or {}
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}. It was cut short or changed: copy it again.") from error
+        raise ValueError(
+            f"{path} is not a whole safetensors file: {error}. It was cut short or changed: copy it again."
+        ) from error
     if KEY not in metadata:
         raise ValueError(f"{path} is a safetensors file, but no packed model: its metadata must have {KEY!r}.")
     try:
@@ -216,7 +218,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def build(recipe: dict[str, Any]) -> nn.Module:
-    """A fresh model from a recipe of plain data: {"source": "timm", ...} or {"source": "transformers", ...}. ValueError else."""
+    """A fresh model from a recipe of plain data, {"source": "timm", ...} or {"source": "transformers", ...}; else ValueError."""
     source = recipe.get("source")
     if source == "timm":
         import timm
@@ -236,4 +238,4 @@ def build(recipe: dict[str, Any]) -> nn.Module:
 
 def import_cifar_networks() -> None:
     """Register the CIFAR networks of ldp_search with timm: the one thing that needs it, and only for them."""
-    import ldp_search.runner.cifar_models  # noqa: F401
+    import ldp_search.runner.models.cifar  # noqa: F401

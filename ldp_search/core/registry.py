@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import importlib
-from collections.abc import Iterable
+
+from .messages import did_you_mean, warn_renamed
 
 _KINDS: dict[str, dict[str, type]] = {}
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The tail of an error message on an unknown name: the nearest known names, then all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(word), known, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    return f"{hint} Known: {', '.join(known)}."
+_RENAMED = {("policy", "paper"): "ldp_sgd"}
+"""Names of earlier versions."""
 
 
 def register(kind: str, name: str):
@@ -39,12 +33,21 @@ def names(kind: str) -> list[str]:
     return sorted(_KINDS.get(kind, {}))
 
 
+def current_name(kind: str, name: str) -> str:
+    """The name of a component that may be given by one of an earlier version, with a warning."""
+    if (kind, name) not in _RENAMED:
+        return name
+    warn_renamed(f"{kind}={name}", f"{kind}={_RENAMED[kind, name]}")
+    return _RENAMED[kind, name]
+
+
 def component_class(kind: str, name: str) -> type:
     """The class behind a registered name or a ``module:attribute``.
 
     Raises:
         ValueError: unknown name, or a ``module:attribute`` that cannot be imported.
     """
+    name = current_name(kind, name)
     if name in _KINDS.get(kind, {}):
         return _KINDS[kind][name]
     module, colon, attribute = name.partition(":")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .trial import buffers_kept, copied
+from .profile.sandbox import buffers_kept, copied
 
 
 def outputs(model: nn.Module, args: tuple, kwargs: dict) -> list[Tensor]:

@@ -26,7 +26,7 @@ except ImportError as error:
     raise ImportError(f"ldp_search.integrations needs transformers>=4.47: pip install -U transformers ({error})") from error
 
 from ..api import controller
-from ..core.space import FULL_PRECISION
+from ..core.bits.space import FULL_PRECISION
 from .training_loss import LossListener
 
 STATE = "ldp_state.pt"  # in every checkpoint folder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .. import fake_quantize as fq
+from ..quantize import fake_quantize as fq
 from ..registry import register
 from .call import Call, finish
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..journal import write_whole
-from ..overlay import ConfigError
+from ...config.overlay import ConfigError
+from ..io.atomic import write_whole
 from . import parity, peers, table, timing
 from .export import FORMATS, export
 from .options import ExportOptions
@@ -80,7 +80,10 @@ def export_subject(subject: Subject, options: ExportOptions, places: dict[str, P
     print(_told(subject, report, options, folder))
     for name, reason in reasons.items():
         if reason is not None:
-            print(f"ldp_search.export: {places[name].name} was put aside as {places[name].name}{REJECTED}: {reason}", file=sys.stderr)
+            print(
+                f"ldp_search.export: {places[name].name} was put aside as {places[name].name}{REJECTED}: {reason}",
+                file=sys.stderr,
+            )
     return int(any(reason is not None for reason in reasons.values()))
 
 

@@ -12,11 +12,11 @@ from torch import nn
 from ... import packed
 from ...api import controller, remove
 from ...core.apply import as_call
-from ...core.registry import did_you_mean
-from ..export import Export
-from ..export import export as export_onnx
-from .outputs import difference, evaluating
+from ...core.messages import did_you_mean
+from ..onnx.export import Export
+from ..onnx.export import export as export_onnx
 from .int8 import TorchFile, write_torch
+from .outputs import difference, evaluating
 from .packed import PackedFile, write_packed
 
 FORMATS = {"onnx": "model.onnx", "packed": "model.packed.safetensors", "torch": "model.pt2"}

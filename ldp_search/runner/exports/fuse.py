@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Node
 
 from ... import int8
@@ -27,7 +27,7 @@ def fold_norms(module: nn.Module, program: torch.export.ExportedProgram) -> list
     for node in program.graph.nodes:
         if node.target not in _NORMS or not isinstance(node.args[3], Node):
             continue
-        source = _through_asserts(node.args[0])
+        source = node.args[0]
         if source.target is not torch.ops.ldp_int8.convolution.default or _readers(source) != [node]:
             continue
         norm_name = names[node.args[3].name].removeprefix("model.").rpartition(".")[0]
@@ -85,10 +85,6 @@ def fuse(program: torch.export.ExportedProgram) -> None:
     graph.eliminate_dead_code()
     graph.lint()
     program.graph_module.recompile()
-
-
-def _through_asserts(node: Any) -> Any:
-    return node
 
 
 def _readers(node: Node) -> list[Node]:

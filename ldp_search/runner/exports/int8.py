@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 from ... import __version__, int8
 from ...api import controller, remove
 from ...core.apply import as_call
-from ...core.products import padded
-from ...core.space import FULL_PRECISION
-from ..integer_codes import CONTAINER_BITS, InputCodes, float_weight, input_codes, weight_codes
-from ..onnx_float import ready
+from ...core.bits.space import FULL_PRECISION
+from ...core.products.bilinear import padded
+from ..onnx.float_graph import ready
+from ..onnx.integer_codes import CONTAINER_BITS, float_weight, input_codes, weight_codes
 from .fuse import fold_norms, fuse
 from .outputs import difference
 from .ready import check_frozen, check_ranges
@@ -68,16 +68,16 @@ def int8_module(model: nn.Module) -> Converted:
         raise ValueError(f"format=torch needs fp32 weights; received {sorted(map(str, dtypes))}. Call model.float() first.")
     plain = remove(copy.deepcopy(ldp.model)).eval().cpu()
     made, float_layers, again = {}, {}, []
-    for site, (name, row) in zip(ldp.sites, ldp.rows.items(), strict=True):
-        reason = _why_float(ldp.bits()[name], row)
+    for site, (name, spec) in zip(ldp.sites, ldp.specs.items(), strict=True):
+        reason = _why_float(ldp.bits()[name], spec)
         if reason is None:
-            made[name], exact = _layer(site, row.module)
+            made[name], exact = _layer(site, spec.module)
             again += [] if exact else [name]
             continue
         float_layers[name] = reason
-        if row.module is not None and ldp.bits()[name].weight < FULL_PRECISION:
+        if spec.module is not None and ldp.bits()[name].weight < FULL_PRECISION:
             layer = plain.get_submodule(name)
-            layer.weight = nn.Parameter(float_weight(site, row.module).cpu(), requires_grad=False)  # its own: ties are cut
+            layer.weight = nn.Parameter(float_weight(site, spec.module).cpu(), requires_grad=False)  # its own: ties are cut
     return Converted(_with(plain, made), list(made), float_layers, again)
 
 
@@ -93,19 +93,19 @@ def _with(plain: nn.Module, made: dict[str, nn.Module]) -> nn.Module:
     return plain.eval()
 
 
-def _why_float(bits, row) -> str | None:
+def _why_float(bits, spec) -> str | None:
     """Why a layer has no int8 form here; None: it has one."""
     if bits.weight >= FULL_PRECISION:
         return "kept in full precision (skip)"
-    if row.module is None:
+    if spec.module is None:
         return "its products are functions outside of a layer: operands stay unrounded"
-    if row.kind == "Embedding":
+    if spec.kind == "Embedding":
         return "its rows are looked up, not multiplied; they are at their bits"
     if max(bits.weight, bits.input) > CONTAINER_BITS:
         return f"{bits.weight} weight bits and {bits.input} input bits do not fit in 8 bits; its weight is at its bits"
-    if not row.calls:
+    if not spec.calls:
         return "its forward did not run; its weight is at its bits"
-    if row.kind.startswith("ConvTranspose"):
+    if spec.kind.startswith("ConvTranspose"):
         return "torch has no int8 kernel for it; its weight is at its bits"
     return None
 

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from ...api import controller
+from ...config.overlay import ConfigError
 from ...core.apply import as_call
-from ..overlay import ConfigError
 
 PACKAGES = {"onnx": ("onnx", "onnxscript"), "packed": ("safetensors",), "torch": ()}
 
 
 def check_possible(model: nn.Module, example_inputs: Any, formats: list[str]) -> None:
-    """ConfigError, before a training, where the model could not be exported after it: its graph is traced as it will be then."""
+    """ConfigError, before a training, where the model could not be exported after it: its graph is traced as then."""
     for name in formats:
         missing = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]
         if missing:
@@ -30,7 +30,7 @@ def check_possible(model: nn.Module, example_inputs: Any, formats: list[str]) ->
 
 
 def _try(name: str, model: nn.Module, args: tuple, kwargs: dict) -> None:
-    from ..onnx_float import float_graph, output_names, ready
+    from ..onnx.float_graph import float_graph, output_names, ready
     from .export import plain_copy
     from .int8 import trace
     from .peers import quiet

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...config import EXPORT_FORMATS, SPACE_FIELDS, check_formats
-from ...core.registry import did_you_mean
-from ..overlay import ConfigError
-from ..typed import typed
+from ...config.overlay import ConfigError
+from ...config.settings import EXPORT_FORMATS, SPACE_FIELDS, check_formats
+from ...config.typed import typed
+from ...core.messages import did_you_mean
+
 DATA_KEYS = (
     "task", "name", "model", "data", "dataset", "tokenizer", "seed", "limit", "eval_limit", "eval_batch_size", "bad_rows",
 )  # fmt: skip
@@ -55,8 +56,8 @@ OWN = {f.name: f for f in dataclasses.fields(ExportOptions) if f.metadata}
 
 
 def parse(words: list[str]) -> ExportOptions:
-    """Options from words: a folder, KEY=VALUE of this program, and KEY=VALUE of a run's data. ConfigError with what is wrong."""
-    from ..overlay import parse_words
+    """Options from words: a folder, KEY=VALUE of this program, and KEY=VALUE of a run's data. Raises ConfigError."""
+    from ...config.overlay import parse_words
 
     folders, own, rest = [], [], []
     for word in words:

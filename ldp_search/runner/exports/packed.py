@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ... import __version__, packed
 from ...api import controller
-from ...core.fake_quantize import rounded
-from ...core.quantizers import Grid
-from ...core.space import FULL_PRECISION
-from ..rebuild import recipe
+from ...core.bits.space import FULL_PRECISION
+from ...core.quantize.fake_quantize import rounded
+from ...core.quantize.grid import Grid
+from ..pretrained.recipe import recipe
 from .ready import check_frozen, check_ranges
 
 PARTS = ("scale", "offset", "low", "high")
@@ -105,8 +105,8 @@ def _recipe(model: nn.Module) -> dict[str, Any]:
 def _inputs(ldp) -> dict[str, list[dict[str, float]]]:
     """{layer: the input's grid in each call of a forward}, of the layers that round their inputs."""
     out = {}
-    for site, (name, row) in zip(ldp.sites, ldp.rows.items(), strict=True):
-        if row.module is None or row.kind == "Embedding" or not row.calls or ldp.bits()[name].input >= FULL_PRECISION:
+    for site, (name, spec) in zip(ldp.sites, ldp.specs.items(), strict=True):
+        if spec.module is None or spec.kind == "Embedding" or not spec.calls or ldp.bits()[name].input >= FULL_PRECISION:
             continue
         grids = [site.input_grid(call) for call in range(len(site.ranges))]
         out[name] = [{part: float(v) for part, v in zip(PARTS, _parts(g), strict=True) if v is not None} for g in grids]
@@ -154,16 +154,16 @@ def _users(ldp) -> tuple[dict[str, _User], dict[str, int], dict[str, str]]:
     places: dict[int, list[str]] = {}
     for path, module in ldp.model.named_modules(remove_duplicate=False):
         places.setdefault(id(module), []).append(path)
-    for site, (name, row) in zip(ldp.sites, ldp.rows.items(), strict=True):
+    for site, (name, spec) in zip(ldp.sites, ldp.specs.items(), strict=True):
         if bits[name].weight >= FULL_PRECISION:
             float_layers[name] = "kept in full precision (skip)"
             continue
-        own = [f"{path}.weight".lstrip(".") for path in places.get(id(row.module), [])]
-        if row.module is None or any(n not in names for n in own):
+        own = [f"{path}.weight".lstrip(".") for path in places.get(id(spec.module), [])]
+        if spec.module is None or any(n not in names for n in own):
             float_layers[name] = "its weight is no parameter of a layer: it is stored unrounded, and so are its inputs"
             continue
-        weight = row.module.weight.detach()
-        grid = site._weight_grid(weight, (0,), learned=False)(site.bits[0].detach()) if row.kind == "Embedding" else None
+        weight = spec.module.weight.detach()
+        grid = site._weight_grid(weight, (0,), learned=False)(site.bits[0].detach()) if spec.kind == "Embedding" else None
         grid = site.weight_grid(weight) if grid is None else grid
         user = _User(bits[name].weight, grid, rounded(weight, grid, weight.dtype))
         users |= dict.fromkeys(own, user)

@@ -91,7 +91,7 @@ def disturbed(model: nn.Module) -> Iterator[None]:
     def change(module, inputs, output):
         return output * (1 + SMALL_CHANGE * torch.randn(output.shape, generator=generator).to(output))
 
-    hooks = [row.module.register_forward_hook(change) for row in controller(model).rows.values() if row.module is not None]
+    hooks = [spec.module.register_forward_hook(change) for spec in controller(model).specs.values() if spec.module is not None]
     try:
         yield
     finally:
@@ -109,7 +109,11 @@ def rejection(format: str, parity: Parity, yardstick: Parity, least: float | Non
         return f"its outputs differ by {parity.error:.2g} of the largest, where a packed file must give the same"
     if parity.agreement is None:
         bound = max(LARGEST_ERROR, 3 * yardstick.error)
-        return None if parity.error <= bound else f"its outputs differ by {parity.error:.2g} of the largest; {bound:.2g} is allowed"
+        return (
+            None
+            if parity.error <= bound
+            else f"its outputs differ by {parity.error:.2g} of the largest; {bound:.2g} is allowed"
+        )
     own = yardstick.agreement
     bound = min(LEAST_AGREEMENT, 1 - 3 * (1 - own)) if least is None else least
     if parity.agreement >= bound:

@@ -1,6 +1,6 @@
 """What an exported file is compared with: the same trained network in torch and onnxruntime, fp32 and onnxruntime's own int8.
 
-Everything here is a `Way`: a module that is called as the model is, with what it takes on disk, or the reason why there is none.
+Everything here is a `Way`: a module that is called as the model is, with its bytes on disk, or the reason why there is none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STATIC_ORT, DYNAMIC_ORT = "onnxruntime's static int8", "onnxruntime's dynamic in
 
 @dataclass
 class Way:
-    """One way to run the network. module: None where there is none, `failed` then says why. bytes: on disk. ours: exported here."""
+    """One way to run the network. module: None where there is none, `failed` then says why. bytes: on disk."""
 
     name: str
     module: nn.Module | None
@@ -132,7 +132,7 @@ def write_float(plain: nn.Module, path: Path, subject: Subject) -> None:
     """The network in fp32, as an ONNX file that onnxruntime's own quantizers take."""
     from onnxscript import ir, optimizer
 
-    from ..onnx_float import float_graph, output_names, ready
+    from ..onnx.float_graph import float_graph, output_names, ready
 
     args, kwargs = subject.inputs(4)
     with ready(plain):

@@ -14,11 +14,11 @@ def check_ranges(ldp, highest: int) -> None:
     bits = ldp.bits()
     unknown = [
         site.name
-        for site, row in zip(ldp.sites, ldp.rows.values(), strict=True)
-        if row.module is not None and row.kind != "Embedding" and row.calls and max(bits[site.name][:2]) <= highest
+        for site, spec in zip(ldp.sites, ldp.specs.values(), strict=True)
+        if spec.module is not None and spec.kind != "Embedding" and spec.calls and max(bits[site.name][:2]) <= highest
         if not site.ranges[:, 3].all()
     ]
-    if unknown or not ldp.counted:
+    if unknown or not ldp.profiled:
         listed = ", ".join(unknown[:10]) or "any layer"
         raise ValueError(
             f"Export needs the range of every layer's input, but none is known of {listed}: train, or call "

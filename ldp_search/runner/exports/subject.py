@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...api import controller
-from ..overlay import ConfigError
-from ..pretrained import load_pretrained
-from ..record import RECORD, read_record
+from ...config.overlay import ConfigError
+from ..pretrained.ldp_json import RECORD, read_record
+from ..pretrained.save_load import load_pretrained
 from .outputs import evaluating, tensors
 
 RANDOM_BATCHES, CALIBRATION_SAMPLES = 4, 128
@@ -107,7 +107,9 @@ def open_subject(folder: Path, words: list[str]) -> Subject:
         ConfigError: no such folder, a file that is not whole, data that cannot be had, or settings without a task.
     """
     if not (folder / RECORD).is_file():
-        finished = " The run in it has not finished: resume=FOLDER goes on with it." if (folder / "config.yaml").is_file() else ""
+        finished = (
+            " The run in it has not finished: resume=FOLDER goes on with it." if (folder / "config.yaml").is_file() else ""
+        )
         raise ConfigError(f"{folder} holds no {RECORD}: give the folder of a finished run or of save_pretrained.{finished}")
     without = [word for word in words if word != "task=none"]
     is_run = (folder / "config.yaml").is_file()
@@ -138,7 +140,7 @@ def _is_rebuilt(folder: Path) -> bool:
 
 def _task(run: Path | None, words: list[str]) -> tuple[Any, Any]:
     """(task, settings): those of a run's config.yaml with the words over them."""
-    from ...config import resolve
+    from ...config.resolve import resolve
     from ..tasks import build_task
 
     settings = resolve([*([f"config={run / 'config.yaml'}"] if run is not None else []), *words])

@@ -12,7 +12,7 @@ from .timing import Latency
 
 
 def rows(ways: list[Way], parities: dict[str, Parity], times: dict[str, dict[int, Latency]], metric: str | None) -> list[dict]:
-    """A row for each way: name, ours, mib, ms and spread by batch size, error, agreement, metric; `failed` where it did not run."""
+    """A row for each way: name, ours, mib, ms and spread by batch size, error, agreement, metric; or `failed`, why it did not."""
     out = []
     for way in ways:
         parity = parities[way.name]
@@ -47,6 +47,9 @@ def text(found: list[dict], sizes: list[int], metric: str | None) -> str:
         shown = [] if metric is None else [metrics.metric(metric).show(row[metric])]
         lines.append([row["name"], mib, *ms, error, agreement, *shown])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    table = "\n".join("  " + f"{line[0]:<{widths[0]}}" + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:], strict=True))
-                      for line in lines)  # fmt: skip
+    table = "\n".join(_line(line, widths) for line in lines)
     return table + ("\nDid not run:\n" + "\n".join(failures) if failures else "")
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    return f"  {cells[0]:<{widths[0]}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells[1:], widths[1:], strict=True))

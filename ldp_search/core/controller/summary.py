@@ -1,0 +1,41 @@
+"""The text table of `ldp.summary()`."""
+
+from __future__ import annotations
+
+
+def summarize(controller) -> str:
+    """Layers with their MACs, ranges and bits; then the cost and the coverage."""
+    bits, problem = controller.bits(), controller.problem
+    width = max([len("layer"), *(min(len(name), 48) for name in bits)])
+    lines = [f"{'layer':<{width}}  {'kind':<14} {'MACs':>12} {'weights':>10}   w  x  g  range"]
+    for row, (name, spec) in enumerate(controller.layers.items()):
+        b = bits[name]
+        lines.append(
+            f"{elide(name, width):<{width}}  {spec.kind:<14} {spec.macs:>12,} {spec.weight_numel:>10,}  "
+            f"{b.weight:>2} {b.input:>2} {b.grad:>2}  {_ranges(problem.low[row].tolist(), problem.high[row].tolist())}"
+        )
+    cost, coverage = controller.cost(), controller.coverage
+    if not controller.profiled:
+        return "\n".join([*lines, "MACs are not counted yet: give example_inputs to apply(), or run one forward."])
+    lines += [
+        f"training {cost.training_bitops / 1e9:,.3f} GBitOPs a sample = {cost.relative:.3f} of the highest bits; "
+        f"inference {cost.inference_bitops / 1e9:,.3f} GBitOPs = {cost.relative_inference:.3f}; "
+        f"weights {cost.weight_mib:,.3f} MiB",
+        f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {controller.profile.inputs}",
+    ]
+    if hasattr(controller.backend, "report"):
+        lines.append(controller.backend.report(list(bits)))
+    lines += [f"  left out: {item.name}: {item.macs:,} MACs ({item.reason})" for item in coverage.left_out]
+    return "\n".join(lines)
+
+
+def _ranges(low: list, high: list) -> str:
+    return " ".join(f"{a:.0f}" if a == b else f"{a:.0f}-{b:.0f}" for a, b in zip(low, high, strict=True))
+
+
+def elide(name: str, width: int) -> str:
+    """`name` in at most `width` characters, its middle left out."""
+    if len(name) <= width:
+        return name
+    head = (width - 1) // 2
+    return name[:head] + "…" + name[-(width - 1 - head) :]

@@ -1,0 +1,195 @@
+"""The profiler: one forward of counting. Multiply-accumulates of every module, and what it multiplies outside of layers.
+
+torch's FlopCounterMode knows the operations; the module in whose forward an operation runs is charged for it. A second mode
+sees the functions called and tells whether an operand is a parameter or buffer, was computed from such alone, or depends on
+the input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..products import unfused
+from ..products.torch_functions import find
+from .provenance import Provenance
+from .records import ModelProfile, ModuleProfile, ProductProfile
+from .sandbox import buffers_kept, copied
+
+
+def profile(model: nn.Module, args: tuple, kwargs: dict) -> ModelProfile:
+    """Run one forward in evaluation mode, without gradient, and count. Buffers, modes and random state stay as they were."""
+    watch = _Watch(model)
+    modes = {module: module.training for module in model.modules()}
+    fused = torch.backends.mha.get_fastpath_enabled()  # one operation that nothing counts, in place of several
+    hooks = []
+    try:
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        for name, module in model.named_modules():
+            hooks.append(module.register_forward_pre_hook(watch.enter(name), with_kwargs=True))
+            hooks.append(module.register_forward_hook(watch.leave, always_call=True))
+        args, kwargs = copied(args), copied(kwargs)
+        with watch.counter, torch.no_grad(), torch.random.fork_rng(enabled=True), buffers_kept(model), watch:
+            torch.manual_seed(0)  # where a model draws the length of what it makes, it is the same every time
+            model(*args, **kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+    batch = batch_size(args, kwargs, getattr(model, "main_input_name", None))
+    return ModelProfile(_per_sample(watch.modules, batch), shapes(args, kwargs))
+
+
+class _Watch(TorchFunctionMode):
+    """Charges modules for what runs in their forward, and notes the products among it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.counter = FlopCounterMode(display=False, custom_mapping=_more_operations())
+        self.counter.mod_tracker = _NoModules()
+        self.modules: dict[str, ModuleProfile] = {}
+        self.stack: list[tuple[str, Counter, Counter]] = []  # module, counts at its start, counts of its children
+        self.provenance = Provenance(model)
+        self.places: Counter = Counter()
+
+    def total(self) -> Counter:
+        counts = self.counter.flop_counts.get("Global", {})
+        return Counter({str(operation).removeprefix("aten."): flops // 2 for operation, flops in counts.items()})
+
+    def enter(self, name: str):
+        def hook(module, inputs, keywords):
+            module_profile = self.modules.setdefault(name, ModuleProfile())
+            module_profile.calls += 1
+            self.provenance.enter_module(module, name)
+            module_profile.input_numel += sum(x.numel() for x in inputs[:1] if isinstance(x, Tensor))
+            self.stack.append((name, self.total(), Counter()))
+
+        return hook
+
+    def leave(self, module, inputs, output):
+        name, before, children = self.stack.pop()
+        whole = self.total() - before
+        self.modules[name].macs += whole - children
+        self.modules[name].other_macs += whole - children
+        if self.stack:
+            self.stack[-1][2].update(whole)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in unfused.UNFUSED:
+            with self:
+                return unfused.UNFUSED[func](*args, **kwargs)
+        product = find(func, args, kwargs)
+        before = None if product is None else self.total()
+        out = func(*args, **kwargs)
+        if product is not None and self.stack:
+            self._note(product, product.operands(args, kwargs), self.total() - before)
+        self.provenance.record(func, args, kwargs, out, product is not None)
+        return out
+
+    def _note(self, product, pair, macs: Counter) -> None:
+        module_profile = self.modules[self.stack[-1][0]]
+        found = self.provenance.classify(product, pair)
+        known = next((f for f in module_profile.products if _alike(f, found)), None)
+        if known is None:
+            module_profile.products.append(known := found)
+        known.macs += sum(macs.values())
+        known.calls += 1
+        if found.shape is not None:
+            alike = self.stack[-1][0], found.function, found.operand, found.shape
+            known.places.append(self.places[alike])
+            self.places[alike] += 1
+        known.input_numel += pair[1 - (found.operand if found.operand is not None else 1)].numel()
+        module_profile.other_macs.subtract(macs)
+
+
+def _alike(one: ProductProfile, other: ProductProfile) -> bool:
+    key = lambda f: (f.function, f.weight, f.operand, f.shape)  # noqa: E731
+    return key(one) == key(other)
+
+
+class _NoModules:
+    """In place of FlopCounterMode's own record of the running modules, which the profiler keeps itself. Theirs asks for graphs
+    behind tensors that have none without gradient.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
+
+
+def _more_operations() -> dict:
+    """Operations that FlopCounterMode does not know, with their FLOPs from the shapes."""
+    aten = torch.ops.aten
+    found = {
+        aten.mv: lambda a, x, *rest, **options: 2 * a[0] * a[1],
+        aten.dot: lambda x, y, *rest, **options: 2 * x[0],
+    }
+    grouped = lambda a, b, *rest, **options: 2 * math.prod(a) * b[-1]  # noqa: E731
+    for space, name in ((aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")):
+        if hasattr(space, name):
+            found[getattr(space, name)] = grouped
+    attention = lambda q, k, v, *rest, **options: 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])  # noqa: E731
+    for kernel in ("flash", "efficient", "cudnn"):  # torch's own count of these refuses grouped queries
+        found[getattr(aten, f"_scaled_dot_product_{kernel}_attention")] = attention
+    found[aten._scaled_dot_product_flash_attention_for_cpu] = attention
+    return found
+
+
+def _per_sample(modules: dict[str, ModuleProfile], batch: int) -> dict[str, ModuleProfile]:
+    for module_profile in modules.values():
+        module_profile.macs = Counter({op: n // batch for op, n in module_profile.macs.items()})
+        module_profile.other_macs = Counter({op: n // batch for op, n in module_profile.other_macs.items() if n // batch > 0})
+        module_profile.input_numel //= batch
+        for found in module_profile.products:
+            found.macs, found.input_numel = found.macs // batch, found.input_numel // batch
+    return modules
+
+
+def batch_size(args: tuple, kwargs: dict, main: str | None = None) -> int:
+    """First dimension of the first tensor of the inputs; 1 when there is none.
+
+    main: the keyword that transformers calls the model's main input; others may have the patches of all pictures in a row.
+    """
+    main = main[0] if isinstance(main, list | tuple) and main else main
+    if isinstance(main, str) and isinstance(kwargs.get(main), Tensor):
+        return kwargs[main].shape[0]
+    for value in [*args, *kwargs.values()]:
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return value.shape[0]
+        if isinstance(value, dict | list | tuple):
+            inner = batch_size(tuple(value.values() if isinstance(value, dict) else value), {})
+            if inner > 1:
+                return inner
+    return 1
+
+
+def own_inputs(model: nn.Module) -> tuple[tuple, dict] | None:
+    """Inputs that the model itself says it takes: a timm model's input size. None where it says nothing.
+
+    A Hugging Face model's `dummy_inputs` are no help: five tokens tell nothing of the share of attention in its cost.
+    """
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    parameter = next(model.parameters(), None)
+    if size is None or parameter is None or parameter.is_meta:
+        return None
+    channels = getattr(model, "in_chans", size[0])
+    return (torch.zeros(1, channels, *size[1:], device=parameter.device, dtype=parameter.dtype),), {}
+
+
+def shapes(args: tuple, kwargs: dict) -> str:
+    """The shapes of the tensors among the inputs, in words."""
+    named = [*(("", x) for x in args), *((f"{key} ", x) for key, x in kwargs.items())]
+    return ", ".join(f"{key}{tuple(x.shape)}" for key, x in named if isinstance(x, Tensor))
