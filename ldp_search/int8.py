@@ -26,8 +26,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 VERSION = 1
 NOTE = "ldp_int8.json"  # in the archive's extra files
-POSTS = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
-"""{what may follow a product in the same kernel: oneDNN's name and algorithm}; convolutions take the first two."""
+POSTS = {
+    "none": ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),  # of convolutions
+    "gelu": ("gelu", [], "none"),  # of linear layers, as the next
+    "gelu_tanh": ("gelu", [], "tanh"),
+}
+"""{what may follow a product in the same kernel: oneDNN's name, numbers and algorithm}."""
 
 _library = torch.library.Library("ldp_int8", "DEF")
 _END = "str post='none', float y_scale=0.0, int y_zero=0) -> Tensor"  # y_scale > 0: codes of the result, uint8
@@ -43,8 +49,14 @@ _library.define(
 
 @cache
 def has_kernels() -> bool:
-    """Whether oneDNN computes int8 exactly here: without VNNI, sums of two products may saturate at 16 bits."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+    """Whether oneDNN's int8 kernels are there and exact: tried once, on sums that saturate at 16 bits without VNNI."""
+    q, codes, one = torch.full((2, 64), 255, dtype=torch.uint8), torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16)
+    try:
+        y = _linear_by_kernel(q, 1.0, 0, codes, one, None)
+        z = _convolution_by_kernel(q[..., None, None], 1.0, 0, codes[..., None, None], one, None, [1, 1], [0, 0], [1, 1], 1)
+    except (RuntimeError, AttributeError, NotImplementedError, TypeError):  # another build or version of torch
+        return False
+    return bool((y == 64 * 255 * 127).all() and (z == 64 * 255 * 127).all())
 
 
 _packed: dict[tuple, tuple[StorageWeakRef, tuple]] = {}  # weights in oneDNN's order, while the plain ones live
@@ -64,14 +76,16 @@ def _prepared(codes: Tensor, options: tuple, make) -> tuple:
 
 def _result(post: str, y_scale: float, y_zero: int) -> tuple:
     """oneDNN's last arguments."""
-    name, algorithm = POSTS[post]
-    dtype = torch.uint8 if y_scale else torch.float32
-    return y_scale or 1.0, y_zero, dtype, name, [], algorithm
+    return y_scale or 1.0, y_zero, torch.uint8 if y_scale else torch.float32, *POSTS[post]
 
 
 def _linear(q, x_scale, x_zero, codes, w_scale, bias, post="none", y_scale=0.0, y_zero=0):
-    if not has_kernels() or not q.numel():
-        return _after(F.linear((q.float() - x_zero) * x_scale, codes.float() * w_scale[:, None], bias), post, y_scale, y_zero)
+    if has_kernels() and q.numel():
+        return _linear_by_kernel(q, x_scale, x_zero, codes, w_scale, bias, post, y_scale, y_zero)
+    return _after(F.linear((q.float() - x_zero) * x_scale, codes.float() * w_scale[:, None], bias), post, y_scale, y_zero)
+
+
+def _linear_by_kernel(q, x_scale, x_zero, codes, w_scale, bias, post="none", y_scale=0.0, y_zero=0):
     weight, zeros = _prepared(codes, (), lambda: torch.ops.onednn.qlinear_prepack(codes, None))
     end = _result(post, y_scale, y_zero)
     return torch.ops.onednn.qlinear_pointwise(q, x_scale, x_zero, weight, w_scale, zeros, bias, *end)
@@ -81,10 +95,17 @@ def _convolution(
     q, x_scale, x_zero, codes, w_scale, bias, stride, padding, dilation, groups, post="none", y_scale=0.0, y_zero=0
 ):
     how = list(stride), list(padding), list(dilation)
-    if not has_kernels() or not q.numel():
-        w = codes.float() * w_scale.view(-1, *[1] * (codes.dim() - 1))
-        y = torch.convolution((q.float() - x_zero) * x_scale, w, bias, *how, False, [0] * len(stride), groups)
-        return _after(y, post, y_scale, y_zero)
+    if has_kernels() and q.numel():
+        return _convolution_by_kernel(q, x_scale, x_zero, codes, w_scale, bias, *how, groups, post, y_scale, y_zero)
+    w = codes.float() * w_scale.view(-1, *[1] * (codes.dim() - 1))
+    y = torch.convolution((q.float() - x_zero) * x_scale, w, bias, *how, False, [0] * len(stride), groups)
+    return _after(y, post, y_scale, y_zero)
+
+
+def _convolution_by_kernel(
+    q, x_scale, x_zero, codes, w_scale, bias, stride, padding, dilation, groups, post="none", y_scale=0.0, y_zero=0
+):
+    how = stride, padding, dilation
     options = (x_scale, x_zero, *map(tuple, how), groups)
     weight, zeros = _prepared(
         codes, options, lambda: torch.ops.onednn.qconv_prepack(codes, w_scale, x_scale, x_zero, *how, groups, None)
@@ -96,8 +117,10 @@ def _convolution(
 
 def _after(y: Tensor, post: str, y_scale: float, y_zero: int) -> Tensor:
     """By formulas, what follows a product."""
-    if post != "none":
-        y = y.relu() if post == "relu" else F.gelu(y, approximate="tanh" if post == "gelu_tanh" else "none")
+    if post in ("relu", "relu6"):
+        y = y.clamp(0, 6 if post == "relu6" else None)
+    elif post != "none":
+        y = F.gelu(y, approximate="tanh" if post == "gelu_tanh" else "none")
     return torch.clamp(torch.round(y / y_scale) + y_zero, 0, 255).to(torch.uint8) if y_scale else y
 
 
@@ -170,20 +193,32 @@ class Int8Linear(Int8Layer):
 
 
 class Int8Conv(Int8Layer):
-    """padding: that of the product, zeros. pad, mode: what is padded before, as torch.nn.functional.pad takes it."""
+    """padding: that of the product, zeros. pad, mode: what is padded before, as torch.nn.functional.pad takes it.
 
-    def __init__(self, codes, w_scale, biases, grids, stride, padding, dilation, groups, pad=None, mode="constant"):
+    edges: one for each grid, (outputs, 1, *kernel): what the grid's shift adds at each tap that lies on the input and not on
+    the zeros around it; the bias is then without it. None where the bias holds it.
+    """
+
+    def __init__(self, codes, w_scale, biases, grids, stride, padding, dilation, groups, pad=None, mode="constant", edges=()):
         super().__init__(codes, w_scale, biases, grids)
+        self.has_edges = [edge is not None for edge in edges] or [False] * len(grids)
+        for i, edge in enumerate(edges):
+            if edge is not None:
+                self.register_buffer(f"edge_{i}", edge)
         self.stride, self.padding, self.dilation, self.groups = map(list, (stride, padding, dilation, [groups]))
         self.pad, self.mode = pad, mode
 
     def forward(self, input: Tensor) -> Tensor:
+        turn = self.turn
         grid, bias = self.next_call()
         unbatched = input.dim() == len(self.stride) + 1
         x = input.unsqueeze(0) if unbatched else input
         x = x if self.pad is None else F.pad(x, self.pad, mode=self.mode)
         q, how = quantize(x, *grid), (self.stride, self.padding, self.dilation, self.groups[0])
         y = _as(torch.ops.ldp_int8.convolution(q, grid[0], grid[1], self.weight, self.w_scale, bias, *how), input)
+        if self.has_edges[turn]:
+            inside, edge = x.new_ones(1, 1, *x.shape[2:]), getattr(self, f"edge_{turn}")
+            y = y + torch.convolution(inside, edge, None, *how[:3], False, [0] * len(self.stride), 1)
         return y.squeeze(0) if unbatched else y
 
 

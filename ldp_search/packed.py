@@ -218,7 +218,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def build(recipe: dict[str, Any]) -> nn.Module:
-    """A fresh model from a recipe of plain data, {"source": "timm", ...} or {"source": "transformers", ...}; else ValueError."""
+    """A fresh model from a recipe of plain data: {"source": "timm", ...} or {"source": "transformers", ...}. Or ValueError."""
     source = recipe.get("source")
     if source == "timm":
         import timm

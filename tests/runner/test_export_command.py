@@ -1,4 +1,4 @@
-"""`python -m ldp_search.export` and `export=` of a run: files compared with what was trained; kept, put aside, refused early."""
+"""`python -m ldp_search.export` and `export=` of a run: files compared with what was trained, kept, put aside or refused."""
 
 import copy
 import inspect

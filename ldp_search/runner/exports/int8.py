@@ -121,7 +121,13 @@ def _layer(site, layer: nn.Module) -> tuple[int8.Int8Layer, bool]:
     grids = [tuple(x) for x in inputs]
     if codes.dim() == 2:
         return int8.Int8Linear(codes, scale, biases, grids), w.exact
-    return int8.Int8Conv(codes, scale, biases, grids, **_geometry(layer)), w.exact
+    geometry, edges = _geometry(layer), [None] * len(inputs)
+    if any(geometry["padding"]):
+        of_taps = codes.sum(1, keepdim=True) * torch.tensor(w.scale).view(-1, *[1] * (codes.dim() - 1))
+        edges = [(x.shift * of_taps).float() if x.shift else None for x in inputs]
+        plain = (torch.zeros_like(sums) + bias).float()
+        biases = [b if edge is None else plain.clone() for b, edge in zip(biases, edges, strict=True)]
+    return int8.Int8Conv(codes, scale, biases, grids, **geometry, edges=edges), w.exact
 
 
 def _geometry(layer: nn.Module) -> dict:

@@ -142,7 +142,7 @@ def write_float(plain: nn.Module, path: Path, subject: Subject) -> None:
 
 
 def _static(float_file: Path, path: Path, subject: Subject) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
@@ -155,7 +155,7 @@ def _static(float_file: Path, path: Path, subject: Subject) -> None:
 
     prepared = path.with_suffix(".prepared.onnx")
     quant_pre_process(str(float_file), str(prepared))
-    quantize_static(str(prepared), str(path), Reader(), per_channel=True)
+    quantize_static(str(prepared), str(path), Reader(), per_channel=True, activation_type=QuantType.QUInt8)
 
 
 def _dynamic(float_file: Path, path: Path, subject: Subject) -> None:

@@ -12,7 +12,7 @@ from .timing import Latency
 
 
 def rows(ways: list[Way], parities: dict[str, Parity], times: dict[str, dict[int, Latency]], metric: str | None) -> list[dict]:
-    """A row for each way: name, ours, mib, ms and spread by batch size, error, agreement, metric; or `failed`, why it did not."""
+    """A row for each way: name, ours, mib, ms and spread by batch size, error, agreement, metric; or `failed`, with why."""
     out = []
     for way in ways:
         parity = parities[way.name]
