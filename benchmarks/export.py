@@ -100,8 +100,9 @@ def main(words: list[str]) -> None:
     import onnxruntime
 
     warnings.simplefilter("ignore")
-    print(f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {torch.get_num_threads()} thread(s), "
-          f"{platform.machine()}, int8 kernels {ldp_search.int8.has_kernels()}, {options['clock']} clock, {options['bits']} bits")  # fmt: skip
+    where = f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {torch.get_num_threads()} thread(s)"
+    kernels = f"{platform.machine()}, int8 kernels {ldp_search.int8.has_kernels()}"
+    print(f"{where}, {kernels}, {options['clock']} clock, {options['bits']} bits")
     print(f"\n| network | way | MiB | {' | '.join(f'ms, batch {size}' for size in options['batch'])} | agreement |")
     print("|" + "---|" * (4 + len(options["batch"])))
     for name in options["models"].split(","):
