@@ -21,7 +21,7 @@ _LAZY = {  # these need packages that `import ldp_search` must not load
     "save_pretrained": "ldp_search.runner.pretrained.save_load",
     "load_pretrained": "ldp_search.runner.pretrained.save_load",
     "push_to_hub": "ldp_search.runner.pretrained.save_load",
-    "export": "ldp_search.runner.onnx.export",
+    "export": "ldp_search.export",  # a module that is called
     "integrations": "ldp_search.integrations",
     "best": "ldp_search.runner.search.best",
     "tune": "ldp_search.runner.search.tune",
@@ -58,7 +58,7 @@ def __getattr__(name: str):
     if name not in _LAZY:
         raise AttributeError(f"module 'ldp_search' has no attribute {name!r}")
     module = import_module(_LAZY[name])
-    return module if name == "integrations" else getattr(module, name)
+    return module if name in ("integrations", "export") else getattr(module, name)
 
 
 def __dir__():

@@ -60,6 +60,10 @@ def _run(words: list[str], as_program: bool) -> int:
     if status == 0:
         if run.accelerator.is_main_process:  # which wrote the result; other machines may not have it at all
             _tell(table(run.output), sys.stdout)
+            if run.config.export:
+                from .runner.exports.of_run import export_run
+
+                status = export_run(run)
         run.accelerator.state.destroy_process_group()
     return status
 

@@ -38,6 +38,8 @@ def resolve_mapping(asked: dict[str, Any]) -> Settings:
         words, study = _study_options(current_words(asked))
         settings = _resolve(words)
         settings.study = study
+        if study is not None and settings.config.export:
+            raise ConfigError("export= belongs to a single run; export a search's best: python -m ldp_search.export FOLDER.")
         return settings
     except ConfigError:
         raise

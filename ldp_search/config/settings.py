@@ -64,6 +64,7 @@ class Config:
     log_every: int | None = _is(None, "steps between lines of metrics.jsonl (default: about 400 lines a run)")
     checkpoint_every: str = _is("60s", "time between checkpoints, as 90s or 10min, or a number of steps")
     resume: str = _is("auto", "auto: go on if output holds an unfinished run; never; or a run's folder to go on from")
+    export: list[str] = _is([], "files to leave at the end: onnx, packed, torch (also later: python -m ldp_search.export)")
     trackers: list[str] = _is(["tensorboard"], "Accelerate's trackers (wandb, trackio, mlflow, ...), or none")
 
     def check(self) -> None:
@@ -77,6 +78,7 @@ class Config:
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be one of its known values; received {getattr(self, name)!r}."
                                   f"{did_you_mean(getattr(self, name), known)}")  # fmt: skip
+        check_formats(self.export)
         interval(self.checkpoint_every)
         if (self.epochs is None) == (self.steps is None):
             raise ConfigError("The length of a training is given by epochs=... or by steps=...; received "
@@ -94,13 +96,14 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 )  # fmt: skip
 CHOICES = {"lr_schedule": ("multistep", "cosine", "linear", "constant"), "precision": ("fp32", "bf16"),
            "recipe": ("full", "quick"), "bad_rows": ("refuse", "skip")}  # fmt: skip
+EXPORT_FORMATS = ("onnx", "packed", "torch")
 COMPONENTS = ("dataset", "model", "optimizer", "policy", "relaxation", "weight_quantizer", "input_quantizer",
               "grad_quantizer", "backend")  # fmt: skip
-LISTS = ("trackers", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
+LISTS = ("trackers", "export", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
 RUN_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 SPACE_FIELDS = {f.name: f for f in dataclasses.fields(SearchSpace) if f.name not in RUN_FIELDS}  # both have a seed: one seed
 NOT_A_RESULT = ("config", "output", "resume", "trackers", "data_workers", "checkpoint_every", "data", "bad_rows",
-                "overhead")  # fmt: skip
+                "overhead", "export")  # fmt: skip
 """Settings that may differ between a run and its continuation: the result does not depend on them (data is compared itself)."""
 
 
@@ -122,6 +125,13 @@ class Settings:
         """What the result depends on: a checkpoint is continued only under the same."""
         kept = {key: value for key, value in self.values.items() if key not in NOT_A_RESULT}
         return kept | {"task file": {"kind": self.task.kind, "dataset": self.task.dataset}}
+
+
+def check_formats(formats: list[str]) -> None:
+    """ConfigError for an unknown format of an export, with the nearest one."""
+    for name in formats:
+        if name not in EXPORT_FORMATS:
+            raise ConfigError(f"Unknown export format {name!r}.{did_you_mean(name, EXPORT_FORMATS)}")
 
 
 def interval(text: str) -> tuple[str, float]:

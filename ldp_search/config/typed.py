@@ -19,6 +19,7 @@ _TYPES = {
     "float": "a number",
     "str": "text",
     "list[float]": "a list of numbers, e.g. [0.5, 0.75]",
+    "list[int]": "a list of whole numbers, e.g. [1, 32]",
     "list[str]": "a list of words, e.g. [a, b]",
     "dict[str, Any]": "a mapping, e.g. {a: 1}",
 }

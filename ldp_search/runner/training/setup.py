@@ -22,6 +22,7 @@ from ...config.task_file import display_name
 from ...core.apply import as_call
 from ...core.messages import did_you_mean
 from .. import models
+from ..exports.of_run import check_possible
 from ..io import checkpoint
 from ..io.atomic import write_whole
 from ..remedies import in_words, shapes_of
@@ -69,6 +70,8 @@ def open_session(settings: Settings, task: Task | None = None, quiet: bool = Fal
     check_sizes(task, config, accelerator.num_processes)
     set_seed(config.seed)
     model = searchable(settings, task)
+    if config.export:
+        _agreed(world, lambda: check_possible(model, task.example_inputs(), config.export))
     optimizer = create_optimizer(config, model)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     per_epoch = task.train_size // config.batch_size

@@ -1,0 +1,72 @@
+"""`ldp_search.export`: one function for every format."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ... import packed
+from ...api import controller, remove
+from ...core.apply import as_call
+from ...core.messages import did_you_mean
+from ..onnx.export import Export
+from ..onnx.export import export as export_onnx
+from .int8 import TorchFile, write_torch
+from .outputs import difference, evaluating
+from .packed import PackedFile, write_packed
+
+FORMATS = {"onnx": "model.onnx", "packed": "model.packed.safetensors", "torch": "model.pt2"}
+"""{format: how its file is called}."""
+
+
+def export(
+    model: nn.Module, path: str | os.PathLike, example_inputs=None, format: str = "onnx", round_outputs: bool = True
+) -> Export | PackedFile | TorchFile:
+    """Write `model` with its integer bits to `path`, and compare the file with it. The model itself stays as it is.
+
+    Formats: "onnx", for onnxruntime; "torch", a torch.export program on torch's int8 kernels; "packed", weights in their true
+    bits. See docs/export.md.
+
+    Args:
+        example_inputs: a tensor, a tuple of arguments or a mapping of keyword arguments; a batch of real data. What is written
+            is compared on it; "onnx" also calibrates on it. "packed" can do without.
+        round_outputs: of "onnx": also round those convolution outputs to 8 bits that training left in floating point
+            (residual sums). Integer convolutions need it.
+
+    Returns:
+        a record of what was written, by format: Export, TorchFile or PackedFile.
+
+    Raises:
+        ValueError: unknown format, bits not frozen yet, unknown input ranges, or weights that the format does not take.
+        ImportError: a package is missing. LookupError: `apply` was never called. All before any work is done.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"Unknown export format {format!r}.{did_you_mean(format, FORMATS)}")
+    ldp, path = controller(model), Path(path)
+    if example_inputs is None and format != "packed":
+        raise ValueError(f"format={format!r} needs example_inputs, a batch of real data; received None.")
+    if format == "onnx":
+        return export_onnx(model, path, example_inputs, round_outputs=round_outputs)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"Export writes into an existing folder; {path.absolute().parent} is none. Make it first.")
+    if format == "torch":
+        return write_torch(model, path, example_inputs)
+    record = write_packed(model, path)
+    return record if example_inputs is None else record._replace(max_error=_error_of_packed(ldp.model, path, example_inputs))
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model, without anything of LDP, in evaluation mode."""
+    return remove(copy.deepcopy(model)).eval()
+
+
+@torch.no_grad()
+def _error_of_packed(model: nn.Module, path: Path, example_inputs) -> float:
+    """Largest difference of the file, loaded into a plain copy, from the model, relative to the largest output."""
+    args, kwargs = as_call(example_inputs)
+    with evaluating(model):
+        return difference(packed.load(path, plain_copy(model))(*args, **kwargs), model(*args, **kwargs))

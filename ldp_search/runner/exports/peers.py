@@ -1,0 +1,183 @@
+"""What an exported file is compared with: the same trained network in torch and onnxruntime, fp32 and onnxruntime's own int8.
+
+Everything here is a `Way`: a module that is called as the model is, with its bytes on disk, or the reason why there is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import int8, packed
+from .export import plain_copy
+from .subject import Subject
+
+TRAINED, FP32_TORCH, FP32_ORT = "trained network, at its bits", "torch, fp32", "onnxruntime, fp32"
+STATIC_ORT, DYNAMIC_ORT = "onnxruntime's static int8", "onnxruntime's dynamic int8"
+
+
+@dataclass
+class Way:
+    """One way to run the network. module: None where there is none, `failed` then says why. bytes: on disk."""
+
+    name: str
+    module: nn.Module | None
+    bytes: int | None = None
+    ours: bool = False
+    failed: str | None = None
+    timed: bool = True
+
+
+class Outputs(dict):
+    """Outputs of a file by name, also as attributes, as those of transformers are."""
+
+    __getattr__ = dict.get
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file, called as the model that it came from."""
+
+    def __init__(self, path: str | os.PathLike):
+        import onnxruntime
+
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 3, torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.takes = [value.name for value in self.session.get_inputs()]
+        self.gives = [value.name for value in self.session.get_outputs()]
+
+    def forward(self, *args, **kwargs):
+        feed = {name: value for name, value in kwargs.items() if name in self.takes}
+        rest = [name for name in self.takes if name not in feed]
+        feed |= dict(zip(rest, [x for x in args if isinstance(x, Tensor)], strict=True))
+        found = self.session.run(None, {name: value.numpy() for name, value in feed.items()})
+        values = [torch.from_numpy(array) for array in found]
+        if self.gives == ["output"]:
+            return values[0]
+        return tuple(values) if self.gives[0] == "output_0" else Outputs(zip(self.gives, values, strict=True))
+
+
+class PlainModel(nn.Module):
+    """A loaded torch.export program, which takes what it was traced with and gives a plain dict."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        found = self.module(*args, **{key: value for key, value in kwargs.items() if isinstance(value, Tensor)})
+        return Outputs(found) if isinstance(found, dict) else found
+
+
+def exported(format: str, path: Path, subject: Subject) -> Way:
+    """The way of a file that was written here."""
+    make: dict[str, Callable[[], nn.Module]] = {
+        "onnx": lambda: OnnxModel(path),
+        "torch": lambda: PlainModel(int8.load(path)),
+        "packed": lambda: packed.load(path, plain_copy(subject.model)),
+    }
+    return _way(f"ours, {format}", make[format], path, ours=True, timed=format != "packed")
+
+
+def peers(subject: Subject, folder: Path, compare: bool) -> Iterator[Way]:
+    """What to compare with; files are made in `folder`. compare: also with onnxruntime."""
+    yield Way(TRAINED, subject.model, timed=False)
+    plain = plain_copy(subject.model)
+    size = sum(t.numel() * t.element_size() for t in {t.data_ptr(): t for t in plain.state_dict().values()}.values())
+    yield Way(FP32_TORCH, plain, size)
+    if not compare:
+        return
+    float_file = folder / "fp32.onnx"
+    first = _way(FP32_ORT, lambda: _written(float_file, lambda: write_float(plain, float_file, subject)), float_file)
+    yield first
+    for name, make in ((STATIC_ORT, _static), (DYNAMIC_ORT, _dynamic)):
+        path = folder / f"{make.__name__}.onnx"
+        if first.failed is not None:
+            yield Way(name, None, failed="there is no float file to start from")
+        else:
+            yield _way(name, lambda make=make, path=path: _written(path, lambda: make(float_file, path, subject)), path)
+
+
+def _written(path: Path, write: Callable[[], None]) -> nn.Module:
+    write()
+    return OnnxModel(path)
+
+
+def _way(name: str, make: Callable[[], nn.Module], path: Path, **options: Any) -> Way:
+    """The way, or why it cannot be made: others' exporters and quantizers raise whatever they like."""
+    try:
+        with quiet():
+            module = make()
+        return Way(name, module.eval(), path.stat().st_size, **options)
+    except Exception as error:
+        return Way(name, None, failed=_first_line(error), **options)
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def write_float(plain: nn.Module, path: Path, subject: Subject) -> None:
+    """The network in fp32, as an ONNX file that onnxruntime's own quantizers take."""
+    from onnxscript import ir, optimizer
+
+    from ..onnx.float_graph import float_graph, output_names, ready
+
+    args, kwargs = subject.inputs(4)
+    with ready(plain):
+        graph, _ = float_graph(plain, args, kwargs, output_names(plain(*args, **kwargs)))
+    optimizer.optimize(graph)
+    ir.save(graph, path)
+
+
+def _static(float_file: Path, path: Path, subject: Subject) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            takes = OnnxModel(float_file).takes
+            self.feeds = iter([_feed(takes, *inputs) for inputs in subject.calibration()])
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    prepared = path.with_suffix(".prepared.onnx")
+    quant_pre_process(str(float_file), str(prepared))
+    quantize_static(str(prepared), str(path), Reader(), per_channel=True, activation_type=QuantType.QUInt8)
+
+
+def _dynamic(float_file: Path, path: Path, subject: Subject) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(str(float_file), str(path), per_channel=True)
+
+
+def _feed(takes: list[str], args: tuple, kwargs: dict) -> dict:
+    values = {name: value for name, value in kwargs.items() if name in takes}
+    rest = [name for name in takes if name not in values]
+    values |= dict(zip(rest, args, strict=False))
+    return {name: value.numpy() for name, value in values.items()}
+
+
+@contextlib.contextmanager
+def quiet():
+    """Within this context exporters and quantizers keep their remarks to themselves."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)

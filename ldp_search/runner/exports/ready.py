@@ -1,0 +1,26 @@
+"""What every export needs of a model, checked before any work."""
+
+from __future__ import annotations
+
+
+def check_frozen(ldp) -> None:
+    """ValueError while the bits can still move."""
+    if not ldp.frozen:
+        raise ValueError("Export needs integer bits for good, but they can still move: call ldp.finalize(loader) first.")
+
+
+def check_ranges(ldp, highest: int) -> None:
+    """ValueError unless the input range of every layer that ran with at most `highest` bits is known."""
+    bits = ldp.bits()
+    unknown = [
+        site.name
+        for site, spec in zip(ldp.sites, ldp.specs.values(), strict=True)
+        if spec.module is not None and spec.kind != "Embedding" and spec.calls and max(bits[site.name][:2]) <= highest
+        if not site.ranges[:, 3].all()
+    ]
+    if unknown or not ldp.profiled:
+        listed = ", ".join(unknown[:10]) or "any layer"
+        raise ValueError(
+            f"Export needs the range of every layer's input, but none is known of {listed}: train, or call "
+            "ldp.finalize(loader) with some batches."
+        )
