@@ -276,6 +276,6 @@ def test_without_memory_and_large():
     with torch.device("meta"):
         model = hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=32000))
     ldp = ldp_search.controller(ldp_search.apply(model))
-    assert sum(p.numel() for p in model.parameters()) > 1e9 and len(ldp.layers) == 22 * 7 + 1 and not ldp.counted
+    assert sum(p.numel() for p in model.parameters()) > 1e9 and len(ldp.layers) == 22 * 7 + 1 and not ldp.profiled
     model(input_ids=torch.zeros(1, 16, dtype=torch.long, device="meta"))
-    assert ldp.counted and ldp.coverage.share > 0.9
+    assert ldp.profiled and ldp.coverage.share > 0.9

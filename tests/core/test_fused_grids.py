@@ -9,7 +9,7 @@ from torch import nn
 import ldp_search
 from ldp_search.core import native
 from ldp_search.core.native import grids as kernels
-from ldp_search.core.quantize import fused_grids
+from ldp_search.core.quantize.fused_grids import fused_grids
 from ldp_search.core.quantize.gradient_quantizers import Stochastic, SymmetricStochastic, gradient_form
 from ldp_search.core.quantize.grid import measure
 from ldp_search.core.quantize.quantizers import MinMax, Symmetric, form
@@ -27,7 +27,7 @@ WEIGHTS = {  # name: (weight, axis of its channels)
 
 
 def closed(x, w, axes, bits, quantizers, ranges=None):
-    return fused_grids.grids(x, w, axes, bits, quantizers, lambda: ranges, 0.1)
+    return fused_grids(x, w, axes, bits, quantizers, lambda: ranges, 0.1)
 
 
 @pytest.mark.parametrize("quantizer", [MinMax(), Symmetric()])

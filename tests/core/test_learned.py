@@ -146,7 +146,7 @@ def test_errors(mlp, options, message):
         ldp_search.apply(mlp(), space=options, example_inputs=torch.zeros(1, 8))
 
 
-@pytest.mark.parametrize("policy", ["learned", "paper"])
+@pytest.mark.parametrize("policy", ["learned", "ldp_sgd"])
 def test_gradient_bits_cannot_be_learned(policy):
     with pytest.raises(ValueError, match="no gradient with respect to the gradient bits.*Give one number"):
         ldp_search.apply(torch.nn.Linear(4, 4), policy=policy, grad_bits=(6, 8), target_cost=0.5)

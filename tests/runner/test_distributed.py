@@ -21,7 +21,7 @@ from ldp_search.runner.training.batches import check_sizes
 
 
 def two(die_at, folder, *words):
-    return torchrun(str(ROOT / "tests" / "two_processes.py"), str(die_at), *WORDS, f"output={folder}", *words)
+    return torchrun(str(ROOT / "tests" / "helpers" / "two_processes.py"), str(die_at), *WORDS, f"output={folder}", *words)
 
 
 @pytest.fixture(scope="module")

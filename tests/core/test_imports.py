@@ -1,4 +1,4 @@
-"""What may import what: core needs torch alone, and importing the package loads nothing heavy."""
+"""What may import what: downward only, core needs torch alone, and importing the package loads nothing heavy."""
 
 import ast
 import subprocess
@@ -42,6 +42,31 @@ def test_core_needs_the_standard_library_and_torch(path):
         else:
             top = module.partition(".")[0]
             assert top in sys.stdlib_module_names or top == "torch", f"{path.name} imports {module}"
+
+
+FLOORS = {"core": 0, "config": 1, "runner": 2, "integrations": 3, "run": 3, "report": 3, "bench": 3}
+"""A floor imports those below and itself. The door (`ldp_search`, its api) stands on core and config."""
+
+
+def floor_of(module: str) -> int | None:
+    """Of a module of the package by its full name; None: of another package, or the package itself."""
+    package, _, rest = module.partition(".")
+    return FLOORS.get(rest.partition(".")[0]) if package == "ldp_search" else None
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_downward(path):
+    parts = ("ldp_search", *path.relative_to(ROOT).with_suffix("").parts)
+    if (own := floor_of(".".join(parts))) is None:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            start = ".".join(parts[: -node.level]) if node.level else ""
+            module = ".".join(filter(None, [start, node.module]))
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            assert (floor_of(name) or 0) <= own, f"{path.name} reaches up to {name}"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))

@@ -33,14 +33,14 @@ CALLS = {  # name: (function, arguments, keyword arguments, axes of the weight t
 def test_operands_axes_and_replacement(name):
     function, args, kwargs, axes, which = CALLS[name]
     product = find(function, args, kwargs)
-    pair = product.pair(args, kwargs)
+    pair = product.operands(args, kwargs)
     assert all(isinstance(x, Tensor) for x in pair)
-    assert product.kept(which, pair[which], args) == axes
-    doubled = product.replaced(args, kwargs, [x * 2 for x in pair])
+    assert product.channel_axes(which, pair[which], args) == axes
+    doubled = product.with_operands(args, kwargs, [x * 2 for x in pair])
     bias = 3 * kwargs["bias"] if kwargs.get("bias") is not None else 0
     base = function(*args, **kwargs)
     torch.testing.assert_close(function(*doubled[0], **doubled[1]) + bias, 4 * base + 0)
-    layer = product.layer(args, kwargs)
+    layer = product.as_layer_call(args, kwargs)
     if layer is not None:
         x, w, bias, form = layer
         torch.testing.assert_close(form.forward(x, w, bias), base)
@@ -51,7 +51,7 @@ def test_a_channel_of_a_weight_is_scaled_by_itself(name):
     """Scaling what the kept axes resolve scales the output alone: ranges along them lose nothing."""
     function, args, kwargs, axes, which = CALLS[name]
     product = find(function, args, kwargs)
-    weight = product.pair(args, kwargs)[which]
+    weight = product.operands(args, kwargs)[which]
     stats = measure(weight, axes)
     assert stats.low.shape == tuple(n if d in axes else 1 for d, n in enumerate(weight.shape))
 

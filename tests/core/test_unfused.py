@@ -1,4 +1,4 @@
-"""Fused functions against what they are written as: equal outputs and gradients, and their weights in the census."""
+"""Fused functions against what they are written as: equal outputs and gradients, and their weights in the profile."""
 
 import pytest
 import torch

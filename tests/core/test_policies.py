@@ -165,7 +165,7 @@ def test_replay_says_what_it_lacks(square, tmp_path):
 
 
 def test_paper_moves_down_by_cost_and_up_by_gradient():
-    policy = build("policy", {"name": "paper", "start": 0.5, "lr": 0.1})
+    policy = build("policy", {"name": "ldp_sgd", "start": 0.5, "lr": 0.1})
     p = problem(target_cost=0.3)
     start = policy.bind(p).clone()
     assert start[:, :2].unique().tolist() == [5.5]

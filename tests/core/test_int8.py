@@ -13,7 +13,7 @@ from ldp_search.core import native
 from ldp_search.core.backends.int8 import choice, convolution, matmul, rounding_error
 from ldp_search.core.backends.int8.matmul import Codes
 from ldp_search.core.products.bilinear import ConvolutionProduct
-from ldp_search.core.quantize import quantizers
+from ldp_search.core.quantize import gradient_quantizers
 from ldp_search.core.quantize.fake_quantize import rounded
 from ldp_search.core.quantize.grid import Grid, measure
 from ldp_search.core.registry import build
@@ -91,7 +91,7 @@ def test_integers_are_the_formulas(name, quantizer, kernels):
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_in_integers_are_the_formulas(name, quantizer, kernels, monkeypatch):
     monkeypatch.setattr(convolution, "CHUNK", 1000)  # bytes: several chunks, the last one shorter
-    for module in (quantizers, matmul):  # torch draws in the order of dimensions, which differs, not in that of memory
+    for module in (gradient_quantizers, matmul):  # torch draws in the order of dimensions, which differs, not in that of memory
         monkeypatch.setattr(module, "round_stochastically_", lambda x: x.round_())
     with KERNELS[kernels]():
         for case in ({}, {"evaluation": True, "grad_bits": 32}, {"rectified": True, "grad_quantizer": "symmetric"}):

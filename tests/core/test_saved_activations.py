@@ -1,4 +1,4 @@
-"""saved="half": what a forward keeps for backward takes half the bytes, and the gradients stay what they were."""
+"""activations="16bit": what a forward keeps for backward takes half the bytes, and the gradients stay what they were."""
 
 import copy
 import gc
@@ -34,7 +34,7 @@ def searched(name, mode, **options):
     torch.manual_seed(0)
     make, shape = MODELS[name]
     model, x = make(), torch.randn(shape)
-    space = {"grad_bits": 32, "target_cost": 0.6, "saved": mode} | options
+    space = {"grad_bits": 32, "target_cost": 0.6, "activations": mode} | options
     return ldp_search.apply(model, "ldp", example_inputs=x[:2], **space), x
 
 
@@ -52,7 +52,7 @@ def kept_bytes(model, x) -> int:
 
 @EVERY
 def test_half_the_bytes(name):
-    exact, half = (kept_bytes(*searched(name, mode)) for mode in ("exact", "half"))
+    exact, half = (kept_bytes(*searched(name, mode)) for mode in ("exact", "16bit"))
     plain, x = MODELS[name][0](), torch.randn(MODELS[name][1])
     assert exact == pytest.approx(kept_bytes(plain, x), rel=0.02)
     assert half < 0.55 * exact
@@ -63,7 +63,7 @@ def test_half_the_bytes(name):
 def test_gradients_are_those_of_exact(name, formulas):
     exact = gradients(*searched(name, "exact"))
     with native.disabled() if formulas else torch.enable_grad():
-        half = gradients(*searched(name, "half"))
+        half = gradients(*searched(name, "16bit"))
     for key, value in exact.items():
         if value.abs().max() > 1e-6:  # the bias before a batch norm has no gradient but noise
             error = float((half[key] - value).norm() / value.norm())
@@ -129,13 +129,13 @@ def test_what_stays_as_it_is():
 def test_weights_computed_before_use_stay_exact():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(128, 128)))
     x = torch.randn(64, 128)
-    ldp_search.apply(model, "ldp", example_inputs=x, target_cost=0.6, saved="half")
+    ldp_search.apply(model, "ldp", example_inputs=x, target_cost=0.6, activations="16bit")
     model(x).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_the_context_ends_with_the_forward_whatever_happens():
-    model, x = searched("convolutional", "half")
+    model, x = searched("convolutional", "16bit")
     gradients(model, x)
     with pytest.raises(RuntimeError):
         model(x[:, :1])
@@ -149,7 +149,7 @@ def test_the_context_ends_with_the_forward_whatever_happens():
 
 
 def test_off_removed_copied():
-    model, x = searched("convolutional", "half")
+    model, x = searched("convolutional", "16bit")
     twin = copy.deepcopy(model)
     for key, value in gradients(model, x).items():
         assert torch.equal(gradients(twin, x)[key], value) or key == "bits"
@@ -162,7 +162,7 @@ def test_off_removed_copied():
 
 
 def test_checkpointed_parts_and_two_forwards_before_backward():
-    exact, half = (searched("convolutional", mode)[0] for mode in ("exact", "half"))
+    exact, half = (searched("convolutional", mode)[0] for mode in ("exact", "16bit"))
     x = torch.randn(16, 3, 16, 16)
     results = []
     for model in (exact, half):
@@ -180,7 +180,7 @@ def test_checkpointed_parts_and_two_forwards_before_backward():
 
 def test_compiled_it_keeps_what_the_compiler_keeps():
     models = [ldp_search.apply(nn.Sequential(nn.Linear(64, 64)), "ldp", torch.ones(1, 64), target_cost=0.6, grad_bits=32,
-                               saved=mode) for mode in ("half", "exact")]  # fmt: skip
+                               activations=mode) for mode in ("16bit", "exact")]  # fmt: skip
     models[1].load_state_dict(models[0].state_dict())
     compiled, x = torch.compile(models[0], backend="eager", fullgraph=True), torch.randn(100, 64)
     y = compiled(x)
@@ -192,7 +192,7 @@ def test_compiled_it_keeps_what_the_compiler_keeps():
 
 
 def test_the_memory_comes_back(monkeypatch):
-    model, x = searched("convolutional", "half")
+    model, x = searched("convolutional", "16bit")
     made, original = [], saved_activations.Keeper
 
     def keeper(model):
@@ -208,5 +208,5 @@ def test_the_memory_comes_back(monkeypatch):
 
 @pytest.mark.parametrize("value", ["hlaf", 8])
 def test_an_unknown_mode_is_an_error_with_the_known_ones(value):
-    with pytest.raises(ValueError, match="saved.*(half|word)"):
-        ldp_search.SearchSpace(saved=value)
+    with pytest.raises(ValueError, match="activations.*(16bit|word)"):
+        ldp_search.SearchSpace(activations=value)

@@ -1,4 +1,4 @@
-"""The census: who is charged for which multiply-accumulates, and what stays as it was."""
+"""The profile: who is charged for which multiply-accumulates, and what stays as it was."""
 
 import json
 
@@ -10,8 +10,8 @@ from transformers import BertConfig, BertForSequenceClassification, ViTConfig, V
 
 import ldp_search
 import ldp_search.runner.models.cifar  # noqa: F401  (registers the CIFAR networks with timm)
-from ldp_search.core.profile.profiler import batch_size, census
-from ldp_search.core.profile.records import Survey
+from ldp_search.core.profile.profiler import batch_size, profile
+from ldp_search.core.profile.records import ModelProfile
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 
@@ -93,14 +93,14 @@ def test_it_leaves_no_trace():
     model[1].eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     modes, random = [m.training for m in model.modules()], torch.get_rng_state()
-    survey = census(model, (torch.randn(3, 1, 4, 4, generator=torch.Generator()),), {})
-    assert survey.inputs == "(3, 1, 4, 4)" and survey.tallies["4"].macs.total() == 16
-    assert Survey.from_dict(json.loads(json.dumps(survey.to_dict()))) == survey
+    found = profile(model, (torch.randn(3, 1, 4, 4, generator=torch.Generator()),), {})
+    assert found.inputs == "(3, 1, 4, 4)" and found.modules["4"].macs.total() == 16
+    assert ModelProfile.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), random)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     with pytest.raises(RuntimeError):
-        census(model, (torch.zeros(1, 7),), {})
+        profile(model, (torch.zeros(1, 7),), {})
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert [m.training for m in model.modules()] == modes and torch.backends.mha.get_fastpath_enabled()
 
@@ -140,12 +140,12 @@ def test_batch_size(args, kwargs, expected):
 def test_the_models_own_inputs(make, inputs):
     model = ldp_search.apply(make(), "static")
     ldp = ldp_search.controller(model)
-    assert ldp.counted == (inputs is None)
+    assert ldp.profiled == (inputs is None)
     if inputs is not None:
         assert "MACs are not counted yet" in ldp.summary()
         model(**inputs)
         assert f"counted on inputs {next(iter(inputs))} {tuple(next(iter(inputs.values())).shape)}" in ldp.summary()
-    assert ldp.counted and ldp.coverage.share > 0.7 and not model._forward_pre_hooks
+    assert ldp.profiled and ldp.coverage.share > 0.7 and not model._forward_pre_hooks
 
 
 def test_batch_size_by_the_main_input():

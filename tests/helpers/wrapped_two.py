@@ -1,6 +1,6 @@
 """Started by torchrun: small models trained in two processes under one wrapper after another; each writes what it holds.
 
-torchrun --nproc_per_node 2 tests/wrapped_two.py FOLDER [WRAPPER ...]
+torchrun --nproc_per_node 2 tests/helpers/wrapped_two.py FOLDER [WRAPPER ...]
 """
 
 import json

@@ -12,7 +12,7 @@ from tiny_text import SMALL, make, sentence
 
 from ldp_search.config.overlay import ConfigError
 from ldp_search.config.resolve import resolve
-from ldp_search.runner.data import Classes, DataError, Faults, load_splits
+from ldp_search.runner.data import BadRows, Classes, DataError, load_splits
 from ldp_search.runner.data.mask_folders import paired_folders
 from ldp_search.runner.data.subsets import ending, spread
 from ldp_search.runner.models import hugging_face
@@ -129,11 +129,11 @@ def test_every_bad_picture_is_named_once_by_its_file(tmp_path, pipeline):
 
 def test_files_are_asked_for_shown_rows_alone_and_other_rows_are_forgotten():
     asked = []
-    faults = Faults("train", "skip", lambda row: asked.append(row))
+    faults = BadRows("train", "skip", lambda row: asked.append(row))
     for row in range(100):
         faults.add(row, "bad")
     assert faults.kept([*range(50), 200]) == [200] and faults.note.startswith("left out: 50 rows") and len(asked) == 5
-    faults = Faults("train", "refuse")
+    faults = BadRows("train", "refuse")
     faults.add(7, "bad")
     assert faults.kept([1, 2]) == [1, 2] and faults.note is None
 
@@ -151,7 +151,7 @@ def test_a_bad_row_outside_of_the_limit_does_no_harm(tmp_path):
 def labels(classes, values, declared=None):
     kind = ClassLabel(names=declared) if declared else None
     split = Dataset.from_dict({"y": values}, features=Features({"y": kind}) if kind else None)
-    faults = Faults("s", "skip")
+    faults = BadRows("s", "skip")
     return classes.labels(split, "y", "s", faults), faults
 
 
@@ -219,7 +219,7 @@ def test_a_single_split_saved_to_disk(tmp_path):
 
 
 def test_the_documented_task_of_ones_own(tmp_path):
-    page = Path(__file__).parents[1].joinpath("docs", "tasks_text.md").read_text()
+    page = Path(__file__).parents[2].joinpath("docs", "tasks_text.md").read_text()
     (tmp_path / "reviews.yaml").write_text(re.search(r"```yaml\n(description: reviews.*?)```", page, re.DOTALL)[1])
     csv(
         tmp_path / "reviews" / "train.csv", [(sentence(i), ["bad", "fine", "good"][i % 3]) for i in range(60)], "review,verdict"

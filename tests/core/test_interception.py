@@ -70,7 +70,7 @@ def test_close_at_many_bits_and_exact_when_off(model, x, bits, most):
     assert type(model[1]) is Attention and torch.equal(model(x), before)
 
 
-def test_own_products_are_quantized_once_and_layers_inside_by_themselves(model, x):
+def test_their_own_products_are_quantized_once_and_layers_inside_by_themselves(model, x):
     """With the owner at 16 bits, its layers at 3 bits give what they give without the owner (up to the 16-bit rounding)."""
     fixed = {"1.products": 16, "*.q": 3, "*.k": 3, "*.v": 3}
     rest = {"bits": 16, "policy": "static", "weight_quantizer": "symmetric", "input_quantizer": "symmetric"}

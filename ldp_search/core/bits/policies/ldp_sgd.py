@@ -10,9 +10,9 @@ from ...registry import register
 from .base import Policy
 
 
-@register("policy", "paper")
+@register("policy", "ldp_sgd")
 @dataclass
-class Paper(Policy):
+class LdpSgd(Policy):
     """b = round(p (b_max - b_min) + b_min), p in [0, 1] from `start`; p -= lr * (dL/dp + force), then projected back.
 
     force = cost weight * the layer's share of the cost * smoothed mean |dL/dp|; it acts only while the cost is above the
@@ -27,7 +27,7 @@ class Paper(Policy):
     def __post_init__(self):
         if not (0 <= self.start <= 1 and self.lr > 0 and 0 <= self.smoothing < 1):
             raise ValueError(
-                f"The policy 'paper' needs 0 <= start <= 1, lr > 0 and 0 <= smoothing < 1; received {self.start}, {self.lr} "
+                f"The policy 'ldp_sgd' needs 0 <= start <= 1, lr > 0 and 0 <= smoothing < 1; received {self.start}, {self.lr} "
                 f"and {self.smoothing}."
             )
 

@@ -82,7 +82,7 @@ def test_copies_are_whole_and_independent(name, way, counted):
     one, other = ldp_search.controller(model), ldp_search.controller(twin)
     assert other is not one and other.model is twin and ldp_search.controller(model) is one
     assert torch.equal(run(twin, x), run(model, x)) and torch.equal(run(twin, x), run(model, x))
-    assert other.counted and one.counted and other.layers == one.layers
+    assert other.profiled and one.profiled and other.layers == one.layers
     before, clips = one.state_dict(), other.parameters()["log_clips"]
     assert (clips == -1).all()
     twin.train()
@@ -116,10 +116,10 @@ def test_forms_of_example_inputs(inputs):
 def test_without_inputs_the_first_forward_counts():
     model, x = make("mlp")
     ldp = ldp_search.controller(ldp_search.apply(model.train(), "random", target_cost=0.5))
-    assert not ldp.counted and "MACs are not counted yet" in ldp.summary() and ldp.coverage.share == 0
+    assert not ldp.profiled and "MACs are not counted yet" in ldp.summary() and ldp.coverage.share == 0
     assert not ldp_search.remove(ldp_search.apply(make("mlp")[0]))._forward_pre_hooks
     model(x)
-    assert ldp.counted and model.training and not model._forward_pre_hooks
+    assert ldp.profiled and model.training and not model._forward_pre_hooks
     direct = ldp_search.controller(ldp_search.apply(make("mlp")[0], "random", target_cost=0.5, example_inputs=x))
     assert ldp.layers == direct.layers and ldp.bits() == direct.bits() and ldp.coverage == direct.coverage
     assert (ldp.ranges[:, 3] > 0).all(), "the forward itself was an ordinary one"

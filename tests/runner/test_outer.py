@@ -73,17 +73,17 @@ def test_shipped_spaces_are_sound(name):
 
 def test_conditions_and_labels(tmp_path):
     params = {
-        "policy": ["learned", "cyclic", "paper"],
+        "policy": ["learned", "cyclic", "ldp_sgd"],
         "policy.cycles": {"low": 2, "high": 32, "log": True, "if": {"policy": "cyclic"}},
         "policy.lr@a": {"low": 0.01, "high": 0.3, "if": {"policy": "learned"}},
-        "policy.lr@b": {"low": 1.0, "high": 3.0, "if": {"policy": "paper"}},
+        "policy.lr@b": {"low": 1.0, "high": 3.0, "if": {"policy": "ldp_sgd"}},
         "bits": [[3, 8], [2, 4]],
     }
-    space, setting = space_of(tmp_path, params, enqueue=[{"policy": "cyclic", "policy.cycles": 4}, {"policy": "paper"}])
+    space, setting = space_of(tmp_path, params, enqueue=[{"policy": "cyclic", "policy.cycles": 4}, {"policy": "ldp_sgd"}])
     firsts = space.first_trials(setting)
     assert firsts[0] == {"policy": "learned", "policy.lr@a": 0.05, "bits": "[3, 8]"}
     assert firsts[1] == {"policy": "cyclic", "policy.cycles": 4, "bits": "[3, 8]"}
-    assert firsts[2] == {"policy": "paper", "policy.lr@b": 1.0, "bits": "[3, 8]"}
+    assert firsts[2] == {"policy": "ldp_sgd", "policy.lr@b": 1.0, "bits": "[3, 8]"}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     seen = [space.suggest(study.ask(), setting) for _ in range(20)]
     assert all(("policy.cycles" in s) == (s["policy"] == "cyclic") and s["bits"] in ([3, 8], [2, 4]) for s in seen)

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
@@ -333,3 +334,17 @@ def test_no_model_given_and_another_model(saved):
         load_pretrained(folder, net()[:5])
     with pytest.raises(ValueError, match="search space already"):
         load_pretrained(folder, model)
+
+
+def test_a_folder_of_an_earlier_format_is_the_same_model():
+    """Format 2, with the words of then: survey, saved=half."""
+    folder = Path(__file__).parents[1] / "data" / "pretrained_v1"
+    expected = json.loads((folder / "expected.json").read_text())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nobody typed the old words
+        model = load_pretrained(folder, net())
+    ldp = controller(model)
+    assert {name: list(bits) for name, bits in ldp.bits().items()} == expected["bits"]
+    assert ldp.cost().relative == expected["relative_cost"] and ldp.space.activations == "16bit" and ldp.coverage.share == 1
+    with torch.no_grad():
+        torch.testing.assert_close(model(IMAGES), torch.tensor(expected["logits"]))

@@ -153,3 +153,13 @@ def test_groups(granularity, tie, groups):
     assert (index[:, 0] == index[:, 1]).all() == tie
     high[2, :2] = 6  # another range is never shared
     assert assign_groups(layers, low, high, "network", tie)[1] == (2 if tie else 4)
+
+
+def test_words_of_earlier_versions_are_taken_with_one_line():
+    with pytest.warns(FutureWarning, match="saved=half is called activations=16bit now") as seen:
+        assert ldp_search.resolve_space({"saved": "half"}).activations == "16bit"
+    assert len(seen) == 1
+    with pytest.warns(FutureWarning, match="policy=paper is called policy=ldp_sgd now"):
+        assert ldp_search.resolve_space("ldp", policy="paper").policy == "ldp_sgd"
+    with pytest.warns(FutureWarning, match="ldp_sgd"):
+        assert ldp_search.SearchSpace(policy={"name": "paper", "lr": 2.0}).to_dict()["policy"]["lr"] == 2.0

@@ -74,13 +74,13 @@ def test_bytes_by_hand():
 
 def test_bytes_of_packed_tensors_by_hand():
     x, found = torch.randn(16, 512), {}
-    for mode in ("exact", "half"):
+    for mode in ("exact", "16bit"):
         model = nn.Sequential(nn.Linear(512, 512, bias=False), nn.Tanh())
-        ldp_search.apply(model, "ldp", x, saved=mode, grad_bits=32)
+        ldp_search.apply(model, "ldp", x, activations=mode, grad_bits=32)
         found[mode] = timing.saved_bytes(model, lambda model=model: model(x).sum())
     elements, ranges = 16 * 512, 2 * 4 * (16 * 512 // saved_activations.BLOCK)
     assert found["exact"] >= 2 * 4 * elements
-    assert found["exact"] - found["half"] == 2 * (4 * elements - 2 * elements - ranges)  # the input, and tanh's output
+    assert found["exact"] - found["16bit"] == 2 * (4 * elements - 2 * elements - ranges)  # the input, and tanh's output
 
 
 def test_peak_by_hand():

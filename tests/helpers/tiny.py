@@ -1,4 +1,4 @@
-"""A network and settings so small that a run takes a second; `model=tiny:net` finds it, since tests/ is on the path."""
+"""A network and settings so small that a run takes a second; `model=tiny:net` finds it, since tests/helpers/ is on the path."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 _DATA = "task=digits limit=160 eval_limit=50"
 WORDS = f"{_DATA} model=tiny:net batch_size=32 epochs=3 trackers=none log_every=2 checkpoint_every=2".split()
 """A run of 15 steps, with checkpoints and lines of metrics every other step."""
@@ -41,8 +41,8 @@ def command(*words: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
+    paths = [ROOT, *(ROOT / "tests" / room for room in ("helpers", "core", "integrations")), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(str(p) for p in paths if p), "OMP_NUM_THREADS": "1"}
 
 
 def torchrun(*script: str) -> subprocess.CompletedProcess:

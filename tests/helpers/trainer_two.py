@@ -1,6 +1,6 @@
 """Started by torchrun: the Trainer in two processes, with accumulation, bf16, checkpointing, evaluation and checkpoints.
 
-    torchrun --nproc_per_node 2 tests/trainer_two.py FOLDER
+    torchrun --nproc_per_node 2 tests/helpers/trainer_two.py FOLDER
 
 A whole training in FOLDER/whole; then in FOLDER/cut one that breaks off between two checkpoints, and goes on, from what lies on
 the disk, with everything made anew.

@@ -1,6 +1,7 @@
 """A short training's losses and bits, number by number: a change that should not touch the arithmetic does not.
 
-After a change that should: `python tests/test_golden_curves.py` writes them anew, and the change of the file is looked at.
+After a change that should, `PYTHONPATH=tests/helpers python tests/runner/test_golden_curves.py` writes them anew, and the
+change of the file is looked at.
 """
 
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-FILE = Path(__file__).parent / "data" / "golden_curves.json"
+FILE = Path(__file__).parents[1] / "data" / "golden_curves.json"
 WORDS = [
     "task=digits",
     "limit=640",

@@ -178,3 +178,10 @@ def test_answers_without_a_run(words, parts, capsys):
     assert main(words.split()) == 0
     printed = capsys.readouterr().out
     assert all(part in printed for part in parts)
+
+
+def test_words_of_earlier_versions_are_taken():
+    with pytest.warns(FutureWarning) as seen:
+        settings = resolve(["task=digits", "policy=paper", "policy.lr=2", "saved=half"])
+    assert settings.values["policy"] == {"name": "ldp_sgd", "lr": 2.0} and settings.space.activations == "16bit"
+    assert sorted({str(w.message).partition(" is")[0] for w in seen}) == ["policy=paper", "saved=half"] and len(seen) == 2
