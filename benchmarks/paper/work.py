@@ -20,10 +20,6 @@ from .training import Training
 WAIT = 10.0  # seconds between looks at cells that others are at
 
 
-class Interrupted(Exception):
-    """The process was told to end; what it was at lies in its checkpoint."""
-
-
 class Worker:
     """One process's work on `cells`, in their order. options: see `__main__`."""
 
@@ -38,8 +34,14 @@ class Worker:
 
     def run(self) -> None:
         """Until every cell is done, has failed or cannot begin, or until the deadline."""
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, self._end)
+        before = {name: signal.signal(name, self._end) for name in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self._run()
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def _run(self) -> None:
         while not self._late():
             left = [cell for cell in self.cells if not self._settled(cell)]
             if not left:
@@ -158,11 +160,11 @@ def spread(words: list[str], workers: int) -> int:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-m", "benchmarks.paper", *words, "workers=1"]
     processes = [subprocess.Popen(command, env=environment) for _ in range(workers)]
-    try:
-        return max(process.wait() for process in processes)
-    except KeyboardInterrupt:  # they got it too: they save and end
-        return max(process.wait() for process in processes)
-    finally:
+
+    def end_all(*_) -> None:  # they save what they are at
         for process in processes:
-            if process.poll() is None:
-                process.terminate()
+            process.terminate()
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, end_all)
+    return max(process.wait() for process in processes)

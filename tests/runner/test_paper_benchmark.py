@@ -23,7 +23,7 @@ from benchmarks.paper.training import Training
 from benchmarks.paper.work import Worker
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
