@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -9,12 +11,16 @@ from . import saved
 from .census import census, own_inputs
 from .controller import Controller
 from .layers import ATTRIBUTE as RECORD
-from .layers import Swapped, swap, unswap
-from .owners import Plan, QuantizedOwner
+from .layers import Swapped, unswap
+from .owners import Plan
+from .patched import release
 from .ranks import agree, reshard
+from .reached import check_reached
+from .rollback import model_kept
 from .space import SearchSpace
 from .survey import Survey
-from .swapping import ATTRIBUTE, install
+from .strays import warn_of_strays
+from .swapping import ATTRIBUTE, install, own
 from .verify import equal, first_difference, outputs, trace
 
 
@@ -29,15 +35,31 @@ def attach(model: nn.Module, space: SearchSpace, example_inputs=None, survey: Su
         survey = census(model, *call) if call else _census_of_own_inputs(model)
     before = outputs(model, *call) if call else None
     controller = Controller(model, space, survey)
-    _take_up(model, controller)
-    if survey is None:  # then at the first real inputs
-        controller.hooks["census"] = model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True)
-        if not isinstance(model, Swapped):  # its forward is looked up before the hook runs, so the class has to be there
-            swap(model, Plan("", controller), QuantizedOwner)
-    if call:
-        _verify(model, controller, call, before)
-    reshard(model)
+    with _undone_if_it_fails(model, controller):
+        _take_up(model, controller)
+        if survey is None:  # then at the first real inputs
+            controller.hooks["census"] = model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True)
+            own(model, Plan("", controller))  # a forward is looked up before the hook runs, so the class has to be there
+        if call:
+            _verify(model, controller, call, before)
+            check_reached(model, controller, *call)
+            controller.check_coverage()
+        reshard(model)
+    warn_of_strays(controller)
     return model
+
+
+@contextmanager
+def _undone_if_it_fails(model: nn.Module, controller: Controller):
+    """A model is a search space, or what it was before, wherever `attach` ends: Ctrl-C included."""
+    try:
+        with model_kept(model):
+            yield
+    except BaseException:
+        for hook in controller.hooks.values():
+            hook.remove()
+        model.__dict__.pop(ATTRIBUTE, None)
+        raise
 
 
 def _check_fresh(model: nn.Module) -> None:
@@ -81,6 +103,7 @@ def detach(model: nn.Module) -> nn.Module:
     if controller is None:
         return model
     for module in [*model.modules(), *controller.model.modules()]:
+        release(module)
         if isinstance(module, Swapped):
             unswap(module)
     for hook in controller.hooks.values():

@@ -18,17 +18,20 @@ from . import cost as costs
 from . import state
 from .allocation import Allocation
 from .coverage import SKIPPED, coverage
-from .finalize import finalize
+from .defaults import own_defaults
+from .finalize import finalize, frozen_norms
 from .groups import assign_groups
 from .owners import copy_with_model
 from .policies import Problem, Signals
 from .policies.budget import check_reachable
 from .ranks import average_over_ranks
 from .registry import build
+from .rollback import controller_kept
 from .rows import Row, check_some, find_rows, holders, owned_numel, precisions
 from .site import Site
 from .space import FULL_PRECISION, SearchSpace
 from .specs import Bits, Coverage, LayerSpec
+from .strays import apart, warn_of_strays
 from .summary import summarize
 from .survey import Survey
 from .swapping import install
@@ -44,6 +47,7 @@ class Controller:
     None until there was one. enabled: whether the model quantizes. gathering: inputs are measured in evaluation mode too.
     """
 
+    @own_defaults()
     def __init__(self, model: nn.Module, space: SearchSpace, survey: Survey | None = None):
         self.model, self.space, self.enabled, self.gathering = model, space, True, False
         self.weight_quantizer, self.input_quantizer = (
@@ -54,8 +58,10 @@ class Controller:
             build("backend", space.backend),
         )
         self.relaxation, self.policy = build("relaxation", space.relaxation), build("policy", space.policy)
-        self.generator = torch.Generator().manual_seed(space.seed)
+        self.generator = torch.Generator("cpu").manual_seed(space.seed)
         self._progress, self.frozen, self.hooks, self.counting = 0.0, False, {}, False
+        self.bypassed: dict[str, str] = {}  # {row: why its products are not quantized}, found by `apply`
+        self.frozen_norms: set[str] | None = None  # names of batch norms, as the first step finds them; None: before it
         self.survey = survey
         self._build(find_rows(model, space, survey))
         self._check_policy()
@@ -67,7 +73,9 @@ class Controller:
         check_some(self.model, rows, self.space)
         precision = precisions(rows, self.space, final=self.counted)
         self.rows, self._names = rows, list(rows)
-        low, high = (torch.tensor([precision[name][k] for name in rows], dtype=torch.float32).view(-1, 3) for k in (0, 1))
+        low, high = (
+            torch.tensor([precision[name][k] for name in rows], dtype=torch.float32, device="cpu").view(-1, 3) for k in (0, 1)
+        )
         group, groups = assign_groups(self._names, low, high, self.space.granularity, self.space.tie, holders(rows))
         self.problem = Problem(
             self._names,
@@ -88,7 +96,7 @@ class Controller:
 
     def _macs_of(self, rows: dict[str, Row]) -> Tensor:
         """(rows,) per sample; all alike until they are counted."""
-        return torch.tensor([row.macs if self.counted else 1 for row in rows.values()], dtype=torch.float64)
+        return torch.tensor([row.macs if self.counted else 1 for row in rows.values()], dtype=torch.float64, device="cpu")
 
     @property
     def counted(self) -> bool:
@@ -106,15 +114,15 @@ class Controller:
     # -- the tensors ------------------------------------------------------------------------------------------------
 
     def _allocate(self, channels: list[int]) -> None:
-        n, device = len(self.sites), self.problem.low.device
-        self._bits, self._grads = torch.zeros(n, 3, device=device), torch.zeros(n, 3, device=device)
-        self._ranges = torch.zeros(sum(row.call_sites for row in self.rows.values()), 4, device=device)
+        n, made = len(self.sites), {"dtype": torch.float32, "device": self.problem.low.device}
+        self._bits, self._grads = torch.zeros(n, 3, **made), torch.zeros(n, 3, **made)
+        self._ranges = torch.zeros(sum(row.call_sites for row in self.rows.values()), 4, **made)
         self._channels = channels if self.weight_quantizer.learned_clip else [0] * n
         inputs = n if self.input_quantizer.learned_clip else 0
-        self._clips = torch.zeros(inputs + sum(self._channels), device=device)  # logarithms: of the inputs, then the weights
+        self._clips = torch.zeros(inputs + sum(self._channels), **made)  # logarithms: of the inputs, then the weights
         self._clip_grads = torch.zeros_like(self._clips)
         self._clip_optimizer = torch.optim.Adam([self._clips], lr=CLIP_LR)
-        self._spent = torch.zeros((), dtype=torch.float64, device=device)
+        self._spent = torch.zeros((), dtype=torch.float64, device=made["device"])
         self._hand_out()
 
     def _hand_out(self) -> None:
@@ -135,6 +143,7 @@ class Controller:
             )
             start = stop
 
+    @own_defaults()
     def to(self, device) -> None:
         """Move everything to the device where the model turned out to be; called by the layers themselves."""
         for name in ("_bits", "_grads", "_ranges", "_clips", "_clip_grads", "_spent"):
@@ -172,11 +181,12 @@ class Controller:
 
     def _uniform(self) -> Tensor:
         """Random numbers (layers, 3) in [0, 1), one a group: coordinates that share their bits share the draw."""
-        drawn = torch.rand(self.problem.groups, generator=self.generator).to(self._bits.device, non_blocking=True)
+        drawn = torch.rand(self.problem.groups, generator=self.generator, dtype=torch.float32, device="cpu").to(self._bits.device, non_blocking=True)
         return drawn[self.problem.group]
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
+    @own_defaults()
     @torch.no_grad()
     def step(self, progress: float, loss: Tensor | float | None = None) -> None:
         """Once per optimizer step, after backward and before `optimizer.step()`.
@@ -203,8 +213,10 @@ class Controller:
             warnings.warn(
                 "The first step comes before any operation was counted: costs take all layers alike, and products outside of "
                 "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
-                stacklevel=3,
+                stacklevel=4,
             )
+        if self.frozen_norms is None:
+            self._look_around()
         loss = None if loss is None else torch.as_tensor(loss, device=self._bits.device).detach().clone()
         average_over_ranks([self._grads, self._ranges, self._clip_grads] + ([] if loss is None else [loss]))
         self._spent += self.problem.relative_cost(self._bits) * (progress - self._progress)
@@ -217,6 +229,12 @@ class Controller:
             self._step_clips()
         self._grads.zero_()
         self._clip_grads.zero_()
+
+    def _look_around(self) -> None:
+        """At the first step of a process: name what has come between `apply` and the training."""
+        self.check_coverage()
+        warn_of_strays(self)
+        self.frozen_norms = frozen_norms(self.model)
 
     def _step_clips(self) -> None:
         if self._clips.numel():
@@ -263,7 +281,7 @@ class Controller:
     @property
     def coverage(self) -> Coverage:
         """Share of the model's MACs that goes through quantized products, and what does not."""
-        return coverage(self.survey, self.rows, self.searched_sites())
+        return coverage(self.survey, self.rows, self.searched_sites(), apart(self))
 
     def summary(self) -> str:
         """A text table of the layers and their bits, the cost and the coverage."""
@@ -271,6 +289,7 @@ class Controller:
 
     # -- counting ---------------------------------------------------------------------------------------------------
 
+    @own_defaults()
     def settle(self, survey: Survey) -> None:
         """Take over a census that comes after `apply`: the costs, and the rows of the products outside of layers.
 
@@ -278,17 +297,11 @@ class Controller:
             ValueError: the coverage is below the space's `min_coverage`, the target cost out of reach, or a pattern matches
                 nothing.
         """
-        before = dict(self.__dict__)
-        try:
+        with controller_kept(self):  # nothing is half taken over: the next forward says the same again
             self._settle(survey)
-        except Exception:  # nothing is half taken over: the next forward says the same again
-            self.__dict__.update(before)
-            self._hand_out()
-            self.policy.bind(self.problem)
-            raise
+            install(self)
         if "census" in self.hooks:
             self.hooks.pop("census").remove()
-        install(self)
 
     def _settle(self, survey: Survey) -> None:
         self.survey, before = survey, self.bits()
@@ -300,7 +313,7 @@ class Controller:
             precisions(rows, self.space, final=True)
             self.rows, self.problem = rows, dataclasses.replace(self.problem, macs=self._macs_of(rows).to(device))
             self.policy.problem = self.problem
-            self._ranges = torch.zeros(sum(row.call_sites for row in rows.values()), 4, device=device)
+            self._ranges = torch.zeros(sum(row.call_sites for row in rows.values()), 4, dtype=torch.float32, device=device)
             self._hand_out()
         else:
             self._build(rows)
@@ -310,10 +323,20 @@ class Controller:
             self._bind()
         if self.frozen:
             for row, name in enumerate(self._names):
-                self._bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32)
+                self._bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32, device="cpu")
 
     def _check_costs(self) -> None:
         if not self.counted:
+            return
+        self.check_coverage()
+        if self.policy.meets_target:
+            check_reachable(self.problem)
+
+    def check_coverage(self) -> None:
+        """Raises:
+        ValueError: the coverage is below the space's `min_coverage`.
+        """
+        if not self.counted or not self.space.min_coverage:
             return
         found = self.coverage
         if found.share < self.space.min_coverage:
@@ -322,8 +345,6 @@ class Controller:
                 f"min_coverage={self.space.min_coverage} of the MACs must be quantized, but only {found.share:.3f} is. "
                 f"Left out:\n{listed}\nLower min_coverage, or take these layers out of `skip`."
             )
-        if self.policy.meets_target:
-            check_reachable(self.problem)
 
     # -- off, frozen, saved -----------------------------------------------------------------------------------------
 
@@ -357,13 +378,15 @@ class Controller:
         """All that a training needs to go on bitwise: tensors on the CPU and plain data."""
         return state.of(self)
 
+    @own_defaults()
     def load_state_dict(self, saved: dict) -> None:
         """Take over what `state_dict` gave.
 
         Raises:
             ValueError: the state is of a model with other layers.
         """
-        state.load(self, saved)
+        with controller_kept(self):
+            state.load(self, saved)
 
     def __deepcopy__(self, memo: dict):
         return copy_with_model(self, self, memo)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .foreign import foreign
 from .products import ConvolutionProduct, LinearProduct, padded
 
 
@@ -56,7 +57,7 @@ class Product:
 
 
 def _is_dense(x) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point() and x.layout == torch.strided
+    return isinstance(x, Tensor) and foreign(x) is None
 
 
 class Matmul(Product):

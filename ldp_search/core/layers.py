@@ -6,6 +6,7 @@ and falls back to the original forward, exactly, where quantization is off.
 
 from __future__ import annotations
 
+import inspect
 from functools import cache, wraps
 
 import torch
@@ -20,6 +21,9 @@ ATTRIBUTE = "_ldp_site"  # in the layer's __dict__: neither parameter, buffer no
 
 class Swapped:
     """Base of the mixins that stand before the original class. `run` takes the place of its forward."""
+
+    def __init_subclass__(cls, **options):
+        """Nothing: the original class's own hook (a registry, required arguments) is for classes that people write."""
 
     def run(self, forward, args: tuple, kwargs: dict):
         raise TypeError(f"{type(self).__name__} must define run(forward, args, kwargs).")
@@ -38,11 +42,22 @@ class QuantizedLayer(Swapped):
         site = self.__dict__.get(ATTRIBUTE)  # none in a layer that somebody made of this class, as adapters do
         if hasattr(site, "activations"):  # parametrized since: its owner's plan sees to it
             return forward(self, *args, **kwargs)
-        x = args[0] if args else next(iter(kwargs.values()))
-        if site is None or not site.on or has_no_range(x):
+        bound = in_order(self._ldp_parameters, args, kwargs)
+        if site is None or not site.on or bound is None or has_no_range(bound[0]):
             with own_products():
                 return forward(self, *args, **kwargs)
-        return _FORWARDS[self._ldp_kind](self, site, *args, **kwargs)
+        return _FORWARDS[self._ldp_kind](self, site, *bound)
+
+
+def in_order(names: tuple[str, ...], args: tuple, kwargs: dict) -> tuple | None:
+    """The arguments by position, up to the last one given; None where the call is not one of the signature's."""
+    if not kwargs:
+        return args if 0 < len(args) <= len(names) else None
+    given = dict(zip(names, args, strict=False)) | kwargs
+    if len(given) < len(args) + len(kwargs) or names[0] not in given or not set(given) <= set(names):
+        return None  # the original forward then says what is wrong
+    last = max(names.index(name) for name in given)
+    return tuple(given.get(name) for name in names[: last + 1])
 
 
 def has_no_range(x: Tensor) -> bool:
@@ -86,7 +101,8 @@ def quantized_class(cls: type, mixin: type = QuantizedLayer) -> type:
 
     names = {"forward": forward, "_ldp_original": cls, "__doc__": cls.__doc__, "__module__": cls.__module__}
     if mixin is QuantizedLayer:
-        return type(f"Quant{cls.__name__}", (mixin, cls), names | {"_ldp_kind": kind_of(cls), "__module__": __name__})
+        own = {"_ldp_kind": kind_of(cls), "_ldp_parameters": tuple(inspect.signature(cls.forward).parameters)[1:]}
+        return type(f"Quant{cls.__name__}", (mixin, cls), names | own | {"__module__": __name__})
     return type(cls.__name__, (mixin, cls), names | {"__qualname__": cls.__qualname__})
 
 
@@ -98,7 +114,10 @@ def original_class(made: type) -> type:
     if "_ldp_original" in made.__dict__:
         return original_class(made._ldp_original)
     names = {k: v for k, v in made.__dict__.items() if k not in ("__dict__", "__weakref__")}
-    return type(made.__name__.replace("Quant", ""), tuple(original_class(base) for base in made.__bases__), names)
+    bases, name = tuple(original_class(base) for base in made.__bases__), made.__name__
+    for base, original in zip(made.__bases__, bases, strict=True):
+        name = name.replace(base.__name__, original.__name__)  # FSDPQuantLinear -> FSDPLinear; FSDPQuantumHead stays
+    return type(name, bases, names)
 
 
 def kind_of(cls: type) -> str | None:

@@ -8,8 +8,10 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from .foreign import foreign_weight
 from .layers import channel_axis, kind_of
 from .owners import Plan
+from .patched import is_patched
 from .registry import did_you_mean
 from .space import FULL_PRECISION, SearchSpace
 from .survey import ACTIVATIONS, CONSTANTS, GENERATED, Found, Survey
@@ -44,7 +46,7 @@ def find_rows(model: nn.Module, space: SearchSpace, survey: Survey | None) -> di
     """{name: row} in the order of the model's modules; without a survey those of the layers alone."""
     rows, tensors = {}, dict([*model.named_buffers(), *model.named_parameters()])
     for name, module in model.named_modules():
-        kind = kind_of(type(module))
+        kind = kind_of(type(module)) if not is_patched(module) and foreign_weight(module) is None else None
         if kind and (kind != "Embedding" or space.embeddings):
             axis = channel_axis(module)
             row = rows[name] = Row(name, kind, axis, module.weight.shape[axis], [module.weight], module)

@@ -33,6 +33,7 @@ class Site:
         self.quantize_grad = highest[2] < FULL_PRECISION
         self.bits = self.grad_bits = self.ranges = self.x_clip = self.w_clip = None
         self.call_site = 0  # of the next call in this forward
+        self.seen = False  # whether a forward with quantization on has come here
 
     def __deepcopy__(self, memo: dict):
         """A copy of the whole model has its own sites; a copy of one layer (an adapter's) shares them: one decision."""
@@ -110,6 +111,7 @@ class Site:
         return _mix(x, bits, grid) if self.controller.relaxation.interpolates else fake_quantize(x, grid(bits))
 
     def _on_device_of(self, x: Tensor):
+        self.seen = True
         if self.bits.device != x.device:
             self.controller.to(x.device)
         return self.controller

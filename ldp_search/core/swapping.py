@@ -7,6 +7,7 @@ from torch import nn
 from .layers import ATTRIBUTE as RECORD
 from .layers import FUSED, OrdinaryPath, QuantizedLayer, swap
 from .owners import KeptOut, QuantizedOwner
+from .patched import intercept
 from .rows import plans
 
 ATTRIBUTE = "_ldp_controller"  # in the model's __dict__
@@ -20,13 +21,20 @@ def install(controller) -> None:
         row, plan = controller.rows.get(name), owners.get(name)
         if row is not None and row.module is module:
             _install_layer(module, sites[name], bool(owners))
-        elif plan is not None and isinstance(module, QuantizedOwner):
-            module.__dict__[RECORD] = plan
         elif plan is not None:
-            swap(module, plan, QuantizedOwner)
+            own(module, plan)
         if isinstance(module, FUSED) and not isinstance(module, OrdinaryPath):
             swap(module, module.__dict__.get(RECORD) or controller, OrdinaryPath)
     _follow_call_sites(controller)
+
+
+def own(module: nn.Module, plan) -> None:
+    """Have the products of a module's own forward computed as the plan says, also beneath a forward that somebody patched."""
+    if isinstance(module, QuantizedOwner):
+        module.__dict__[RECORD] = plan
+    else:
+        swap(module, plan, QuantizedOwner)
+    intercept(module, QuantizedOwner.run)
 
 
 def _install_layer(module: nn.Module, site, owners: bool) -> None:

@@ -58,7 +58,7 @@ class Trajectory:
     def bits(self) -> Tensor:
         """(records, layers, 3) uint8 on the host: weight, input and gradient bits."""
         if self._last is None:
-            return torch.empty(0, len(self.layers), 3, dtype=torch.uint8)
+            return torch.empty(0, len(self.layers), 3, dtype=torch.uint8, device="cpu")
         rows = self._rows[: len(self._progress)].cpu()
         return torch.cat([rows, self._last[1].cpu()[None]]) if len(self) > len(rows) else rows
 
@@ -79,7 +79,7 @@ class Trajectory:
         self._progress, self._last = list(state["progress"]), state["last"]
         self._rows = None
         if state["rows"] is not None:
-            self._rows = torch.empty(self.capacity, len(self.layers), 3, dtype=torch.uint8)
+            self._rows = torch.empty(self.capacity, len(self.layers), 3, dtype=torch.uint8, device="cpu")
             self._rows[: len(self._progress)] = state["rows"]
 
     def columns(self) -> dict[str, list]:
@@ -121,7 +121,7 @@ class Trajectory:
                 f"A trajectory needs the columns progress, layer, {', '.join(KINDS)}; {path} lacks {sorted(missing)}."
             )
         layers = list(dict.fromkeys(frame["layer"]))
-        values = torch.tensor(frame[list(KINDS)].to_numpy(dtype="uint8").copy()).view(-1, len(layers), 3)
+        values = torch.from_numpy(frame[list(KINDS)].to_numpy(dtype="uint8").copy()).view(-1, len(layers), 3)
         out = cls(layers, capacity=max(2, len(values) + len(values) % 2))
         for progress, row in zip(frame["progress"].to_numpy()[:: len(layers)].tolist(), values, strict=True):
             out.append(progress, row)

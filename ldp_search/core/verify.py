@@ -6,20 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .trial import buffers_kept, copied
+from .trial import copied, on_trial
 
 
 def outputs(model: nn.Module, args: tuple, kwargs: dict) -> list[Tensor]:
     """The tensors that the model returns in evaluation mode, from a fixed random state; modes and random state stay."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(enabled=True), buffers_kept(model):
-            torch.manual_seed(0)
-            return [x.clone() for x in tensors(model(*copied(args), **copied(kwargs)))]
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    return on_trial(model, lambda: [x.clone() for x in tensors(model(*copied(args), **copied(kwargs)))])
 
 
 def tensors(tree) -> list[Tensor]:

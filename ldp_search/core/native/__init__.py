@@ -18,15 +18,15 @@ import ctypes
 import os
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .build import Unavailable, load
+from .memory import address, empty, intercepted, is_dense, is_real
 
 BLOCK = 2048  # elements of a packed tensor that share a range
 SMALL = 1 << 15  # elements below which one thread is faster than waking others
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 FLOATS = (torch.float32, torch.bfloat16)
-_PLAIN = (Tensor, nn.Parameter)
 
 _library: ctypes.CDLL | None = None
 _reason: str | None = None  # why there is none; None: not tried yet
@@ -92,30 +92,18 @@ def _library_of_kernels() -> ctypes.CDLL:
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels serve these tensors (of the same memory layout)."""
-    if torch.compiler.is_compiling() or _off or not (_library or _ready()) or torch._C._get_tracing_state() is not None:
+    if _off or intercepted() or not (_library or _ready()):
         return False
     first = tensors[0]
     for x in tensors:
-        if type(x) not in _PLAIN or not x.is_cpu or x.dtype not in FLOATS or (x is not first and x.stride() != first.stride()):
+        if x.dtype not in FLOATS or not is_real(x) or (x is not first and x.stride() != first.stride()):
             return False
     return first.numel() > 0 and is_dense(first)
 
 
 def takes_codes(codes: Tensor) -> bool:
     """The same of the codes of a packed tensor."""
-    return codes.device.type == "cpu" and not _off and codes.numel() > 0 and _ready()
-
-
-def is_dense(x: Tensor) -> bool:
-    """Whether the elements fill a stretch of memory, in whatever order of the dimensions."""
-    if x.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+    return not _off and not intercepted() and codes.numel() > 0 and is_real(codes) and _ready()
 
 
 def shape_along(x: Tensor, axes: tuple[int, ...]) -> tuple[int, int, int] | None:
@@ -143,12 +131,14 @@ def grid_shape(x: Tensor, grid) -> tuple[int, int, int] | None:
     for value in grid:
         if value is not None and (value.dtype != torch.float32 or value.shape != grid.scale.shape or not value.is_contiguous()):
             return None
+        if value is not None and not is_real(value):
+            return None
     axes = axes_of(grid.scale, x)
     return None if axes is None else shape_along(x, axes)
 
 
 def _grid(grid) -> _Grid:
-    return _Grid(*(None if value is None else value.data_ptr() for value in grid))
+    return _Grid(*(address(value, torch.float32) for value in grid))
 
 
 def _threads(numel: int) -> int:
@@ -157,10 +147,10 @@ def _threads(numel: int) -> int:
 
 def measure(x: Tensor, shape: tuple, spread: bool) -> Tensor:
     """(2 or 3, channels): minimum, maximum, and mean magnitude."""
-    out = torch.empty(2 + spread, shape[1])
+    out = empty((2 + spread, shape[1]), torch.float32)
     low = out.data_ptr()
     high, mean = low + 4 * shape[1], low + 8 * shape[1] if spread else None
-    _library.ldp_measure(x.data_ptr(), _TYPES[x.dtype], _Shape(*shape), low, high, mean, _threads(x.numel()))
+    _library.ldp_measure(address(x, *FLOATS), _TYPES[x.dtype], _Shape(*shape), low, high, mean, _threads(x.numel()))
     return out
 
 
@@ -168,7 +158,7 @@ def rounded(x: Tensor, grid, shape: tuple, dtype: torch.dtype) -> Tensor:
     """The values of the grid next to x, of `dtype`, in the memory layout of x."""
     y = torch.empty_like(x, dtype=dtype, requires_grad=False)
     types = _TYPES[x.dtype], _TYPES[dtype]
-    _library.ldp_round(x.data_ptr(), types[0], y.data_ptr(), types[1], _Shape(*shape), _grid(grid), None, _threads(x.numel()))
+    _library.ldp_round(address(x, *FLOATS), types[0], y.data_ptr(), types[1], _Shape(*shape), _grid(grid), None, _threads(x.numel()))
     return y
 
 
@@ -176,8 +166,9 @@ def codes(x: Tensor, grid, shape: tuple, shift: Tensor) -> Tensor:
     """The codes of x on the grid (x_q = scale * code + offset) minus `shift`, as int8."""
     y = torch.empty_like(x, dtype=torch.int8, requires_grad=False)
     _library.ldp_round(
-        x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), 2, _Shape(*shape), _grid(grid), shift.data_ptr(), _threads(x.numel())
-    )
+        address(x, *FLOATS), _TYPES[x.dtype], y.data_ptr(), 2, _Shape(*shape), _grid(grid), address(shift, torch.float32),
+        _threads(x.numel()),
+    )  # fmt: skip
     return y
 
 
@@ -185,11 +176,12 @@ def sums(g: Tensor, x: Tensor, grid, shape: tuple) -> Tensor:
     """dL/dscale in the shape of the grid, or of a clipping one dL/dscale, dL/dlow and dL/dhigh, stacked; g becomes 0 where x
     is clipped.
     """
-    out = torch.empty(grid.scale.shape if grid.low is None else (3, *grid.scale.shape), dtype=torch.float32)
+    out = empty(grid.scale.shape if grid.low is None else (3, *grid.scale.shape), torch.float32)
     types = _TYPES[x.dtype], _TYPES[g.dtype]
     _library.ldp_sums(
-        x.data_ptr(), types[0], g.data_ptr(), types[1], _Shape(*shape), _grid(grid), out.data_ptr(), _threads(x.numel())
-    )
+        address(x, *FLOATS), types[0], address(g, *FLOATS), types[1], _Shape(*shape), _grid(grid), out.data_ptr(),
+        _threads(x.numel()),
+    )  # fmt: skip
     return out
 
 
@@ -202,8 +194,8 @@ def stochastic(
     """
     y = torch.empty_like(x, dtype=dtype, requires_grad=False)
     _library.ldp_stochastic(
-        x.data_ptr(), _TYPES[x.dtype], y.data_ptr(), _TYPES[dtype], x.numel(), scale.data_ptr(),
-        None if offset is None else offset.data_ptr(), most.data_ptr(), seed, shift, _threads(x.numel()),
+        address(x, *FLOATS), _TYPES[x.dtype], y.data_ptr(), _TYPES[dtype], x.numel(), address(scale, torch.float32),
+        address(offset, torch.float32), address(most, torch.float32), seed, shift, _threads(x.numel()),
     )  # fmt: skip
     return y
 
@@ -211,14 +203,16 @@ def stochastic(
 def pack(x: Tensor) -> tuple[Tensor, Tensor]:
     """(int16 codes in the order of memory, (2, blocks) of lowest value and step) of an fp32 tensor."""
     numel = x.numel()
-    codes, ranges = torch.empty(numel, dtype=torch.int16), torch.empty(2, -(-numel // BLOCK))
+    codes, ranges = empty(numel, torch.int16), empty((2, -(-numel // BLOCK)), torch.float32)
     low, step = ranges[0].data_ptr(), ranges[1].data_ptr()
-    _library.ldp_pack(x.data_ptr(), numel, BLOCK, codes.data_ptr(), low, step, _threads(numel))
+    _library.ldp_pack(address(x, torch.float32), numel, BLOCK, codes.data_ptr(), low, step, _threads(numel))
     return codes, ranges
 
 
 def unpack(codes: Tensor, ranges: Tensor, out: Tensor) -> Tensor:
     """The inverse, into a dense fp32 tensor of the same memory layout."""
-    numel, low, step = out.numel(), ranges[0].data_ptr(), ranges[1].data_ptr()
-    _library.ldp_unpack(codes.data_ptr(), numel, BLOCK, low, step, out.data_ptr(), _threads(numel))
+    numel, (low, step) = out.numel(), (address(values, torch.float32) for values in ranges)
+    _library.ldp_unpack(
+        address(codes, torch.int16), numel, BLOCK, low, step, address(out, torch.float32), _threads(numel)
+    )  # fmt: skip
     return out
