@@ -10,7 +10,8 @@ from transformers import BertConfig, BertForSequenceClassification, ViTConfig, V
 
 import ldp_search
 import ldp_search.runner.cifar_models  # noqa: F401  (registers the CIFAR networks with timm)
-from ldp_search.core.census import batch_size, census
+from ldp_search.core.census import census
+from ldp_search.core.samples import batch_size
 from ldp_search.core.survey import Survey
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}

@@ -88,7 +88,7 @@ def macs(model: nn.Module, inputs, ldp) -> dict:
 
 def batch_size(inputs, model) -> int:
     """Samples of the inputs, as the census takes them."""
-    from ldp_search.core.census import batch_size as of_census
+    from ldp_search.core.samples import batch_size as of_census
 
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
     return of_census(args, kwargs, getattr(model, "main_input_name", None))

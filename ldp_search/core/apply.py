@@ -39,7 +39,8 @@ def attach(model: nn.Module, space: SearchSpace, example_inputs=None, survey: Su
         _take_up(model, controller)
         if survey is None:  # then at the first real inputs
             controller.hooks["census"] = model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True)
-            own(model, Plan("", controller))  # a forward is looked up before the hook runs, so the class has to be there
+            if not isinstance(model, Swapped):  # a forward is looked up before the hook runs, so the class has to be there
+                own(model, Plan("", controller))
         if call:
             _verify(model, controller, call, before)
             check_reached(model, controller, *call)
@@ -66,6 +67,9 @@ def _check_fresh(model: nn.Module) -> None:
     """`model` is a module, complete, and no part of it is searched."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply() takes a torch.nn.Module; received {type(model).__name__} {str(model)[:60]!r}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"apply() takes a module in Python; this {type(model).__name__} is TorchScript, whose products nothing "
+                        "can reach any more. Call apply() on the model before torch.jit.script or trace.")  # fmt: skip
     found = find(model)
     if found is not None:
         part = next((name for name, m in model.named_modules() if m is found.model), "")

@@ -328,17 +328,19 @@ class Controller:
     def _check_costs(self) -> None:
         if not self.counted:
             return
-        self.check_coverage()
+        self.check_coverage(coverage(self.survey, self.rows, self.searched_sites(), {}))
         if self.policy.meets_target:
             check_reachable(self.problem)
 
-    def check_coverage(self) -> None:
-        """Raises:
-        ValueError: the coverage is below the space's `min_coverage`.
+    def check_coverage(self, found: Coverage | None = None) -> None:
+        """found: the coverage; None: that of the model as it is now.
+
+        Raises:
+            ValueError: it is below the space's `min_coverage`.
         """
         if not self.counted or not self.space.min_coverage:
             return
-        found = self.coverage
+        found = found or self.coverage
         if found.share < self.space.min_coverage:
             listed = "\n".join(f"  {item.name}: {item.macs:,} MACs, {item.reason}" for item in found.left_out[:20])
             raise ValueError(

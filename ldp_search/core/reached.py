@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .backends.simulate import Simulate
@@ -45,6 +46,8 @@ class _Watch:
         self._stack: list[str] = []
         self._hooks = []
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, and has no sites
+                continue
             self._hooks.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
             self._hooks.append(module.register_forward_hook(self._leave))
 

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from . import scales
 from .backends import Call, finish
+from .backends.reference import under_transform
 from .fake_quantize import fake_quantize, quantize_gradient
 from .functions import Product
 from .layers import has_no_range
+from .native.memory import transformed
 from .owners import copy_with_model
 from .quantizers import Grid, Statistics, measure
 from .running import own_products
@@ -72,8 +74,8 @@ class Site:
         if c.relaxation.interpolates:  # a mixture of two grids lies on neither, so the backend gets none
             call = Call(x, w, bias, None, None, product, grad_bits, c.grad_quantizer)
             return finish(call, _mix(x, input_bits, x_grid), _mix(w, weight_bits, w_grid))
-        grids = x_grid(input_bits), w_grid(weight_bits)
-        return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
+        call = Call(x, w, bias, x_grid(input_bits), w_grid(weight_bits), product, grad_bits, c.grad_quantizer, self)
+        return under_transform(call) if transformed() else c.backend(call)
 
     def call(self, product: Product, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:
         """`function(*args, **kwargs)`, a product met outside of layers, of quantized operands.

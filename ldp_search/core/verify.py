@@ -33,6 +33,8 @@ def trace(model: nn.Module, args: tuple, kwargs: dict) -> list[tuple[str, list[T
     """(module, its outputs) of every call of a forward, in the order in which they end."""
     seen, hooks = [], []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+            continue
         hook = lambda module, inputs, output, name=name: seen.append((name, [x.clone() for x in tensors(output)]))  # noqa: E731
         hooks.append(module.register_forward_hook(hook))
     try:

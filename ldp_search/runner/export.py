@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..api import controller
+from ..core.strays import warn_of_strays
 from ..core.apply import as_call
 from ..core.registry import did_you_mean
 from ..core.space import FULL_PRECISION
@@ -75,6 +76,7 @@ def export(
         raise ValueError(f"Unknown export format {format!r}.{did_you_mean(format, FORMATS)}")
     ldp, path = controller(model), Path(path)
     _check(ldp, path)
+    warn_of_strays(ldp)
     from . import onnx_float, onnx_outputs, onnx_run  # they need onnx, onnxscript
 
     args, kwargs = _on_device(ldp.model, example_inputs)

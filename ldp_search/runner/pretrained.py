@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..api import controller
+from ..core.strays import warn_of_strays
 from .card import write_card
 from .hub import download, is_repo_id, upload
 from .rebuild import build, is_transformers, recipe
@@ -58,6 +59,7 @@ def save_pretrained(
         raise ValueError(f"save_pretrained writes a folder, but {folder} is a file: give another name.")
     if hub and not push_to_hub:
         raise TypeError(f"save_pretrained takes {sorted(hub)} only with push_to_hub=True.")
+    warn_of_strays(ldp)
     how = recipe(ldp.model, create)
     if how["source"] == "none" and (create is not None or hasattr(ldp.model, "pretrained_cfg")):
         warnings.warn(f"load_pretrained({str(folder)!r}) will need the model, since {how['reason']}.", stacklevel=2)

@@ -15,6 +15,11 @@ CPU = torch.device("cpu")
 _PLAIN = (Tensor, nn.Parameter)
 
 
+def transformed() -> bool:
+    """Whether a transform of torch.func (vmap, grad, ...) is under way, whose tensors have no memory of their own."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def intercepted() -> bool:
     """Whether what is computed now may be something else than it seems: compiled, traced, transformed by torch.func, or seen by
     a mode that may put tensors of its own in the place of fresh ones (fake tensors, counters).
@@ -68,8 +73,8 @@ def address(x: Tensor | None, *dtypes: torch.dtype) -> int | None:
     if x.dtype not in dtypes or not is_real(x) or not is_dense(x):
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(
-            f"A kernel takes dense CPU memory of {wanted}; received {type(x).__name__} of {x.dtype} on {x.device} with shape "
-            f"{tuple(x.shape)} and layout {x.layout}. Make it with an explicit dtype and device, or let the formulas serve "
+            f"A kernel takes dense CPU memory of {wanted}; received {type(x).__name__} of {x.dtype} on {x.device} with layout "
+            f"{x.layout}. Make it with an explicit dtype and device, or let the formulas serve "
             "(ldp_search.core.native.disabled())."
         )
     return x.data_ptr()
