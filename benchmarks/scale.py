@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ldp_search
-from ldp_search.core.trajectory import Trajectory
+from ldp_search.core.bits.trajectory import Trajectory
 
 
 def step_ms(layers: int, policy: str) -> float:

@@ -13,12 +13,12 @@ from pathlib import Path
 import yaml
 
 from ldp_search.run import main
-from ldp_search.runner import results
 from ldp_search.runner.search import best
+from ldp_search.runner.training import finish
 
 storage, output, *words = sys.argv[1:]
 seeds = [int(s) for s in dict(w.split("=", 1) for w in words).get("seeds", "1,2,3,4,5").split(",")]
-results.write_report_page = lambda output: None
+finish.write_report_page = lambda output: None
 study, output = best.load_study(storage), Path(output)
 output.mkdir(parents=True, exist_ok=True)
 trials = {"defaults": study.trials[0], "best": best.best_trial(study)}

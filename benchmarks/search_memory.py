@@ -14,12 +14,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from ldp_search.run import main
-from ldp_search.runner import results
 from ldp_search.runner.search import worker
+from ldp_search.runner.training import finish
 
 folder = Path(sys.argv[1])
 trials = int(dict(w.split("=", 1) for w in sys.argv[2:]).get("trials", "200"))
-drawn, seen, end = results.write_report_page, [], worker.Worker._end
+drawn, seen, end = finish.write_report_page, [], worker.Worker._end
 
 
 def measured(self, trial, *args):
@@ -29,7 +29,7 @@ def measured(self, trial, *args):
 
 
 worker.Worker._end = measured
-results.write_report_page = lambda output: drawn(output) if int(output.name) % 10 == 0 else None
+finish.write_report_page = lambda output: drawn(output) if int(output.name) % 10 == 0 else None
 words = ["task=digits", "limit=256", "eval_limit=50", "model=tiny:net", "batch_size=64", "epochs=2", "space=ldp"]
 with contextlib.redirect_stdout(io.StringIO()):
     main([*words, f"trials={trials}", f"storage={folder / 'm.journal'}", f"output={folder / 'm'}"])

@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/step.py [models=resnet20,vit,bert,gpt2] [only=WORDS] [rounds=9] [keep=1] [json=FILE]
 
 A step is forward, backward and `ldp.step`, without an optimizer. only='saved=half;static' takes the variants that are named
-so, or whose names hold one of the words. keep=0 leaves the C library's memory settings as they are (runner/memory.py). "saved"
-is what autograd keeps for backward, in bytes of distinct storages without the parameters, and "peak" the largest sum of what
-torch allocates during a step; both as ratios to plain. Peers (torchao, Brevitas) are measured where they are installed
-(step_peers.py).
+so, or whose names hold one of the words. keep=0 leaves the C library's memory settings as they are
+(runner/training/memory.py). "saved" is what autograd keeps for backward, in bytes of distinct storages without the
+parameters, and "peak" the largest sum of what torch allocates during a step; both as ratios to plain. Peers (torchao,
+Brevitas) are measured where they are installed (step_peers.py).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from step_models import MODELS, make
 
 import ldp_search
 from ldp_search.core import native
-from ldp_search.runner.memory import keep_freed_memory
-from ldp_search.runner.step_cost import peak_bytes, saved_bytes
+from ldp_search.runner.bench.timing import peak_bytes, saved_bytes
+from ldp_search.runner.training.memory import keep_freed_memory
 
 Subject = namedtuple("Subject", "model step forward")  # functions without arguments: a training step, and up to the loss
 CLIP = {"weight_quantizer": "clip", "input_quantizer": "clip"}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import ldp_search.runner.cifar_models  # noqa: F401  (registers the CIFAR networks with timm)
+import ldp_search.runner.models.cifar  # noqa: F401  (registers the CIFAR networks with timm)
 
 VOCABULARY = 4096
 

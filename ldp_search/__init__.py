@@ -13,18 +13,18 @@ from importlib import import_module
 
 from .api import apply, controller, remove, resolve_space
 from .core import Allocation, Bits, Controller, Cost, Coverage, LayerSpec, Quantizer, SearchSpace, Trajectory, register
-from .core.policies import Policy, Schedule
+from .core.bits.policies import Policy, Schedule
 
 __version__ = "0.1.0"
 
 _LAZY = {  # these need packages that `import ldp_search` must not load
-    "save_pretrained": "ldp_search.runner.pretrained",
-    "load_pretrained": "ldp_search.runner.pretrained",
-    "push_to_hub": "ldp_search.runner.pretrained",
-    "export": "ldp_search.runner.export",
+    "save_pretrained": "ldp_search.runner.pretrained.save_load",
+    "load_pretrained": "ldp_search.runner.pretrained.save_load",
+    "push_to_hub": "ldp_search.runner.pretrained.save_load",
+    "export": "ldp_search.runner.onnx.export",
     "integrations": "ldp_search.integrations",
     "best": "ldp_search.runner.search.best",
-    "tune": "ldp_search.runner.search.tuning",
+    "tune": "ldp_search.runner.search.tune",
 }
 
 __all__ = [

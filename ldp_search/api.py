@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from . import core, presets
+from . import core
+from .config import presets
 from .core import Controller, SearchSpace
 
 

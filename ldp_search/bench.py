@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .core.registry import did_you_mean
-from .runner.overlay import ConfigError
+from .config.overlay import ConfigError
+from .core.messages import did_you_mean
 
 USAGE = """\
 What a training step with LDP costs against the plain step, for a model of one's own on this machine.
@@ -40,20 +40,20 @@ def main(words: Sequence[str] | None = None, as_program: bool = False) -> int:
         return 0
     try:
         own, rest = _own(words)
-        from .config import resolve
+        from .config.resolve import resolve
 
         settings = resolve(rest)
         if settings.study is not None:
             raise ConfigError("A search is not measured: leave out trials=... and what belongs to it.")
         from .run import share_cores
-        from .runner.memory import keep_freed_memory
+        from .runner.training.memory import keep_freed_memory
 
         if as_program:
             for name, value in QUIET.items():
                 os.environ.setdefault(name, value)
             share_cores()
             keep_freed_memory()
-        from .runner.bench import measure
+        from .runner.bench.step import measure
 
         print(measure(settings, **own))
         return 0

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .runner.overlay import ConfigError
+from .config.overlay import ConfigError
 
 
 def main(words: Sequence[str] | None = None, as_program: bool = False) -> int:
@@ -20,7 +20,7 @@ def main(words: Sequence[str] | None = None, as_program: bool = False) -> int:
     """
     words = list(sys.argv[1:] if words is None else words)
     try:
-        from .runner import usage
+        from .runner import help as usage
 
         text = usage.answer(words)
         if text is not None:
@@ -34,10 +34,12 @@ def main(words: Sequence[str] | None = None, as_program: bool = False) -> int:
 
 
 def _run(words: list[str], as_program: bool) -> int:
-    from .config import resolve
+    from .config.resolve import resolve
 
     settings = resolve(words)
-    from .runner.memory import keep_freed_memory  # from here on imports take seconds: errors in the settings came first
+    from .runner.training.memory import (
+        keep_freed_memory,  # from here on imports take seconds: errors in the settings came first
+    )
 
     if as_program:
         share_cores()
@@ -46,8 +48,8 @@ def _run(words: list[str], as_program: bool) -> int:
         from .runner.search.command import search
 
         return search(settings, words)
-    from .runner.results import table
-    from .runner.setup import Finished, open_session
+    from .runner.training.finish import table
+    from .runner.training.setup import Finished, open_session
 
     try:
         run = open_session(settings)
@@ -64,10 +66,10 @@ def _run(words: list[str], as_program: bool) -> int:
 
 def _train(run: Any) -> int:
     """Train to the end and save everything; returns the exit status."""
-    from .runner.overhead import overhead
-    from .runner.results import finish
-    from .runner.stopping import stop_between_steps
-    from .runner.train import Diverged, fit
+    from .runner.bench.overhead import overhead
+    from .runner.training.finish import finish
+    from .runner.training.loop import Diverged, fit
+    from .runner.training.stopping import stop_between_steps
 
     try:
         with stop_between_steps(run.accelerator.num_processes) as request:
@@ -89,8 +91,8 @@ def _train(run: Any) -> int:
 
 
 def _how_to_go_on(run: Any) -> str:
-    from .runner.checkpoint import newest_intact
-    from .runner.session import CHECKPOINTS
+    from .runner.io.checkpoint import newest_intact
+    from .runner.training.session import CHECKPOINTS
 
     newest = newest_intact(run.output / CHECKPOINTS, lambda text: None)
     if newest is None:

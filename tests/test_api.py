@@ -126,7 +126,7 @@ def test_without_inputs_the_first_forward_counts():
 
 
 def test_own_components_by_instance_belong_to_one_model():
-    policy = ldp_search.core.policies.Random()
+    policy = ldp_search.core.bits.policies.Random()
     ldps = [ldp_search.controller(ldp_search.apply(make("mlp")[0], policy=policy, seed=seed)) for seed in (0, 1)]
     assert ldps[0].policy is not ldps[1].policy and ldps[0].policy.state is not ldps[1].policy.state
 

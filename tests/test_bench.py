@@ -7,9 +7,10 @@ from torch import nn
 
 import ldp_search
 from ldp_search.bench import main
-from ldp_search.core import saved
+from ldp_search.core.backends import saved_activations
 from ldp_search.run import main as run
-from ldp_search.runner import overhead, results, step_cost
+from ldp_search.runner.bench import overhead, timing
+from ldp_search.runner.training import finish
 
 WORDS = ["task=digits", "limit=160", "eval_limit=50", "model=tiny:net", "batch_size=32"]
 
@@ -61,14 +62,14 @@ def test_help(capsys):
 
 
 def test_times_are_ratios_of_rounds():
-    times = step_cost.Times([1.0, 10.0, 2.0], [2.0, 30.0, 2.0])
+    times = timing.Times([1.0, 10.0, 2.0], [2.0, 30.0, 2.0])
     assert times.seconds == (2.0, 2.0) and times.ratio == 2.0 and times.spread == 1.0
 
 
 def test_bytes_by_hand():
     model = nn.Sequential(nn.Linear(100, 50, bias=False), nn.Tanh())
     x = torch.randn(10, 100)
-    assert step_cost.saved_bytes(model, lambda: model(x).sum()) == 4 * (10 * 100 + 10 * 50)  # the input, and tanh's output
+    assert timing.saved_bytes(model, lambda: model(x).sum()) == 4 * (10 * 100 + 10 * 50)  # the input, and tanh's output
 
 
 def test_bytes_of_packed_tensors_by_hand():
@@ -76,18 +77,18 @@ def test_bytes_of_packed_tensors_by_hand():
     for mode in ("exact", "half"):
         model = nn.Sequential(nn.Linear(512, 512, bias=False), nn.Tanh())
         ldp_search.apply(model, "ldp", x, saved=mode, grad_bits=32)
-        found[mode] = step_cost.saved_bytes(model, lambda model=model: model(x).sum())
-    elements, ranges = 16 * 512, 2 * 4 * (16 * 512 // saved.BLOCK)
+        found[mode] = timing.saved_bytes(model, lambda model=model: model(x).sum())
+    elements, ranges = 16 * 512, 2 * 4 * (16 * 512 // saved_activations.BLOCK)
     assert found["exact"] >= 2 * 4 * elements
     assert found["exact"] - found["half"] == 2 * (4 * elements - 2 * elements - ranges)  # the input, and tanh's output
 
 
 def test_peak_by_hand():
-    assert step_cost.peak_bytes(lambda: torch.empty(1000), torch.device("cpu")) == 4000
+    assert timing.peak_bytes(lambda: torch.empty(1000), torch.device("cpu")) == 4000
 
 
 def test_the_first_line_of_a_run_leaves_its_result_alone(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(results, "write_report_page", lambda output: None)
+    monkeypatch.setattr(finish, "write_report_page", lambda output: None)
     monkeypatch.setattr(overhead, "STEPS", 0)  # a run of 15 steps would be too short for it
     words = [*tiny.WORDS, "weight_quantizer=clip", "input_quantizer=clip"]
     assert run([*words, f"output={tmp_path / 'with'}"]) == 0
@@ -98,7 +99,7 @@ def test_the_first_line_of_a_run_leaves_its_result_alone(tmp_path, capsys, monke
 
 
 def test_a_short_run_is_not_measured(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(results, "write_report_page", lambda output: None)
+    monkeypatch.setattr(finish, "write_report_page", lambda output: None)
     assert run([*tiny.WORDS, f"output={tmp_path}", "backend=int8"]) == 0
     out = capsys.readouterr().out
     assert "of the plain step (" not in out and "integer arithmetic: " in out and "of 3 layers" in out

@@ -9,10 +9,10 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 import ldp_search
-import ldp_search.runner.cifar_models  # noqa: F401  (registers the CIFAR networks with timm)
-from ldp_search.core.census import census
-from ldp_search.core.samples import batch_size
-from ldp_search.core.survey import Survey
+import ldp_search.runner.models.cifar  # noqa: F401  (registers the CIFAR networks with timm)
+from ldp_search.core.profile.profiler import census
+from ldp_search.core.profile.records import Survey
+from ldp_search.core.profile.samples import batch_size
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import ldp_search.runner.cifar_models  # noqa: F401 (the import registers the names)
+import ldp_search.runner.models.cifar  # noqa: F401 (the import registers the names)
 
 DEPTHS = (20, 32, 38, 44, 56, 74, 110)
 NAMES = (*(f"cifar_resnet{depth}" for depth in DEPTHS), "cifar_mobilenetv2")
@@ -145,7 +145,7 @@ def test_unknown_shortcut():
 
 
 def test_impossible_depth():
-    from ldp_search.runner.cifar_nets import CifarResNet
+    from ldp_search.runner.models.cifar_nets import CifarResNet
 
     with pytest.raises(ValueError, match=r"6n \+ 2.*not 21"):
         CifarResNet(depth=21)

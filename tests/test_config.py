@@ -3,10 +3,11 @@
 import pytest
 from omegaconf import OmegaConf
 
-from ldp_search import presets
-from ldp_search.config import interval, resolve
+from ldp_search.config import presets
+from ldp_search.config.overlay import ConfigError, parse_words
+from ldp_search.config.resolve import resolve
+from ldp_search.config.settings import interval
 from ldp_search.run import main
-from ldp_search.runner.overlay import ConfigError, parse_words
 
 
 def values(*words):

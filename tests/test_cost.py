@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import ldp_search
-import ldp_search.runner.cifar_models  # noqa: F401 (the import registers the names)
-from ldp_search.core import Latency, cost
+import ldp_search.runner.models.cifar  # noqa: F401 (the import registers the names)
+from ldp_search.core import Latency
+from ldp_search.core.bits import cost
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import tiny
 from tiny import WORDS
 
 from ldp_search.run import main
-from ldp_search.runner import results
 from ldp_search.runner.search import best
+from ldp_search.runner.training import finish
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -27,8 +27,8 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dashboard")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ldp_search.runner.report.study.write_study_report", lambda study, output: None)
-        drawn = results.write_report_page
-        patch.setattr(results, "write_report_page", lambda output: drawn(output) if output.name == "0000" else None)
+        drawn = finish.write_report_page
+        patch.setattr(finish, "write_report_page", lambda output: drawn(output) if output.name == "0000" else None)
         words = [*WORDS, "space=quick", "epochs=1", "trials=2", f"storage={folder / 'study.journal'}"]
         assert main(words) == 0
     return folder

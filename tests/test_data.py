@@ -10,11 +10,11 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pillow
 
-from ldp_search.config import resolve
+from ldp_search.config.resolve import resolve
 from ldp_search.run import main
-from ldp_search.runner.batches import TrainKeys, eval_loader, train_loader
 from ldp_search.runner.data.pictures import augment, random_bits
 from ldp_search.runner.tasks.images import ImageClassification, ImageData
+from ldp_search.runner.training.batches import TrainKeys, eval_loader, train_loader
 
 
 @pytest.fixture(autouse=True)

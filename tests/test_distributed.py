@@ -12,12 +12,12 @@ import toy_search
 from accelerate.state import AcceleratorState
 from tiny import ROOT, WORDS, same_result, torchrun
 
-from ldp_search.config import resolve
+from ldp_search.config.overlay import ConfigError
+from ldp_search.config.resolve import resolve
 from ldp_search.run import main
-from ldp_search.runner import results, train
-from ldp_search.runner.batches import check_sizes
-from ldp_search.runner.overlay import ConfigError
-from ldp_search.runner.search import best, samplers, training
+from ldp_search.runner.search import best, run_trial, samplers
+from ldp_search.runner.training import finish, loop
+from ldp_search.runner.training.batches import check_sizes
 
 
 def two(die_at, folder, *words):
@@ -81,10 +81,10 @@ def rank_of_a_search(rank, port, die_at, log, words):
     os.dup2(1, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     AcceleratorState._reset_state(reset_partial_state=True)  # of this test process
-    for module in (results, training):
+    for module in (finish, run_trial):
         module.write_report_page = lambda output: None
     samplers.AmongFeasible.prune = lambda self, study, trial: trial.number == 1 and trial.last_step == 2
-    plain_step = train.training_step
+    plain_step = loop.training_step
 
     def step(session, parts):
         if session.output.name == "0002" and session.step == die_at:
@@ -92,7 +92,7 @@ def rank_of_a_search(rank, port, die_at, log, words):
             os._exit(9)
         plain_step(session, parts)
 
-    train.training_step = step
+    loop.training_step = step
     status = main(words)
     sys.stdout.flush()
     os._exit(status)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ldp_search
-import ldp_search.runner.cifar_models  # noqa: F401 (the import registers the names)
+import ldp_search.runner.models.cifar  # noqa: F401 (the import registers the names)
 from ldp_search import controller, export
 
 onnx = pytest.importorskip("onnx")
@@ -330,7 +330,7 @@ def test_errors_come_before_any_work(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"fp32 weights; received .*bfloat16.* model.float\(\)"):
         export(model.bfloat16(), path, x)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    monkeypatch.setattr("ldp_search.runner.export._has", lambda package: package != "onnxscript")
+    monkeypatch.setattr("ldp_search.runner.onnx.export._has", lambda package: package != "onnxscript")
     with pytest.raises(ImportError, match=r"needs onnxscript: pip install 'ldp_search\[onnx\]'"):
         export(model.float(), path, x)
     assert not list(tmp_path.iterdir())
@@ -338,7 +338,7 @@ def test_errors_come_before_any_work(tmp_path, monkeypatch):
 
 def test_without_onnxruntime_the_file_is_written_but_not_claimed_to_run(tmp_path, monkeypatch):
     x = torch.randn(8, 3, 12, 12)
-    monkeypatch.setattr("ldp_search.runner.export._has", lambda package: package != "onnxruntime")
+    monkeypatch.setattr("ldp_search.runner.onnx.export._has", lambda package: package != "onnxruntime")
     with pytest.warns(UserWarning, match="was not run, since onnxruntime is missing"):
         record = export(frozen(Net(), x), tmp_path / "m.onnx", x)
     assert record.max_error is None and record.kernels is None

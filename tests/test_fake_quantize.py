@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import ldp_search
-from ldp_search.core.fake_quantize import fake_quantize, quantize_gradient, reference, round_ste
-from ldp_search.core.quantizers import Grid, measure
+from ldp_search.core.quantize.fake_quantize import fake_quantize, quantize_gradient, reference, round_ste
+from ldp_search.core.quantize.grid import Grid, measure
 from ldp_search.core.registry import build, names
 
 DOUBLE = {"dtype": torch.float64}

@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 from safetensors.torch import save
 
 from ldp_search.run import main
-from ldp_search.runner import hub as runner_hub
+from ldp_search.runner.io import hub_access
 
 CARD = """---
 configs:
@@ -94,7 +94,7 @@ def asked(monkeypatch, tmp_path):
             monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-        monkeypatch.setattr(runner_hub, "REACH_SECONDS", 1.0)
+        monkeypatch.setattr(hub_access, "REACH_SECONDS", 1.0)
         start = time.monotonic()
         status = main([*words, f"output={tmp_path / 'run'}"])
         message = capsys.readouterr().err

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldp_search.core.functions import PRODUCTS, find
-from ldp_search.core.quantizers import measure
+from ldp_search.core.products.torch_functions import PRODUCTS, find
+from ldp_search.core.quantize.grid import measure
 
 X, W = torch.randn(2, 3, 4), torch.randn(4, 5)
 CALLS = {  # name: (function, arguments, keyword arguments, axes of the weight that the sum leaves, which operand is the weight)

@@ -9,9 +9,9 @@ from hub_standin import hub
 from test_pretrained import IMAGES, TOKENS, bert, net, same, train
 
 import ldp_search
-import ldp_search.runner.cifar_models  # noqa: F401 (the import registers the names)
+import ldp_search.runner.models.cifar  # noqa: F401 (the import registers the names)
 from ldp_search import controller, load_pretrained, push_to_hub, save_pretrained
-from ldp_search.runner.card import BEGIN, END
+from ldp_search.runner.pretrained.card import BEGIN, END
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 

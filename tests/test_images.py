@@ -10,11 +10,11 @@ from PIL import Image as Pillow
 from sklearn.metrics import top_k_accuracy_score
 
 import ldp_search
-from ldp_search.config import resolve
+from ldp_search.config.resolve import resolve
 from ldp_search.run import main
-from ldp_search.runner import results
-from ldp_search.runner.batches import train_loader
 from ldp_search.runner.tasks import build_task
+from ldp_search.runner.training import finish
+from ldp_search.runner.training.batches import train_loader
 
 TINY_VIT = ["model=vit", "pretrained=false", "model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2"]
 TINY_VIT += ["model.intermediate_size=32", "model.image_size=32", "model.patch_size=16"]
@@ -24,7 +24,7 @@ COLOURS = {"blue": (30, 40, 200), "green": (30, 190, 50), "red": (200, 30, 40)}
 @pytest.fixture(autouse=True)
 def quietly(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(results, "write_report_page", lambda output: None)
+    monkeypatch.setattr(finish, "write_report_page", lambda output: None)
 
 
 @pytest.fixture

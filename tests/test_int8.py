@@ -9,12 +9,13 @@ from test_products import TABLE
 from torch import nn
 
 import ldp_search
-from ldp_search.core import native, quantizers
-from ldp_search.core.backends import choice, int8_convolution, int8_products, residual
-from ldp_search.core.backends.int8_products import Codes
-from ldp_search.core.fake_quantize import rounded
-from ldp_search.core.products import ConvolutionProduct
-from ldp_search.core.quantizers import Grid, measure
+from ldp_search.core import native
+from ldp_search.core.backends.int8 import choice, convolution, matmul, rounding_error
+from ldp_search.core.backends.int8.matmul import Codes
+from ldp_search.core.products.bilinear import ConvolutionProduct
+from ldp_search.core.quantize import quantizers
+from ldp_search.core.quantize.fake_quantize import rounded
+from ldp_search.core.quantize.grid import Grid, measure
 from ldp_search.core.registry import build
 
 pytestmark = pytest.mark.skipif(not choice.has_integer_products("cpu"), reason="needs a CPU with VNNI")
@@ -89,8 +90,8 @@ def test_integers_are_the_formulas(name, quantizer, kernels):
 @pytest.mark.parametrize("quantizer", ["minmax", "symmetric", "clip"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_in_integers_are_the_formulas(name, quantizer, kernels, monkeypatch):
-    monkeypatch.setattr(int8_convolution, "CHUNK", 1000)  # bytes: several chunks, the last one shorter
-    for module in (quantizers, int8_products):  # torch draws in the order of dimensions, which differs, not in that of memory
+    monkeypatch.setattr(convolution, "CHUNK", 1000)  # bytes: several chunks, the last one shorter
+    for module in (quantizers, matmul):  # torch draws in the order of dimensions, which differs, not in that of memory
         monkeypatch.setattr(module, "round_stochastically_", lambda x: x.round_())
     with KERNELS[kernels]():
         for case in ({}, {"evaluation": True, "grad_bits": 32}, {"rectified": True, "grad_quantizer": "symmetric"}):
@@ -152,12 +153,10 @@ def test_codes_and_cells_are_enough_for_backward(quantizer, evaluation, kernels)
 def test_the_largest_codes_do_not_overflow():
     ends = torch.tensor([0.0, 255.0]).repeat(4, 300)
     grid = Grid(torch.ones(()), torch.zeros(()))
-    codes, _ = int8_products.quantize(ends, grid, torch.tensor(8.0))
+    codes, _ = matmul.quantize(ends, grid, torch.tensor(8.0))
     assert codes.values.unique().tolist() == [-128, 127] and torch.equal(codes.to_float(), ends)
-    assert torch.equal(
-        int8_products.product(codes.values, codes.values.t()), (codes.values.long() @ codes.values.long().t()).int()
-    )
-    torch.testing.assert_close(int8_products.forward(codes, codes, None, torch.float32), ends @ ends.t(), rtol=1e-6, atol=0)
+    assert torch.equal(matmul.product(codes.values, codes.values.t()), (codes.values.long() @ codes.values.long().t()).int())
+    torch.testing.assert_close(matmul.forward(codes, codes, None, torch.float32), ends @ ends.t(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -169,7 +168,7 @@ def test_a_sample_of_more_places_than_32_bits_hold_the_sum_of(kernels, kernel):
     g[0, 5, 5], x[0, 5, 5] = 127, 127
     codes = [Codes(v, torch.tensor(1 / 255), torch.tensor(128 / 255, dtype=torch.float64)) for v in (g, x)]
     with KERNELS[kernels]():
-        found = int8_convolution.weight_gradient(*codes, product, (kernel, kernel)).view(-1)
+        found = convolution.weight_gradient(*codes, product, (kernel, kernel)).view(-1)
     expected = torch.zeros(kernel * kernel)
     expected[kernel * kernel // 2] = 1
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)  # of terms of 40,000 in fp32
@@ -179,13 +178,13 @@ def test_products_of_single_rows_and_columns():
     for sizes in itertools.product((1, 2, 5), repeat=3):
         (m, k, n), draw = sizes, lambda *shape: torch.randint(-128, 128, shape, dtype=torch.int8)
         for a, b in itertools.product((draw(m, k), draw(k, m).t()), (draw(k, n), draw(n, k).t())):
-            assert torch.equal(int8_products.product(a, b).long(), a.long() @ b.long()), (sizes, a.stride(), b.stride())
+            assert torch.equal(matmul.product(a, b).long(), a.long() @ b.long()), (sizes, a.stride(), b.stride())
 
 
 def test_a_rectified_input_uses_all_codes():
     x = torch.linspace(0, 1, 64).view(8, 8)
     grid = build("quantizer", "symmetric").grid(measure(x), torch.tensor(8.0), True)
-    assert int8_products.quantize(x, grid, torch.tensor(8.0))[0].values.float().aminmax() == (-128, 127)
+    assert matmul.quantize(x, grid, torch.tensor(8.0))[0].values.float().aminmax() == (-128, 127)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -195,12 +194,12 @@ def test_planes_hold_the_weight(kernels, number, transposed):
     w = torch.randn(5, 7).t() if transposed else torch.randn(7, 5)
     w[0, 0] = -w.abs().max() * 2  # the end of the range, in either plane
     with KERNELS[kernels]():
-        values, scale = int8_products.planes(w, number)
+        values, scale = matmul.planes(w, number)
     assert values.shape == (7, 5 * number) and values.dtype == torch.int8
     high, low = (values.float().chunk(2, 1)) if number == 2 else (values.float(), 0)
     back = high * 256 + low if number == 2 else high
     assert float((back * scale - w).abs().max()) <= float(scale) * 0.501
-    assert float(scale) == pytest.approx(float(w.abs().max()) / int8_products.LARGEST[number])
+    assert float(scale) == pytest.approx(float(w.abs().max()) / matmul.LARGEST[number])
 
 
 def test_an_input_gradient_in_one_plane_is_off_by_half_a_step_of_the_weight():
@@ -216,9 +215,9 @@ def test_cells_are_unbiased(kernels):
     x = torch.rand(200, 1001) * 31
     grid = Grid(torch.ones(()), torch.zeros(()))
     with KERNELS[kernels]():
-        codes, packed = int8_products.quantize(x, grid, torch.tensor(5.0), cells=True)
+        codes, packed = matmul.quantize(x, grid, torch.tensor(5.0), cells=True)
     error = x - rounded(x, grid)
-    found = (residual.unpack(packed, x.shape).float() - 7) / 15
+    found = (rounding_error.unpack(packed, x.shape).float() - 7) / 15
     assert packed.numel() == (x.numel() + 1) // 2 and float((found - error).abs().max()) < 1 / 30 + 1e-4
     assert abs(float((found - error).mean())) < 3e-4
     assert float((found * error).mean() / (error * error).mean()) == pytest.approx(1 - 1 / 225, abs=1e-3)
@@ -237,7 +236,7 @@ def test_types(dtype, autocast):
 
 
 def test_less_is_saved_for_backward():
-    from ldp_search.runner.step_cost import saved_bytes
+    from ldp_search.runner.bench.timing import saved_bytes
 
     x = torch.randn(256, 512)
     found = {}

@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoTokenizer
 
 import ldp_search
 from ldp_search.run import main
-from ldp_search.runner import results
-from ldp_search.runner.batches import eval_loader, train_loader
 from ldp_search.runner.data import source_text
 from ldp_search.runner.data.masking import mask_tokens
 from ldp_search.runner.data.subsets import spread
 from ldp_search.runner.data.tokenized import Ragged
 from ldp_search.runner.tasks.language import objective
+from ldp_search.runner.training import finish
+from ldp_search.runner.training.batches import eval_loader, train_loader
 
 LINES = [
     " = A heading = \n",
@@ -33,7 +33,7 @@ WORDS = ["dataset.block=16", "eval_batch_size=3", *SMALL]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(results, "write_report_page", lambda output: None)
+    monkeypatch.setattr(finish, "write_report_page", lambda output: None)
 
 
 @pytest.fixture

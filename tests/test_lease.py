@@ -8,7 +8,7 @@ import optuna
 import pytest
 import toy_search
 
-from ldp_search.runner.search import lease, patience, storage
+from ldp_search.runner.search import lease, patient_storage, storage
 from ldp_search.runner.search.lease import OWNER, Lease, LeaseLost, Timing, Watch
 
 FAST = Timing(beat=0.02, grace=0.2, unowned=0.1, settle=0.0)
@@ -133,8 +133,8 @@ def test_a_full_disk_is_waited_for_and_leaves_the_journal_whole(tmp_path, monkey
 
     clock = iter(range(0, 1000, 2))
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(patience.time, "sleep", naps.append)
-    monkeypatch.setattr(patience.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(patient_storage.time, "sleep", naps.append)
+    monkeypatch.setattr(patient_storage.time, "monotonic", lambda: next(clock))
     study.set_user_attr("a", 1)
     monkeypatch.undo()
     assert len(naps) == 3 and "No space left" in said[0] and "The storage is back" in said[1]
@@ -156,7 +156,7 @@ def test_mistakes_are_not_waited_for(tmp_path):
 def test_a_lost_answer_to_the_end_of_a_trial():
     """The database took the result, the answer did not arrive: the second attempt finds it and is content."""
     inner = optuna.storages.InMemoryStorage()
-    study = optuna.create_study(storage=patience.PatientStorage(inner, lambda text: None))
+    study = optuna.create_study(storage=patient_storage.PatientStorage(inner, lambda text: None))
     plain, lost = inner.set_trial_state_values, [True]
 
     def unlucky(*args):

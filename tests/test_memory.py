@@ -14,11 +14,11 @@ from torch.func import functionalize, grad, vmap
 
 import ldp_search
 from ldp_search.core import native
-from ldp_search.core.fake_quantize import fake_quantize
+from ldp_search.core.bits.policies import Policy
 from ldp_search.core.native import grids
 from ldp_search.core.native.memory import address, is_real
-from ldp_search.core.policies import Policy
-from ldp_search.core.quantizers import Grid, measure
+from ldp_search.core.quantize.fake_quantize import fake_quantize
+from ldp_search.core.quantize.grid import Grid, measure
 from ldp_search.core.registry import build
 
 KERNELS = pytest.mark.skipif(native.status() != "on", reason=f"native kernels {native.status()}")

@@ -5,10 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from ldp_search.core import fake_quantize as fq
-from ldp_search.core import native, saved
-from ldp_search.core.native import build, grids
-from ldp_search.core.quantizers import Grid, measure
+from ldp_search.core import native
+from ldp_search.core.backends import saved_activations
+from ldp_search.core.native import compile as build
+from ldp_search.core.native import grids
+from ldp_search.core.quantize import fake_quantize as fq
+from ldp_search.core.quantize.grid import Grid, measure
 from ldp_search.core.registry import build as component
 from ldp_search.core.registry import names
 
@@ -147,10 +149,10 @@ def test_stochastic_rounding_has_no_bias_and_no_pattern(name):
 @pytest.mark.parametrize("numel", [1, 2047, 2048, 5001])
 def test_packing_is_the_formula(numel, called):
     x = torch.randn(numel) * 3
-    (codes, ranges), (slow_codes, slow_ranges) = native.pack(x), saved.pack(x)
+    (codes, ranges), (slow_codes, slow_ranges) = native.pack(x), saved_activations.pack(x)
     assert torch.equal(codes, slow_codes) and torch.equal(ranges, slow_ranges)
     back = native.unpack(codes, ranges, torch.empty(numel))
-    torch.testing.assert_close(back, saved.unpack(codes, ranges), rtol=0, atol=1e-6)
+    torch.testing.assert_close(back, saved_activations.unpack(codes, ranges), rtol=0, atol=1e-6)
     assert (back - x).abs().max() <= float(x.max() - x.min()) / 65535 * 0.51
 
 
@@ -203,8 +205,8 @@ def test_without_a_working_compiler_the_formulas_serve_silently(environment, wor
     monkeypatch.setenv("LDP_CACHE", str(tmp_path))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(native, "_library", None)
-    monkeypatch.setattr(native, "_reason", None)
+    monkeypatch.setattr(native.library, "_library", None)
+    monkeypatch.setattr(native.library, "_reason", None)
     assert native.status().startswith("off: ") and words in native.status()
     assert not native.takes(torch.randn(3)) and float(measure(torch.arange(4.0)).high) == 3
     assert not list(tmp_path.iterdir()) and not recwarn.list and capfd.readouterr() == ("", "")

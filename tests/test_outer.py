@@ -4,12 +4,12 @@ import optuna
 import pytest
 import yaml
 
-from ldp_search import presets
-from ldp_search.config import resolve
-from ldp_search.runner.overlay import ConfigError
-from ldp_search.runner.search.outer import parse
+from ldp_search.config import presets
+from ldp_search.config.overlay import ConfigError
+from ldp_search.config.resolve import resolve
+from ldp_search.runner.search.outer_space import parse
 from ldp_search.runner.search.samplers import grid, make_pruner, make_sampler
-from ldp_search.runner.search.settings import outer_space, setting_of
+from ldp_search.runner.search.searched_settings import outer_space, setting_of
 
 SEARCHED = [name for name in presets.names("search_spaces") if "outer" in presets.load("search_spaces", name)]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import ldp_search
-from ldp_search.core.policies.base import Problem, Signals
-from ldp_search.core.policies.budget import allocation_at_cost, shift_to_cost, split_budget
+from ldp_search.core.bits.policies.budget import allocation_at_cost, shift_to_cost, split_budget
+from ldp_search.core.bits.problem import Problem, Signals
 from ldp_search.core.registry import build, names
 
 

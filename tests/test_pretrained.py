@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ldp_search
-import ldp_search.runner.cifar_models  # noqa: F401 (the import registers the names)
+import ldp_search.runner.models.cifar  # noqa: F401 (the import registers the names)
 from ldp_search import controller, load_pretrained, save_pretrained
-from ldp_search.runner.rebuild import recipe
+from ldp_search.runner.pretrained.recipe import recipe
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randint(0, 40, (6, 9), generator=torch.Generator().manual_seed(0))
@@ -229,7 +229,7 @@ def test_saving_replaces_files_whole(saved, monkeypatch):
     def fail(record):
         raise OSError("disk full")
 
-    monkeypatch.setattr("ldp_search.runner.pretrained.to_text", fail)
+    monkeypatch.setattr("ldp_search.runner.pretrained.save_load.to_text", fail)
     with pytest.raises(OSError, match="disk full"):
         save_pretrained(model, folder)
     assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == before

@@ -6,9 +6,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import ldp_search
-from ldp_search.core.fake_quantize import rounded
-from ldp_search.core.layers import channel_axis
-from ldp_search.core.quantizers import measure
+from ldp_search.core.model.layers import channel_axis
+from ldp_search.core.quantize.fake_quantize import rounded
+from ldp_search.core.quantize.grid import measure
 from ldp_search.core.registry import build, names
 
 TABLE = {  # name: (layer, input shape, arguments of its forward)

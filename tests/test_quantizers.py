@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from ldp_search.core.fake_quantize import fake_quantize, reference, rounded
-from ldp_search.core.quantizers import clip_ratio, measure, round_stochastically_
+from ldp_search.core.quantize.fake_quantize import fake_quantize, reference, rounded
+from ldp_search.core.quantize.gradient_quantizers import round_stochastically_
+from ldp_search.core.quantize.grid import measure
+from ldp_search.core.quantize.quantizers import clip_ratio
 from ldp_search.core.registry import build, names
 
 OUTLIER = [0.1, -0.1] * 7 + [0.1, 2.0]  # mean magnitude 0.21875; at 4 bits, codes to 7, it is clipped well below 2

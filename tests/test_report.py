@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from ldp_search.config import resolve
+from ldp_search.config.resolve import resolve
 from ldp_search.core import Allocation, Bits, Trajectory
 from ldp_search.report import main
 from ldp_search.runner.report import ReportError, load_run, one, several, write_report

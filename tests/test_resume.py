@@ -9,12 +9,13 @@ import tiny
 import torch
 from tiny import WORDS, same_result
 
-from ldp_search.config import resolve
+from ldp_search.config.resolve import resolve
 from ldp_search.run import main
-from ldp_search.runner import checkpoint, results, train
-from ldp_search.runner.session import random_state, set_random_state
-from ldp_search.runner.setup import open_session
-from ldp_search.runner.stopping import StopRequest
+from ldp_search.runner.io import checkpoint
+from ldp_search.runner.training import finish, loop
+from ldp_search.runner.training.session import random_state, set_random_state
+from ldp_search.runner.training.setup import open_session
+from ldp_search.runner.training.stopping import StopRequest
 
 
 class Killed(BaseException):
@@ -23,7 +24,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
-    monkeypatch.setattr(results, "write_report_page", lambda output: None)
+    monkeypatch.setattr(finish, "write_report_page", lambda output: None)
 
 
 def run(folder, *words):
@@ -43,7 +44,7 @@ def kill_at(step, folder, *words, monkeypatch):
 
         patch.setattr(session.optimizer, "step", deadly)
         with pytest.raises(Killed):
-            train.fit(session, StopRequest())
+            loop.fit(session, StopRequest())
 
 
 @pytest.mark.parametrize("policy", ["learned", "cyclic", "progressive policy.window=1 grad_bits=6,8", "ldp_paper"])
@@ -92,7 +93,7 @@ def test_the_folder_alone_is_enough(tmp_path, monkeypatch, capsys):
 def test_killed_after_the_training_and_before_the_result(tmp_path, monkeypatch):
     assert run(tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(results, "save_schedule", lambda run: (_ for _ in ()).throw(Killed))
+        patch.setattr(finish, "save_schedule", lambda run: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             run(tmp_path / "killed")
     assert run(tmp_path / "killed") == 0

@@ -10,12 +10,12 @@ from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image as Pillow
 from tiny_text import SMALL, make, sentence
 
-from ldp_search.config import resolve
+from ldp_search.config.overlay import ConfigError
+from ldp_search.config.resolve import resolve
 from ldp_search.runner.data import Classes, DataError, Faults, load_splits
 from ldp_search.runner.data.mask_folders import paired_folders
 from ldp_search.runner.data.subsets import ending, spread
 from ldp_search.runner.models import hugging_face
-from ldp_search.runner.overlay import ConfigError
 from ldp_search.runner.tasks import build_task
 
 

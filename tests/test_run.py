@@ -12,21 +12,22 @@ from omegaconf import OmegaConf
 from tiny import WORDS, same_result
 
 import ldp_search
-from ldp_search.config import resolve
+from ldp_search.config.resolve import resolve
 from ldp_search.run import main
-from ldp_search.runner import checkpoint, results, train
 from ldp_search.runner.data import DataError
-from ldp_search.runner.optimizers import lr_factor
-from ldp_search.runner.setup import open_session
-from ldp_search.runner.stopping import StopRequest
+from ldp_search.runner.io import checkpoint
 from ldp_search.runner.tasks.images import ImageClassification, ImageData
+from ldp_search.runner.training import finish, loop
+from ldp_search.runner.training.optimizers import lr_factor
+from ldp_search.runner.training.setup import open_session
+from ldp_search.runner.training.stopping import StopRequest
 
 
 @pytest.fixture(autouse=True)
 def no_report(request, monkeypatch):
     """The report takes seconds; one test makes it."""
     if "report" not in request.node.name:
-        monkeypatch.setattr(results, "write_report_page", lambda output: None)
+        monkeypatch.setattr(finish, "write_report_page", lambda output: None)
 
 
 def run(folder, *words):
@@ -123,7 +124,7 @@ def test_learning_rates():
 def test_an_evaluation_changes_nothing(tmp_path):
     session = open_session(resolve([*WORDS, f"output={tmp_path / 'run'}"]))
     before, state = torch.get_rng_state(), {k: v.clone() for k, v in session.plain_model.state_dict().items()}
-    train.evaluate(session, "eval")
+    loop.evaluate(session, "eval")
     assert torch.equal(torch.get_rng_state(), before) and session.model.training
     assert all(torch.equal(v, state[k]) for k, v in session.plain_model.state_dict().items())
 
@@ -137,7 +138,7 @@ def test_a_caller_hears_of_evaluations_and_may_end_the_run(tmp_path):
             raise StopIteration
 
     with pytest.raises(StopIteration):
-        train.fit(session, StopRequest(), on_evaluate)
+        loop.fit(session, StopRequest(), on_evaluate)
     assert heard == [5, 10] and session.step == 10
 
 
@@ -149,14 +150,14 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, capsys):
 
 
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path, capsys, monkeypatch):
-    step = train.training_step
+    step = loop.training_step
 
     def poisoned(session, parts):
         step(session, parts)
         if session.step == 5:
             next(session.plain_model.parameters()).data.fill_(math.nan)
 
-    monkeypatch.setattr(train, "training_step", poisoned)
+    monkeypatch.setattr(loop, "training_step", poisoned)
     assert run(tmp_path / "run") == 1
     assert "Not all weights are finite at step 6" in capsys.readouterr().err
     assert checkpoint.newest_intact(tmp_path / "run" / "checkpoints", print).name == "step_00000004"
@@ -213,7 +214,7 @@ def test_a_full_disk(tmp_path, capsys):
 
 @pytest.mark.parametrize(("times", "status"), [(1, 143), (2, 143)])
 def test_a_termination_saves_and_a_second_one_does_not_wait(times, status, tmp_path, monkeypatch, capsys):
-    step = train.training_step
+    step = loop.training_step
 
     def asked_to_stop(session, parts):
         if session.step == 3:
@@ -221,7 +222,7 @@ def test_a_termination_saves_and_a_second_one_does_not_wait(times, status, tmp_p
                 signal.raise_signal(signal.SIGTERM)
         step(session, parts)
 
-    monkeypatch.setattr(train, "training_step", asked_to_stop)
+    monkeypatch.setattr(loop, "training_step", asked_to_stop)
     assert run(tmp_path / "run", "checkpoint_every=3") == status
     newest = checkpoint.newest_intact(tmp_path / "run" / "checkpoints", print)
     assert newest.name == {1: "step_00000004", 2: "step_00000003"}[times]

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ldp_search
-from ldp_search.core import native, saved
-from ldp_search.runner.step_cost import saved_bytes
+from ldp_search.core import native
+from ldp_search.core.backends import saved_activations
+from ldp_search.runner.bench.timing import saved_bytes
 
 
 def convolutional():
@@ -72,7 +73,7 @@ def test_gradients_are_those_of_exact(name, formulas):
 
 def test_a_relu_knows_its_zeros():
     x = torch.randn(3, 50_000).relu_() * torch.logspace(-12, 3, 50_000)
-    packed = saved.Packed(x, None)
+    packed = saved_activations.Packed(x, None)
     assert torch.equal(packed.unpack().view_as(x) > 0, x > 0)
 
 
@@ -80,7 +81,7 @@ def test_an_estimate_of_the_bits_gradients_has_no_bias():
     """Its square is what the policy reads: the same for every number of bits, within 2 %."""
     torch.manual_seed(0)
     x, g = torch.randn(1 << 18), torch.randn(64, 1 << 18)
-    restored = saved.Packed(x, None).unpack()
+    restored = saved_activations.Packed(x, None).unpack()
     for bits in (3, 8):
         scale = (x.max() - x.min()) / (2**bits - 1)
         errors = [torch.round((v - x.min()) / scale) * scale + x.min() - v for v in (x, restored)]
@@ -90,7 +91,7 @@ def test_an_estimate_of_the_bits_gradients_has_no_bias():
 
 def test_what_is_saved_twice_is_packed_once_and_memory_used_again_is_told_apart():
     model = nn.Linear(4, 4)
-    keeper = saved.Keeper(model)
+    keeper = saved_activations.Keeper(model)
     x = torch.randn(100, 100)
     one, other = keeper._pack(x), keeper._pack(x.detach())
     assert one[0] is other[0] and keeper._pack(x.view(10, 1000))[0] is one[0]
@@ -111,7 +112,7 @@ def test_what_is_saved_twice_is_packed_once_and_memory_used_again_is_told_apart(
 )
 def test_layouts(make):
     x = make(torch.randn(64, 8, 16, 16) if "channels_last" in str(make.__code__.co_names) else torch.randn(200, 300))
-    keeper = saved.Keeper(nn.Linear(1, 1))
+    keeper = saved_activations.Keeper(nn.Linear(1, 1))
     back = keeper._unpack(keeper._pack(x))
     assert back.shape == x.shape
     torch.testing.assert_close(back, x, rtol=0, atol=1e-3)
@@ -119,7 +120,7 @@ def test_layouts(make):
 
 def test_what_stays_as_it_is():
     model = nn.Linear(100, 100)
-    keeper = saved.Keeper(model)
+    keeper = saved_activations.Keeper(model)
     for x in (model.weight.detach(), model.weight.t(), torch.randn(10), torch.randn(1, 100).expand(100, 100),
               torch.ones(9999, dtype=torch.int64), torch.randn(100, 100, dtype=torch.float64)):  # fmt: skip
         assert keeper._pack(x) is x
@@ -138,13 +139,13 @@ def test_the_context_ends_with_the_forward_whatever_happens():
     gradients(model, x)
     with pytest.raises(RuntimeError):
         model(x[:, :1])
-    assert not saved._running.keepers
+    assert not saved_activations._running.keepers
     y = torch.randn(100, 100, requires_grad=True)
     kept = (y * y).grad_fn._saved_self
     assert kept is y, "outside of the model nothing is packed"
     with torch.no_grad():
         model(x)
-    assert not saved._running.keepers
+    assert not saved_activations._running.keepers
 
 
 def test_off_removed_copied():
@@ -187,19 +188,19 @@ def test_compiled_it_keeps_what_the_compiler_keeps():
     models[1](x).sum().backward()
     torch.testing.assert_close(y, models[1](x))
     torch.testing.assert_close(models[0][0].weight.grad, models[1][0].weight.grad)
-    assert not saved._running.keepers
+    assert not saved_activations._running.keepers
 
 
 def test_the_memory_comes_back(monkeypatch):
     model, x = searched("convolutional", "half")
-    made, original = [], saved.Keeper
+    made, original = [], saved_activations.Keeper
 
     def keeper(model):
         out = original(model)
         made.append(weakref.ref(out))
         return out
 
-    monkeypatch.setattr(saved, "Keeper", keeper)
+    monkeypatch.setattr(saved_activations, "Keeper", keeper)
     gradients(model, x)
     gc.collect()
     assert len(made) == 1 and made[0]() is None

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 import ldp_search
-from ldp_search.core import native, scales
+from ldp_search.core import native
 from ldp_search.core.native import grids as kernels
-from ldp_search.core.quantizers import MinMax, Stochastic, Symmetric, SymmetricStochastic, form, measure
+from ldp_search.core.quantize import fused_grids
+from ldp_search.core.quantize.gradient_quantizers import Stochastic, SymmetricStochastic, gradient_form
+from ldp_search.core.quantize.grid import measure
+from ldp_search.core.quantize.quantizers import MinMax, Symmetric, form
 
 pytestmark = pytest.mark.skipif(native.status() != "on", reason=f"native kernels {native.status()}")
 
@@ -24,7 +27,7 @@ WEIGHTS = {  # name: (weight, axis of its channels)
 
 
 def closed(x, w, axes, bits, quantizers, ranges=None):
-    return scales.grids(x, w, axes, bits, quantizers, lambda: ranges, 0.1)
+    return fused_grids.grids(x, w, axes, bits, quantizers, lambda: ranges, 0.1)
 
 
 @pytest.mark.parametrize("quantizer", [MinMax(), Symmetric()])
@@ -117,7 +120,7 @@ def test_a_step_is_that_of_the_formulas(options, monkeypatch):
 @pytest.mark.parametrize("low", [0, -1])
 def test_codes_of_gradients_are_their_values(quantizer, low):
     g, bits = torch.rand(40, 50) * 2 + low, torch.tensor(5.0)
-    values, _ = kernels.gradient(g, form(quantizer), bits, 11, torch.float32)
-    codes, (scale, offset) = kernels.gradient(g, form(quantizer), bits, 11, torch.int8)
+    values, _ = kernels.gradient(g, gradient_form(quantizer), bits, 11, torch.float32)
+    codes, (scale, offset) = kernels.gradient(g, gradient_form(quantizer), bits, 11, torch.int8)
     torch.testing.assert_close(codes * scale + offset, values, rtol=1e-5, atol=1e-6)
     assert torch.equal(scale, quantizer.grid(g, bits)[0]) and codes.abs().max() <= 16

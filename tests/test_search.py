@@ -19,8 +19,8 @@ from tiny import WORDS
 import ldp_search
 from ldp_search.report import main as report
 from ldp_search.run import main
-from ldp_search.runner import results, train
-from ldp_search.runner.search import best, training
+from ldp_search.runner.search import best, run_trial
+from ldp_search.runner.training import finish, loop
 
 SEARCH = [*WORDS, "space=quick", "epochs=2"]
 
@@ -33,8 +33,8 @@ def no_page(study, output):
 def no_reports(request, monkeypatch):
     """Pages take seconds; only tests with `report` in their name make them."""
     if "report" not in request.node.name:
-        monkeypatch.setattr(results, "write_report_page", lambda output: None)
-        monkeypatch.setattr(training, "write_report_page", lambda output: None)
+        monkeypatch.setattr(finish, "write_report_page", lambda output: None)
+        monkeypatch.setattr(run_trial, "write_report_page", lambda output: None)
         monkeypatch.setattr("ldp_search.runner.report.study.write_study_report", no_page)
 
 
@@ -53,8 +53,8 @@ def trials(storage="s.journal"):
 
 def test_a_search_shows_and_reports_everything(tmp_path, capsys, monkeypatch):
     """Artifacts before the end of a trial, a note with the commands, the best settings as YAML, one page."""
-    drawn, pictures = results.write_report_page, {"schedule.png", "layers.png", "training.png"}
-    monkeypatch.setattr(results, "write_report_page", lambda output: drawn(output) if output.name == "0000" else None)
+    drawn, pictures = finish.write_report_page, {"schedule.png", "layers.png", "training.png"}
+    monkeypatch.setattr(finish, "write_report_page", lambda output: drawn(output) if output.name == "0000" else None)
     assert search("trials=4", "model=resnet20") == 0
     out, rows = capsys.readouterr().out, trials()
     assert [t.state for t in rows] == [TrialState.COMPLETE] * 4
@@ -159,7 +159,7 @@ def test_files_that_are_no_journal(tmp_path, capsys):
 
 
 def test_a_trial_that_fails_says_why_and_the_study_goes_on(monkeypatch, capsys):
-    step, causes = train.training_step, {1: MemoryError(), 2: OSError(errno.ENOSPC, "No space left on device")}
+    step, causes = loop.training_step, {1: MemoryError(), 2: OSError(errno.ENOSPC, "No space left on device")}
 
     def harmed(session, parts):
         number = int(session.output.name)
@@ -169,7 +169,7 @@ def test_a_trial_that_fails_says_why_and_the_study_goes_on(monkeypatch, capsys):
             raise causes[number]
         step(session, parts)
 
-    monkeypatch.setattr(train, "training_step", harmed)
+    monkeypatch.setattr(loop, "training_step", harmed)
     assert search("trials=5") == 0
     rows, out = trials(), capsys.readouterr().out
     assert [t.state.name for t in rows] == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
@@ -180,7 +180,7 @@ def test_a_trial_that_fails_says_why_and_the_study_goes_on(monkeypatch, capsys):
 
 
 def test_a_search_of_nothing_but_failures_stops(monkeypatch, capsys):
-    monkeypatch.setattr(train, "training_step", lambda session, parts: 1 / 0)
+    monkeypatch.setattr(loop, "training_step", lambda session, parts: 1 / 0)
     assert search("trials=9") == 1
     assert "All trials fail, the last one: division by zero" in capsys.readouterr().err
     assert [t.state.name for t in trials()] == ["FAIL"] * 3 + ["WAITING"] * 6

@@ -12,16 +12,16 @@ from torch import nn
 from transformers import MaskFormerImageProcessor
 
 import ldp_search
-from ldp_search.config import resolve
+from ldp_search.config.overlay import ConfigError
+from ldp_search.config.resolve import resolve
 from ldp_search.run import main
-from ldp_search.runner.data.masks import IGNORED, MaskValues
-from ldp_search.runner.data.moved import moved
+from ldp_search.runner.data.masks import MaskValues
+from ldp_search.runner.data.paired_augmentation import moved
 from ldp_search.runner.data.pairs import Pair, Pairs
-from ldp_search.runner.models.semantic import matching_targets, semantic_logits, slide
-from ldp_search.runner.optimizers import create_optimizer
-from ldp_search.runner.overlay import ConfigError
-from ldp_search.runner.setup import searchable
+from ldp_search.runner.models.semantic import IGNORED, matching_targets, semantic_logits, slide
 from ldp_search.runner.tasks import build_task
+from ldp_search.runner.training.optimizers import create_optimizer
+from ldp_search.runner.training.setup import searchable
 
 
 def scenes(*words: str):

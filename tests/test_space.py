@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import ldp_search
-from ldp_search import SearchSpace, presets
-from ldp_search.core.groups import assign_groups, block_of
+from ldp_search import SearchSpace
+from ldp_search.config import presets
+from ldp_search.core.bits.coordinates import assign_groups, block_of
 from ldp_search.core.registry import build, describe, names
 
 SHIPPED = ["cyclic", "ldp", "ldp_paper", "progressive", "ramp", "random", "static"]

@@ -15,12 +15,12 @@ from torch import nn
 
 import ldp_search
 from ldp_search.run import main
-from ldp_search.runner import results
-from ldp_search.runner.batches import eval_loader, train_loader
-from ldp_search.runner.data import source_text, vocabulary
+from ldp_search.runner.data import source_text, tokenizers
 from ldp_search.runner.data.subsets import spread
-from ldp_search.runner.data.vocabulary import identity, train_tokenizer
+from ldp_search.runner.data.tokenizers import identity, train_tokenizer
 from ldp_search.runner.tasks import text
+from ldp_search.runner.training import finish
+from ldp_search.runner.training.batches import eval_loader, train_loader
 
 OFFICIAL = {
     "cola": {"matthews": matthews_corrcoef},
@@ -33,7 +33,7 @@ OFFICIAL = {
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(results, "write_report_page", lambda output: None)
+    monkeypatch.setattr(finish, "write_report_page", lambda output: None)
 
 
 def glue(tmp_path, name, *words):
@@ -158,11 +158,11 @@ def test_batches_do_not_depend_on_workers_or_where_they_begin(workers, tmp_path)
 
 @pytest.mark.parametrize("family", ["wordpiece", "roberta", "gpt"])
 def test_tokenizers_trained_twice_are_equal(family, tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabulary, "ALPHABET", 40)
+    monkeypatch.setattr(tokenizers, "ALPHABET", 40)
     texts = [sentence(i) + " " + "".join(chr(0x4E00 + (i * 7 + k) % 90) for k in range(5)) for i in range(200)]
     one, other = (train_tokenizer(iter(texts), 400, family) for _ in range(2))
     assert identity(one) == identity(other) and 290 < len(one) <= 400
-    vocabulary.save_tokenizer(one, tmp_path)
+    tokenizers.save_tokenizer(one, tmp_path)
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     probe = ["a film that nobody would Watch", "so dull"]
     assert loaded(*probe)["input_ids"] == one(*probe)["input_ids"] and loaded.pad_token_id == one.pad_token_id
@@ -257,10 +257,10 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
     words = ["task=glue", "name=stsb", f"data={write_glue(tmp_path / 'glue', 'stsb')}", "model=bert", *SMALL, *BERT]
     words += ["epochs=3", "checkpoint_every=4"]
     assert main([*words, f"output={tmp_path / 'whole'}"]) == 0
-    from ldp_search.config import resolve
-    from ldp_search.runner import train
-    from ldp_search.runner.setup import open_session
-    from ldp_search.runner.stopping import StopRequest
+    from ldp_search.config.resolve import resolve
+    from ldp_search.runner.training import loop
+    from ldp_search.runner.training.setup import open_session
+    from ldp_search.runner.training.stopping import StopRequest
 
     session, seen = open_session(resolve([*words, f"output={tmp_path / 'part'}"])), []
 
@@ -270,7 +270,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
             raise StopIteration
 
     with pytest.raises(StopIteration):
-        train.fit(session, StopRequest(), stop)
+        loop.fit(session, StopRequest(), stop)
     session.journal.close()
     assert main([*words, f"output={tmp_path / 'part'}", "data_workers=1"]) == 0
     one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "part"))

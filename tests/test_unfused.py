@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import ldp_search
-from ldp_search.core import unfused
+from ldp_search.core.products import unfused
 
 HIGH = {"policy": "static", "bits": 16, "grad_bits": 32}
 

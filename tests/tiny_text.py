@@ -4,7 +4,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Value
 
-from ldp_search.config import resolve
+from ldp_search.config.resolve import resolve
 from ldp_search.runner.tasks import build_task
 
 BERT = [f"model.{k}" for k in ("hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32")]

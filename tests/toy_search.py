@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 
 import ldp_search
-from ldp_search.runner.search import lease, notes, study, tuning, worker
+from ldp_search.runner.search import dashboard, lease, study, tune, worker
 
 SPACE = {"outer": {"max_cost": 0.8, "params": {
     "x": {"low": -1.0, "high": 1.0}, "kind": ["a", "b"], "y": {"low": 1, "high": 9, "if": {"kind": "a"}},
@@ -51,9 +51,9 @@ def hurried(monkeypatch):
         plain(self, *args, **({"timing": QUICK} | kwargs))
 
     monkeypatch.setattr(study.Plan, "__init__", init)
-    for module in (notes, worker):
+    for module in (dashboard, worker):
         monkeypatch.setattr(module, "write_note", lambda plan, study, trials=None: None)
-    for module in (notes, worker, tuning):
+    for module in (dashboard, worker, tune):
         monkeypatch.setattr(module, "announce", lambda text: None)
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from ldp_search.config import resolve
-from ldp_search.runner import results, train
-from ldp_search.runner.setup import open_session
-from ldp_search.runner.stopping import StopRequest
+from ldp_search.config.resolve import resolve
+from ldp_search.runner.training import finish, loop
+from ldp_search.runner.training.setup import open_session
+from ldp_search.runner.training.stopping import StopRequest
 
 die_at, *words = sys.argv[1:]
-results.write_report_page = lambda output: None
+finish.write_report_page = lambda output: None
 run = open_session(resolve(words))
-plain_step = train.training_step
+plain_step = loop.training_step
 
 
 def step(session, parts):
@@ -25,10 +25,10 @@ def step(session, parts):
     plain_step(session, parts)
 
 
-train.training_step = step
-train.fit(run, StopRequest())
+loop.training_step = step
+loop.fit(run, StopRequest())
 trained = {name: value.double().sum().item() for name, value in run.plain_model.named_parameters()}
-results.finish(run)
+finish.finish(run)
 held = {
     "processes": run.accelerator.num_processes,
     "bits": {name: list(bits) for name, bits in run.ldp.bits().items()},

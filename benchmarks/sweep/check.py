@@ -15,7 +15,7 @@ import ldp_search
 
 from . import measure
 from .running import backward, distance, outputs, same
-from .zoo import Sample
+from .sample import Sample
 
 CLOSE = 2e-3  # relative difference at 16 bits that needs no yardstick
 TIMES_YARDSTICK = 10

@@ -9,9 +9,9 @@ import transformers
 from .classes import class_name
 from .exceptions import CANNOT, LEAVE, PART
 from .inputs import Inputs
+from .sample import Sample, wake
 from .shrink import small_config
 from .special import SPECIAL
-from .zoo import Sample, wake
 
 transformers.logging.set_verbosity_error()
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldp_search.core.fake_quantize import rounded
-from ldp_search.core.site import Site
+from ldp_search.core.model.site import Site
+from ldp_search.core.quantize.fake_quantize import rounded
 
 from .running import backward, call, distance, outputs, seed
 
@@ -88,7 +88,7 @@ def macs(model: nn.Module, inputs, ldp) -> dict:
 
 def batch_size(inputs, model) -> int:
     """Samples of the inputs, as the census takes them."""
-    from ldp_search.core.samples import batch_size as of_census
+    from ldp_search.core.profile.samples import batch_size as of_census
 
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
     return of_census(args, kwargs, getattr(model, "main_input_name", None))

@@ -11,8 +11,8 @@ import torch
 from timm.models._registry import _module_to_models
 from torch import nn
 
+from .sample import Sample, wake
 from .timm_small import TIMM
-from .zoo import Sample, wake
 
 SIZES = (64, 96, 128, 160, 224, 256, 299, 331)
 CANDIDATES = 8  # of a module, by name, whose parameters are counted

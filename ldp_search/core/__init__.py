@@ -1,19 +1,31 @@
-"""The method: quantizers, quantized layers, relaxations, policies, costs, allocation and controller. torch only.
+"""The method. torch only. Its rooms, in reading order:
 
-Read in this order: quantizers, fake_quantize, products, backends (one quantized product); layers, owners, site (in a network);
-cost, relaxations, policies (which bits); controller (one training step); census, rows, apply, finalize (before and after).
+products/     what multiplies
+quantize/     how a tensor is rounded: from bits to a grid, and the rounding with its derivatives
+backends/     how a quantized product is computed; int8/ does it in integers
+native/       C for the passes of all three
+bits/         which bits, when, at what cost: space, policies, costs, trajectory, allocation
+profile/      one forward of counting: what a model multiplies, and where
+model/        where in a model quantized products take the place of plain ones
+controller/   the step of a training: all of it in one object
+
+apply is the door: it puts a controller into a model, and verify checks that nothing else has changed. registry finds
+components by name; messages words errors.
+
+An import names the module that defines what it wants: the rooms hand nothing on, but for native, backends and policies.
 """
 
-from .allocation import Allocation
 from .apply import attach, detach, find
-from .controller import Controller
-from .cost import Cost, Latency
-from .quantizers import Grid, Quantizer, Statistics
+from .bits.allocation import Allocation
+from .bits.cost import Cost, Latency
+from .bits.relaxations import Relaxation
+from .bits.space import SearchSpace
+from .bits.specs import Bits, Coverage, LayerSpec
+from .bits.trajectory import Trajectory
+from .controller.controller import Controller
+from .quantize.grid import Grid, Statistics
+from .quantize.quantizers import Quantizer
 from .registry import register
-from .relaxations import Relaxation
-from .space import SearchSpace
-from .specs import Bits, Coverage, LayerSpec
-from .trajectory import Trajectory
 
 __all__ = [
     "Allocation",

@@ -7,21 +7,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from . import saved
-from .census import census, own_inputs
-from .controller import Controller
-from .layers import ATTRIBUTE as RECORD
-from .layers import Swapped, unswap
-from .owners import Plan
-from .patched import release
-from .ranks import agree, reshard
-from .reached import check_reached
-from .rollback import model_kept
-from .space import SearchSpace
-from .survey import Survey
-from .strays import warn_of_strays
-from .swapping import ATTRIBUTE, install, own
-from .verify import equal, first_difference, outputs, trace
+from .backends import saved_activations
+from .bits.space import SearchSpace
+from .controller.controller import Controller
+from .controller.distributed import agree, reshard
+from .controller.rollback import model_kept
+from .controller.strays import warn_of_strays
+from .model.install import ATTRIBUTE, install, own
+from .model.interception import Plan
+from .model.patched import release
+from .model.swap import ATTRIBUTE as RECORD
+from .model.swap import Swapped, unswap
+from .profile.profiler import census, own_inputs
+from .profile.records import Survey
+from .verify import check_reached, equal, first_difference, outputs, trace
 
 
 def attach(model: nn.Module, space: SearchSpace, example_inputs=None, survey: Survey | None = None) -> nn.Module:
@@ -84,7 +83,7 @@ def _take_up(model: nn.Module, controller: Controller) -> None:
     model.__dict__[ATTRIBUTE] = controller
     install(controller)
     if controller.space.saved == "half":
-        controller.hooks |= saved.install(model)
+        controller.hooks |= saved_activations.install(model)
 
 
 def find(model: nn.Module) -> Controller | None:

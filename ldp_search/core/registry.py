@@ -8,19 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import importlib
-from collections.abc import Iterable
+
+from .messages import did_you_mean
 
 _KINDS: dict[str, dict[str, type]] = {}
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The tail of an error message on an unknown name: the nearest known names, then all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(word), known, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    return f"{hint} Known: {', '.join(known)}."
 
 
 def register(kind: str, name: str):

@@ -26,7 +26,7 @@ except ImportError as error:
     raise ImportError(f"ldp_search.integrations needs transformers>=4.47: pip install -U transformers ({error})") from error
 
 from ..api import controller
-from ..core.space import FULL_PRECISION
+from ..core.bits.space import FULL_PRECISION
 from .training_loss import LossListener
 
 STATE = "ldp_state.pt"  # in every checkpoint folder
@@ -152,8 +152,8 @@ class LDPCallback(TrainerCallback, ExportableState):
                 ldp.finalize(train_dataloader)
             except Exception as error:  # hours of training are worth more than its statistics
                 warnings.warn(
-                    f"finalize failed on the training data ({type(error).__name__}: {error}); the trained model and its bits are "
-                    "as the last step left them. Call ldp_search.controller(model).finalize(loader) on batches that fit the model.",
+                    f"finalize failed on the training data ({type(error).__name__}: {error}); the trained model and its bits "
+                    "are as the last step left them. ldp_search.controller(model).finalize(loader) takes other batches.",
                     stacklevel=2,
                 )
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import fake_quantize as fq
-from ..quantizers import Grid
+from ..quantize import fake_quantize as fq
+from ..quantize.grid import Grid
 
 
 class Call(NamedTuple):

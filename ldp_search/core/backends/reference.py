@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import fake_quantize as fq
+from ..quantize import fake_quantize as fq
 from ..registry import register
 from .call import Call, finish
 

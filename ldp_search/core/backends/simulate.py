@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import fake_quantize as fq
-from .. import saved
-from ..quantizers import Grid
+from ..quantize import fake_quantize as fq
+from ..quantize.grid import Grid
 from ..registry import register
+from . import saved_activations
 from .call import Call, compute_dtype
 
 
@@ -22,7 +22,7 @@ class Simulate:
     def __call__(self, call: Call) -> Tensor:
         x_grid, w_grid = call.x_grid, call.w_grid
         options = (call.product, call.grad_quantizer, compute_dtype(call.x))
-        saved.keep_exact(call.w)
+        saved_activations.keep_exact(call.w)
         return _Product.apply(call.x, call.w, call.bias, call.grad_bits, *x_grid, *w_grid, options)
 
 

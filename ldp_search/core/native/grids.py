@@ -1,6 +1,6 @@
 """The kernels of `grids.c`: a built-in quantizer's whole grid from the tensor and its bits, with its slope in the bits.
 
-Each equals formulas of quantizers.py, which stay for every other quantizer and wherever `native.takes` says no.
+Each equals formulas of quantize/quantizers.py, which stay for every other quantizer and wherever `native.takes` says no.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _TYPES, FLOATS, _library_of_kernels, _Shape, _threads
+from .library import _TYPES, FLOATS, _library_of_kernels, _Shape, _threads
 from .memory import address, empty, is_real
 
 MINMAX, SYMMETRIC = 0, 1  # the forms that the kernels know

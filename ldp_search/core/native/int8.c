@@ -1,4 +1,4 @@
-/* One-pass kernels around products of 8-bit integers (native/integers.py says what each must equal): what comes before one,
+/* One-pass kernels around products of 8-bit integers (native/int8.py says what each must equal): what comes before one,
    from values to codes, and what comes after it, from 32-bit sums to values. Values are fp32 or bf16 (a `type` argument). */
 #include <math.h>
 #include <stdint.h>

@@ -1,6 +1,6 @@
 """The one error of data."""
 
-from ..overlay import ConfigError
+from ...config.overlay import ConfigError
 
 
 class DataError(ConfigError):

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .bad_rows import Faults
 from .errors import DataError
-from .faults import Faults
 
 
 class Classes:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-IGNORED = -1
-"""Pixels of this value count neither in the loss nor in a metric."""
+from ..models.semantic import IGNORED
+
 _WRONG = -2
 _VALUES = 1 << 16
 

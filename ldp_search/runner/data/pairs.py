@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .faults import Faults
+from .bad_rows import Faults
 from .masks import MaskValues, open_mask
 from .pictures import open_picture
 from .stores import FULLY_CHECKED

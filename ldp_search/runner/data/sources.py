@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...core.registry import did_you_mean
-from ..hub import settle_hub
+from ...core.messages import did_you_mean
+from ..io.hub_access import settle_hub
 from .errors import DataError
 
 _NOT_DATA = (KeyboardInterrupt, MemoryError)

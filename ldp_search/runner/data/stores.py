@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .faults import Faults
+from .bad_rows import Faults
 from .pictures import augment, decode, normalize, open_picture, random_bits, stacked
 from .seeded import sample_bits, seeded
 

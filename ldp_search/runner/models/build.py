@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from ..hub import settle_hub
-from ..overlay import ConfigError, as_component
-from ..typed import imported
+from ...config.overlay import ConfigError, as_component
+from ...config.typed import imported
+from ..io.hub_access import settle_hub
 from .aliases import ALIASES, Alias
 
 OFFLINE = (
@@ -139,7 +139,7 @@ def _timm_repository(name: str) -> str:
         return name.removeprefix("hf-hub:")
     import timm
 
-    from .. import cifar_models  # noqa: F401
+    from . import cifar  # noqa: F401
 
     found = timm.models.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
     return getattr(found, "hf_hub_id", None) or ""
@@ -169,7 +169,7 @@ def display_name(spec: Any) -> str:
 def _timm(name: str, pretrained: bool, options: dict[str, Any], wrap: Any) -> nn.Module:
     import timm
 
-    from .. import cifar_models  # noqa: F401 (the import registers our names)
+    from . import cifar  # noqa: F401 (the import registers our names)
 
     if not (timm.is_model(name.partition(".")[0]) or name.startswith("hf-hub")):
         raise ConfigError(f"timm knows no model {name!r}.{_near(name)}")
@@ -187,7 +187,7 @@ def _own(module: str, attribute: str, offered: dict[str, Any], options: dict[str
 def _near(name: str) -> str:
     import timm
 
-    from .. import cifar_models  # noqa: F401
+    from . import cifar  # noqa: F401
 
     known = [*ALIASES, *(f"timm:{found}" for found in timm.list_models())]
     near = [f"timm:{name}"] if f"timm:{name}" in known else difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from ...core.registry import did_you_mean
-from ..overlay import ConfigError
+from ...config.overlay import ConfigError
+from ...core.messages import did_you_mean
 from .aliases import ALIASES
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..overlay import ConfigError
+from ...config.overlay import ConfigError
 
 FINEST = 4
 """The decoder ends at this share (1/4) of the picture's height and width; finer features of the encoder are not used."""
@@ -99,7 +99,7 @@ def _no_features(name: str, error: Exception) -> ConfigError:
 
 def build(made_with: dict[str, Any], device: str = "cpu") -> Segmenter:
     """The segmenter that `made_with` describes, with fresh weights."""
-    from .. import cifar_models  # noqa: F401 (the import registers our names)
+    from . import cifar  # noqa: F401 (the import registers our names)
 
     with torch.device(device):
         return Segmenter(**made_with)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core.registry import did_you_mean
-from ..data.masks import IGNORED
-from ..overlay import ConfigError
+from ...config.overlay import ConfigError
+from ...core.messages import did_you_mean
+
+IGNORED = -1
+"""Pixels of this value count neither in the loss nor in a metric."""
 
 UNIVERSAL = ("mask2former", "maskformer", "eomt", "eomt_dinov3")
 """Model types of mask classification that learn from (mask_labels, class_labels)."""

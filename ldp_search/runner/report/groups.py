@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ...config import NOT_A_RESULT
+from ...config.settings import NOT_A_RESULT
 from .load import Run, named
 
 NOT_IDENTITY = {*NOT_A_RESULT, "seed", "log_every", "eval_every", "eval_batch_size", "trials", "storage", "workers"}

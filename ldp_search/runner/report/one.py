@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import Any
 
-from ...config import resolve
+from ...config.resolve import resolve
 from . import html
 from .bars import layers_figure
 from .curves import course_figure

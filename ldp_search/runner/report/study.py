@@ -161,7 +161,7 @@ def _failures(view: StudyView) -> Iterator[str]:
 
 
 def _repeat(study: Any, view: StudyView) -> Iterator[str]:
-    from ..search.study import PLAN
+    from ...config.study import PLAN
 
     ranked = [row for row in view.ranked() if row.feasible]
     if ranked and "command" in ranked[0].figures:

@@ -9,10 +9,10 @@ from typing import Any
 
 import optuna
 
+from ...config.overlay import ConfigError
+from ...config.study import check_storage, is_url
 from ...core import Allocation
-from ...core.registry import did_you_mean
-from ..overlay import ConfigError
-from .options import check_storage, is_url
+from ...core.messages import did_you_mean
 from .storage import open_storage
 from .study import best_trial
 
@@ -36,7 +36,7 @@ class Best:
     @functools.cached_property
     def model(self) -> Any:
         """The trained model, with its bits. Raises FileNotFoundError likewise."""
-        from ..pretrained import load_pretrained
+        from ..pretrained.save_load import load_pretrained
 
         return load_pretrained(self.folder)
 
@@ -88,7 +88,7 @@ def write_best(study: optuna.Study, path: Path) -> bool:
     """The best trial's settings as YAML that `python -m ldp_search.run config=FILE` takes. False while there is none."""
     from omegaconf import OmegaConf
 
-    from ..journal import write_whole
+    from ..io.atomic import write_whole
 
     trial = best_trial(study)
     if trial is None or "config" not in trial.user_attrs:

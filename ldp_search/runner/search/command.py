@@ -11,20 +11,20 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ...config import Settings
-from ..overlay import ConfigError
-from ..setup import on_cpu
+from ...config.overlay import ConfigError
+from ...config.settings import Settings
+from ...config.study import is_url
 from ..tasks.metrics import metric
+from ..training.setup import on_cpu
 from . import launch
 from .best import write_best
-from .notes import announce, dashboard_command, line_of, write_note
-from .options import is_url
+from .dashboard import announce, dashboard_command, line_of, write_note
 from .ranks import Ranks
+from .run_trial import Training, facts_of
 from .samplers import make_pruner, make_sampler
-from .settings import identity_of, outer_space, setting_of, study_name
+from .searched_settings import identity_of, outer_space, setting_of, study_name
 from .storage import hidden, open_storage
 from .study import Plan, best_trial, open_study
-from .training import Training, facts_of
 from .worker import Hopeless, Worker
 
 
@@ -141,7 +141,7 @@ def _end(plan: Plan, study: Any, status: int) -> None:
 def _report(plan: Plan, study: Any) -> None:
     """The page on the study. That it fails must not cost anything: it can be made later."""
     from ..report.study import write_study_report
-    from .artifacts import show_files
+    from .dashboard import show_files
 
     try:
         page = write_study_report(study, plan.folder)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .notes import announce, line_of
+from .dashboard import announce, line_of
 from .study import Plan
 
 CHILD, ONE_TRIAL = "LDP_SEARCH_PARENT", "LDP_SEARCH_ONE_TRIAL"

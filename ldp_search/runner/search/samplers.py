@@ -19,9 +19,9 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from ...core.registry import did_you_mean
-from ..overlay import ConfigError, as_component
-from .outer import OuterSpace
+from ...config.overlay import ConfigError, as_component
+from ...core.messages import did_you_mean
+from .outer_space import OuterSpace
 
 FEW_TRIALS = 40
 """Below it the median of all is a better yardstick than Hyperband's brackets, which want ten trials each."""

@@ -14,9 +14,9 @@ from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBSt
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-from ..overlay import ConfigError
-from .options import is_url
-from .patience import PatientStorage
+from ...config.overlay import ConfigError
+from ...config.study import is_url
+from .patient_storage import PatientStorage
 
 ATTEMPTS = 6
 PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "grpc": "grpcio", "MySQLdb": "mysqlclient"}

@@ -19,15 +19,14 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import TrialState
 
-from ..checkpoint import differences
-from ..overlay import ConfigError
+from ...config.overlay import ConfigError
+from ...config.study import PLAN, StudyOptions, is_url
+from ..io.checkpoint import differences
 from .lease import Timing
-from .options import StudyOptions, is_url
-from .outer import OuterSpace, Setting
+from .outer_space import OuterSpace, Setting
 from .samplers import grid, make_pruner, make_sampler
 from .storage import kernel_lock
 
-PLAN = "ldp_search:plan"
 FILLING = "ldp_search:filling"
 TOLERANCE = 0.005
 """Share by which a cost may exceed its bound: budgets are met to one optimizer step, not to the last digit."""

@@ -14,9 +14,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from .artifacts import show_files
+from .dashboard import announce, line_of, show_files, write_note
 from .lease import OWNER, Lease, LeaseLost, Watch
-from .notes import announce, line_of, write_note
 from .objective import Job, Objective, Outcome
 from .ranks import Ranks
 from .study import TOLERANCE, Plan

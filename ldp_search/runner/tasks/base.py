@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...config.task_file import TaskFile, kind
+
 
 class Task:
     """Base of the kinds of tasks. Made from the data's description and the run's Config.
@@ -76,3 +78,9 @@ class Task:
     def examples(self, model: nn.Module) -> dict[str, tuple[bytes, str]]:
         """{file name: (PNG, caption)} of some predictions beside the truth, for the report."""
         return {}
+
+
+def build_task(file: TaskFile, config: Any) -> Task:
+    """The task's object, with its data loaded. Raises ConfigError when the data cannot be had."""
+    cls = kind(file.kind)
+    return cls(cls.Data(**file.dataset), config)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...config.overlay import ConfigError
 from .. import models
 from ..data import DataError, first_rows, pick_split, subset
 from ..data.masking import IGNORED, mask_tokens
 from ..data.source_text import corpus
 from ..data.subsets import Parts, ending
 from ..data.tokenized import Ragged, tokenize
-from ..overlay import ConfigError
 from .text_base import TextSource, TextTask, digest_of, one_direction
 
 OBJECTIVES = ("auto", "causal", "masked")

@@ -15,17 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...config.overlay import ConfigError
 from .. import models
 from ..data import DataError, Faults, first_rows, load_splits, pick_column, pick_split, shared_split, subset
 from ..data.mask_folders import LAYOUTS, names_in, paired_folders
-from ..data.masks import IGNORED, MaskValues, open_mask
-from ..data.moved import moved
+from ..data.masks import MaskValues, open_mask
+from ..data.paired_augmentation import moved
 from ..data.pairs import Pair, PairReader, Pairs, checked_pairs
 from ..data.pictures import normalize
 from ..data.seeded import sample_bits
 from ..models import segmenter
 from ..models.hugging_face import processor_values
 from ..models.semantic import (
+    IGNORED,
     auto_class,
     full_logits,
     is_universal,
@@ -35,7 +37,6 @@ from ..models.semantic import (
     semantic_logits,
     slide,
 )
-from ..overlay import ConfigError
 from .base import Task
 from .metrics import accuracy, confusion, ious
 from .segmentation_data import SegmentationData
@@ -246,7 +247,7 @@ class Segmentation(Task):
         return out | {"mean_iou": float(ious(matrix).nanmean()), "pixel_accuracy": accuracy(matrix)}
 
     def examples(self, model: nn.Module) -> dict[str, tuple[bytes, str]]:
-        from .segmentation_examples import draw_examples
+        from ..report.segmentation_examples import draw_examples
 
         device, rows = next(model.parameters()).device, []
         was_training = model.training

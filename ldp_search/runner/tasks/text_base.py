@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...config.overlay import ConfigError
 from .. import models
 from ..data import DataError, check_share, hold_out, load_splits, pick_column
 from ..data.subsets import Origin, Parts, spread
 from ..data.tokenized import quiet_tokenizers
-from ..data.vocabulary import family, identity, save_tokenizer, tokenizer_of, trained_tokenizer, with_padding
-from ..overlay import ConfigError
+from ..data.tokenizers import family, identity, save_tokenizer, tokenizer_of, trained_tokenizer, with_padding
 from .base import Task
 
 _POSITIONS = ("position_embeddings", "position_embedding", "wpe", "embed_positions")

@@ -1,0 +1,209 @@
+"""Which products run in integers: those that fit, where a measurement at their first call finds integers faster.
+
+What was measured is part of the controller's state, so that a resumed training computes as before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from ...bits.space import FULL_PRECISION
+from ...products.bilinear import ConvolutionProduct, LinearProduct
+from ...quantize.grid import Grid
+from ..call import Call, compute_dtype
+from .matmul import LONGEST_SUM
+
+ROUNDS = 3
+SLOWER = "slower in integers"
+
+
+def misfit(call: Call) -> str | None:
+    """Why a product cannot run in 8-bit integers; None: it can. Looks at nothing that is only known on the device."""
+    if not isinstance(call.product, LinearProduct | ConvolutionProduct):
+        return "a product of another kind"
+    if isinstance(call.product, ConvolutionProduct) and (reason := _unfit_convolution(call.product)):
+        return reason
+    for what, bits in zip(("weights", "inputs", "gradients"), call.site.highest, strict=True):
+        if bits > 8 and not (what == "gradients" and bits == FULL_PRECISION):
+            return f"{what} of up to {bits:.0f} bits"
+    if call.grad_bits is not None and not hasattr(call.grad_quantizer, "grid"):
+        return "a gradient quantizer without a grid"
+    x, w = call.x, call.w
+    if not all(type(t) in (Tensor, nn.Parameter) for t in (x, w)):
+        return "tensors of a class of their own"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or compute_dtype(x) == torch.float64:
+        return f"computed in {x.dtype}".replace("torch.", "")
+    rows, outputs, inputs = _sizes(call)
+    linear = isinstance(call.product, LinearProduct)  # a convolution's weight gradient is summed in parts
+    if max(rows if linear else 1, outputs * (1 if linear else w[0, 0].numel()), inputs) > LONGEST_SUM:
+        return "sums too long for 32 bits"
+    if not has_integer_products(x.device.type):
+        return f"no 8-bit products on this {x.device.type}"
+    if x.is_cuda and (min(rows, outputs, inputs) <= 16 or any(n % 8 for n in (rows, outputs, inputs))):
+        return "sizes that are not multiples of 8 above 16"
+    return None
+
+
+def _unfit_convolution(product: ConvolutionProduct) -> str | None:
+    if product.transposed or product.spatial_dims != 2:
+        return "not a convolution in two dimensions"
+    return "a grouped convolution" if product.groups > 1 else None
+
+
+def _sizes(call: Call) -> tuple[int, int, int]:
+    """(rows, outputs, inputs) of the product of matrices; the rows of a convolution counted at its input."""
+    x, w = call.x, call.w
+    if not isinstance(call.product, LinearProduct):
+        return x.numel() // x.shape[1], len(w), w[0].numel()
+    return x.numel() // x.shape[-1], *(w.shape[::-1] if call.product.transposed else w.shape)
+
+
+@cache
+def has_integer_products(device: str) -> bool:
+    """Whether torch._int_mm is exact and has hardware behind it: CPUs with VNNI, and CUDA. Without VNNI, sums of pairs may
+    saturate at 16 bits.
+    """
+    if device == "cpu" and not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
+        return False
+    if device not in ("cpu", "cuda") or not hasattr(torch, "_int_mm"):
+        return False
+    try:
+        ends = torch.tensor([-128, 127, 127, -128] * 16, dtype=torch.int8, device=device)
+        a, b = ends.repeat(32, 1), ends.flip(0).repeat(32, 1)
+        return torch.equal(torch._int_mm(a, b.t()).cpu(), (a.cpu().long() @ b.cpu().long().t()).int())
+    except RuntimeError:
+        return False
+
+
+class Choices:
+    """What was measured, and which layers ran how."""
+
+    def __init__(self):
+        self.seconds: dict[str, list[float]] = {}
+        self.reasons: dict[str, str | None] = {}
+        self.trained: set[str] = set()
+        self.mixed: set[str] = set()
+        self.forward_only: set[str] = set()
+
+    def slower(self, call: Call, ways: dict[str, Callable[[Call], Tensor]]) -> str | None:
+        """SLOWER where the first of two ways takes longer than the second one, measured once for each kind of call."""
+        key = _kind(call)
+        if key not in self.seconds:
+            self.seconds[key] = _measure(call, list(ways.values()))
+        return None if self.seconds[key][0] < self.seconds[key][1] else SLOWER
+
+    def note(self, call: Call, reason: str | None) -> None:
+        """A layer ran in integers, or did not for this reason. Training counts, evaluation only before any.
+
+        One that did both, as with inputs of several shapes, counts as integers, and is mixed.
+        """
+        name, learns = call.site.name, torch.is_grad_enabled()
+        if name in self.reasons and not learns:
+            return
+        if name not in self.trained:
+            self.reasons[name] = reason
+        elif self.reasons[name] != reason:
+            if None in (reason, self.reasons[name]):
+                self.mixed.add(name)
+                reason = None
+            self.reasons[name] = reason
+        if learns:
+            self.trained.add(name)
+        if reason is None and call.grad_bits is None:
+            self.forward_only.add(name)
+
+    def report(self, names: list[str]) -> str:
+        """One line: how many of the layers ran in integers, and why the others did not."""
+        if not self.reasons:
+            return "integer arithmetic: no layer has run yet"
+        ran = [name for name in names if self.reasons.get(name, "") is None]
+        only = sum(name in self.forward_only for name in ran)
+        how = "forward and backward" if not only else "forward" if only == len(ran) else f"{only} of them forward only"
+        mixed = [name for name in ran if name in self.mixed]
+        how += f"; {_some(mixed)} not at every call" if mixed else ""
+        text = f"integer arithmetic: {len(ran)} of {len(names)} layers" + (f" ({how})" if ran else "")
+        others: dict[str, list[str]] = {}
+        for name in names:
+            if name not in ran:
+                others.setdefault(self.reasons.get(name, "did not run, or only outside of layers"), []).append(name)
+        listed = [f"{_some(members)} ({reason})" for reason, members in others.items()]
+        return text + (f"; simulated: {'; '.join(listed)}" if listed else "")
+
+    def state_dict(self) -> dict:
+        return {"seconds": {key: list(times) for key, times in self.seconds.items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seconds = {key: list(times) for key, times in state.get("seconds", {}).items()}
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _kind(call: Call) -> str:
+    """What the speed depends on. Sizes to the next power of two: a batch of texts is a little longer or shorter each time."""
+    x, w = call.x, call.w
+    rows, options = _power(_sizes(call)[0]), ""
+    if not isinstance(call.product, LinearProduct):
+        size, p = "x".join(str(_power(n)) for n in x.shape[2:]), call.product
+        options = f" at {size}, stride {p.stride}, padding {p.padding}, dilation {p.dilation}"
+    way = "backward too" if _learns(call) else "forward"
+    precision = "" if call.grad_bits is not None else ", full gradients"
+    transposed = " transposed" if call.product.transposed else ""
+    return (
+        f"{x.device.type} x {torch.get_num_threads()}, {x.dtype} in {compute_dtype(x)}, {rows} rows, "
+        f"weight{transposed} {tuple(w.shape)}{options}, {way}{precision}"
+    )
+
+
+def _power(size: int) -> int:
+    """The next power of two."""
+    return 1 << (size - 1).bit_length()
+
+
+def _learns(call: Call) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(call))
+
+
+def _tensors(call: Call) -> list[Tensor]:
+    return [t for t in (call.x, call.w, call.bias, *call.x_grid, *call.w_grid) if t is not None]
+
+
+def _measure(call: Call, ways: list[Callable[[Call], Tensor]]) -> list[float]:
+    """Shortest seconds of each way, interleaved; neither random state nor gradients are touched."""
+    learns, device = _learns(call), call.x.device
+    times: list[list[float]] = [[] for _ in ways]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for _ in range(1 + ROUNDS):
+            for way, seconds in zip(ways, times, strict=True):
+                copy = _detached(call)
+                _wait(device)
+                start = time.perf_counter()
+                y = way(copy)
+                if learns:
+                    leaves = [t for t in _tensors(copy) if t.requires_grad]
+                    torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
+                _wait(device)
+                seconds.append(time.perf_counter() - start)
+    return [min(seconds[1:]) for seconds in times]
+
+
+def _detached(call: Call) -> Call:
+    """The same product on leaves of their own, without copies."""
+    x, w, bias = (None if t is None else _leaf(t) for t in (call.x, call.w, call.bias))
+    grids = [Grid(*(None if t is None else _leaf(t) for t in grid)) for grid in (call.x_grid, call.w_grid)]
+    return call._replace(x=x, w=w, bias=bias, x_grid=grids[0], w_grid=grids[1])
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

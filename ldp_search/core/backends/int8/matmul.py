@@ -1,0 +1,222 @@
+"""The three products of a linear layer on integers of 8 bits, with exact 32-bit sums.
+
+A tensor on a grid is  scale * code + offset  with an offset of its own, since a min/max grid has no exact zero. So the product
+of two such tensors is the product of the codes and terms of rank one, made of the sums of the codes over rows or columns:
+
+    sum_k (s_x a_ik + o_x)(s_j c_jk + o_j)  =  s_x s_j (A C^T)_ij  +  s_x o_j sum_k a_ik  +  o_x (s_j sum_k c_jk + K o_j)
+
+The weight's scale s_j belongs to the output channel j. In dL/dw that is a row of the result; in dL/dx = g w_q it is the axis
+summed over, where no scale can be taken out of the sum. There the weight stands as integers of 16 bits with one scale for
+all, in two planes of 8 bits: 256 * high + low. One product with both planes side by side gives both sums.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import native
+from ...native import grids
+from ...native import int8 as kernels
+from ...quantize.gradient_quantizers import draw_seed, gradient_form, round_stochastically_
+from ...quantize.grid import Grid
+from . import rounding_error
+
+LARGEST = {1: 127, 2: 127 * 256 + 127}
+"""Planes -> the largest integer that they hold with either sign."""
+LONGEST_SUM = 2**31 // 128**2 - 1
+"""Products of two codes that 32 bits hold the sum of, whatever the codes."""
+
+
+class Codes(NamedTuple):
+    """A matrix on a grid: scale * values + offset. values: int8 (rows, columns); scale, offset: fp32, broadcastable."""
+
+    values: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    def to_float(self) -> Tensor:
+        """The values on the grid, fp32."""
+        return self.values.float().mul_(self.scale).add_(self.offset)
+
+    def sum(self, dim: int) -> Tensor:
+        """Of the values over rows (0) or columns (1); int32."""
+        for values, axis in ((self.values, dim), (self.values.t(), 1 - dim)):
+            if values.is_contiguous() and native.takes(self.scale):
+                return kernels.sums(values, axis)
+        return self.values.sum(dim, dtype=torch.int32)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of int8 matrices, in int32."""
+    return torch._int_mm(*plain(a, b))
+
+
+def plain(*matrices: Tensor) -> tuple[Tensor, ...]:
+    """Matrices whose strides torch._int_mm understands."""
+    return tuple(_plain_strides(t) if 1 in t.shape else t for t in matrices)
+
+
+def _plain_strides(t: Tensor) -> Tensor:
+    """With the stride of a row even where there is one row: torch takes it for a leading dimension, and oneDNN then writes
+    nothing, without an error (pytorch issue 195066; a transposed column has a stride of 1 there).
+    """
+    return t.contiguous().as_strided(t.shape, (t.shape[1], 1))
+
+
+def row_sums(values: Tensor) -> Tensor:
+    """values.sum(1) of a contiguous int8 matrix, int32."""
+    return kernels.sums(values, 1) if serves(values) else values.sum(1, dtype=torch.int32)
+
+
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
+
+
+def serves(values: Tensor) -> bool:
+    """Whether the native kernels are there for codes."""
+    return values.device.type == "cpu" and native.takes(_ONE)
+
+
+def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[Codes, Tensor | None]:
+    """A matrix in integers: the values of `fake_quantize.rounded`, as codes; and `residual.pack` of it, where asked for.
+
+    Codes of an affine grid start at 0, those of a symmetric one too where the data is never negative; they are moved by half
+    of their range, so that 8 bits fit a signed byte and sums stay small.
+    """
+    fast = native.takes(x) and (shape := native.grid_shape(x, grid)) is not None
+    if fast and grid.offset is not None and grids.reads(bits):
+        shift, offset = grids.shift(bits, grid.scale, grid.offset)
+    else:
+        shift, offset = _shift(x, grid, bits)
+    if fast and grid.scale.dim() == 0 and x.is_contiguous():
+        values, packed = kernels.quantize(x, grid, shift, cells)
+        return Codes(values, grid.scale, offset), packed
+    if fast and shift.dim() == 0 and not cells:
+        return Codes(native.codes(x, grid, shape, shift), grid.scale, offset), None
+    place = x.float()
+    if grid.low is not None:
+        place = torch.maximum(torch.minimum(place, grid.high), grid.low)
+    place = (place if grid.offset is None else place - grid.offset) / grid.scale
+    values = torch.round(place).sub_(shift).clamp_(-128, 127).to(torch.int8)
+    return Codes(values, grid.scale, offset), rounding_error.pack(place, x, grid) if cells else None
+
+
+def _shift(x: Tensor, grid: Grid, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """(what codes are moved by, the offset that follows)."""
+    half = torch.exp2(bits - 1)
+    shift = half if grid.offset is not None else torch.where(_lowest(x, grid) < 0, 0, half)
+    return shift, shift * grid.scale if grid.offset is None else shift * grid.scale + grid.offset
+
+
+def _lowest(x: Tensor, grid: Grid) -> Tensor:
+    """What tells whether the data has both signs: the grid's bound, or the smallest value of all that share a scale."""
+    if grid.low is not None:
+        return grid.low
+    return x.amin([d for d in range(x.dim()) if grid.scale.shape[d] == 1], keepdim=True) if grid.scale.dim() else x.amin()
+
+
+def quantize_gradient(g: Tensor, bits: Tensor, quantizer) -> Codes:
+    """A gradient in integers: what the gradient quantizer gives, as codes."""
+    if (known := gradient_form(quantizer)) is not None and native.takes(g) and grids.reads(bits):
+        values, grid = grids.gradient(g, known, bits, draw_seed(), torch.int8)
+        return Codes(values, *grid.unbind())
+    scale, low, most = quantizer.grid(g, bits)
+    shift = torch.zeros_like(most) if low is None else torch.exp2(bits - 1)
+    if native.takes(g):
+        values = native.stochastic(g, scale, low, most, draw_seed(), torch.int8, float(shift))
+    else:
+        place = round_stochastically_(g.float() / scale if low is None else torch.sub(g.float(), low).div_(scale))
+        values = place.sub_(shift).clamp_(-128, 127).to(torch.int8)
+    return Codes(values, scale, shift * scale if low is None else shift * scale + low)
+
+
+def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
+    """sums * by + row[:, None] * across + column, for vectors that belong to rows and columns. Overwrites `sums`.
+
+    column: the same for all rows, or a matrix whose rows take turns.
+    """
+    if dtype in native.FLOATS and native.takes(by):
+        return kernels.to_values(sums, by, row, across, column, dtype)
+    y = sums.float().mul_(by).addcmul_(row[:, None], across)
+    y.view(-1, *column.shape).add_(column) if column.dim() == 2 else y.add_(column)
+    return y.to(dtype)
+
+
+def forward(x: Codes, w: Codes, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x_q @ w_q^T + bias from codes (rows, inputs) and (outputs, inputs)."""
+    sums = product(x.values, w.values.t())
+    return to_product(sums, x, x.sum(1), w, w.sum(1), x.values.shape[1], bias, dtype)
+
+
+def to_product(
+    sums: Tensor, left: Codes, left_sums: Tensor, right: Codes, right_sums: Tensor, length: int, bias: Tensor | None, dtype
+) -> Tensor:
+    """left_q @ right_q + bias from the product of their codes, and their codes summed over the `length` summed over. Overwrites
+    `sums`. left: with one scale for all; right: with one for all or one a column.
+    """
+    if dtype in native.FLOATS and native.takes(left.scale):
+        return kernels.product(sums, left, left_sums, right, right_sums, length, bias, dtype)
+    scale, offset = right.scale.view(-1), right.offset.view(-1)
+    column = left.offset * (scale * right_sums + length * offset)
+    column = column if bias is None else column + bias.float()
+    return to_values(sums, left.scale * scale, left.scale * left_sums, offset, column, dtype)
+
+
+def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
+    """g_q^T @ x_q (outputs, inputs) from codes, or its transpose; fp32."""
+    left, right = (x, g) if transposed else (g, x)
+    sums = product(left.values.t(), right.values)
+    return to_product(sums, left, left.sum(0), right, right.sum(0), len(g.values), None, torch.float32)
+
+
+def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """(int8, `number` planes side by side, scale): w_q = scale * (256 * high + low) to half a scale. One: high alone."""
+    for w, transposed in ((w_q, False), (w_q.t(), True)):
+        if w.is_contiguous() and native.takes(w):
+            return kernels.planes(w, number, LARGEST[number], transposed)
+    low, high = torch.aminmax(w_q)
+    scale = torch.maximum(-low, high).div_(LARGEST[number]).clamp_min_(torch.finfo(torch.float32).tiny)
+    whole = torch.round(w_q / scale)
+    if number == 1:
+        return whole.to(torch.int8), scale
+    high = whole.add(128).div_(256).floor_()
+    return torch.cat([high, whole.sub_(high, alpha=256)], 1).to(torch.int8), scale
+
+
+class InputGradient(NamedTuple):
+    """dL/dx as the products of integers left it: sums (rows, planes * inputs), int32; column: as in `to_values`."""
+
+    sums: Tensor
+    planes: int
+    scale: Tensor
+    column: Tensor
+
+    def to_float(self) -> Tensor:
+        """(rows, inputs), fp32."""
+        inputs = self.column.shape[-1]
+        sums = self.sums[:, :inputs].float()
+        if self.planes == 2:
+            sums = self.sums[:, inputs:].add(sums, alpha=256)
+        sums.mul_(self.scale)
+        sums.view(-1, *self.column.shape if self.column.dim() == 2 else self.column.shape).add_(self.column)
+        return sums
+
+
+def input_gradient(g: Codes, w_q: Tensor, number: int) -> InputGradient:
+    """g_q @ w_q from codes (rows, outputs) and a weight on its grid (outputs, inputs) in `number` planes."""
+    values, scale = planes(w_q, number)
+    return InputGradient(product(g.values, values), number, scale * g.scale, g.offset * w_q.sum(0))
+
+
+def input_backward(gx: InputGradient, x: Codes, packed: Tensor | None, grid: Grid, need_grid: bool, dtype: torch.dtype):
+    """dL/dx of `dtype`, and gradients of the grid as `fake_quantize.backward` gives them, from codes and `residual` cells."""
+    if dtype not in native.FLOATS or not native.takes(gx.column):
+        g, of_grid = rounding_error.backward(gx.to_float(), x.values, packed, grid, need_grid)
+        return g.to(dtype), of_grid
+    clip = grid.low is not None
+    g, sums = kernels.input_gradient(*gx, x.values, packed, clip, dtype)
+    if packed is None or not need_grid:
+        return g, (None, None, None)
+    return g, tuple(t.view(grid.scale.shape) for t in sums.unbind()) if clip else (sums.view(grid.scale.shape), None, None)

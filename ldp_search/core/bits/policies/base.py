@@ -1,0 +1,75 @@
+"""What a policy is: the rule that gives the real-valued bits of every coordinate over the training."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..problem import Problem, Signals
+
+
+class Policy:
+    """Base. A policy is a registered dataclass; its fields are its options, `self.state` its memory (tensors and numbers).
+
+    needs_gradients, needs_loss: what `Signals` must carry. hysteresis: how far past k + 0.5 bits must go to flip.
+    meets_target: it ends on the space's target cost, which must then be within reach.
+    """
+
+    needs_gradients = False
+    needs_loss = False
+    meets_target = False
+    hysteresis = 0.0
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.name = cls.__name__  # of one's own policy, which nothing registers
+
+    def bind(self, problem: Problem) -> Tensor:
+        """Set up for a network; returns the bits (layers, 3) at progress 0."""
+        self.problem, self.state = problem, {}
+        return self.begin()
+
+    def begin(self) -> Tensor:
+        """Bits at progress 0."""
+        raise TypeError(f"{type(self).__name__} must define begin() and step(signals).")
+
+    def step(self, signals: Signals) -> Tensor:
+        """Bits (layers, 3) for the next step."""
+        raise TypeError(f"{type(self).__name__} must define begin() and step(signals).")
+
+    def to(self, device) -> None:
+        self.problem = self.problem.to(device)
+        self.state = _map(self.state, lambda t: t.to(device))
+
+    def state_dict(self) -> dict:
+        return _map(self.state, lambda t: t.detach().cpu().clone())
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state = _map(state, lambda t: t.to(self.problem.low.device, copy=True))
+
+
+def _map(value, f):
+    """`value` with `f` applied to every tensor in its dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        return f(value)
+    if isinstance(value, dict):
+        return {k: _map(v, f) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map(v, f) for v in value)
+    return value
+
+
+class Schedule(Policy):
+    """A hand-made rule of progress alone: `fraction` of the way from the lowest to the highest bits."""
+
+    def fraction(self, progress: float) -> float:
+        raise TypeError(f"{type(self).__name__} must define fraction(progress).")
+
+    def bits_at(self, progress: float) -> Tensor:
+        low, high = self.problem.low, self.problem.high
+        return low + (high - low) * self.fraction(progress)
+
+    def begin(self):
+        return self.bits_at(0.0)
+
+    def step(self, signals):
+        return self.bits_at(signals.progress)

@@ -1,0 +1,72 @@
+"""Meeting a budget with integer bits, to the resolution of one step: shared by the policies that have one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+
+TOLERANCE = 1e-9
+"""Of progress. A part of a plan that is to begin with a step would otherwise begin one step late."""
+
+
+def shift_to_cost(problem: Problem, bits: Tensor, target: float, halvings: int = 40) -> Tensor:
+    """The shift (0-d) that moves all searched bits (layers, 3) together so that the real-valued cost is `target`."""
+    span = float((problem.high - problem.low).max()) + 1
+    low = torch.full((), -span, dtype=torch.float64, device=bits.device)
+    high = -low
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        above = problem.relative_cost(clamp(problem, bits + middle)) > target
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return (low + high) / 2
+
+
+def check_reachable(problem: Problem) -> None:
+    """Raises:
+    ValueError: even the lowest bits cost more than the target.
+    """
+    lowest = float(problem.relative_cost(problem.low))
+    if problem.target_cost is not None and problem.target_cost < lowest:
+        raise ValueError(
+            f"target_cost={problem.target_cost} cannot be met: the lowest bits everywhere cost {lowest:.3f} of the highest. "
+            "Raise target_cost, widen `bits` downwards, or keep fewer layers out (`skip`, `fixed`)."
+        )
+
+
+def clamp(problem: Problem, bits: Tensor) -> Tensor:
+    """`bits` within the ranges of their coordinates."""
+    return torch.minimum(torch.maximum(bits, problem.low), problem.high)
+
+
+def allocation_at_cost(problem: Problem, bits: Tensor, target: float) -> tuple[Tensor, Tensor]:
+    """The two neighbouring integer allocations, (layers, 3), whose costs enclose `target`: at most it, and at least it.
+
+    Integer allocations are those that rounding gives as all real-valued bits move together, so neighbours differ in the
+    group whose fraction comes next. Where even the lowest bits cost more, or the highest less, both are that one.
+    """
+    lower, upper = -20.0, 20.0
+    rounded = lambda shift: clamp(problem, torch.round(bits.double() + shift)).to(bits.dtype)  # noqa: E731
+    for _ in range(60):
+        middle = (lower + upper) / 2
+        if float(problem.relative_cost(rounded(middle))) <= target:
+            lower = middle
+        else:
+            upper = middle
+    return rounded(lower), rounded(upper)
+
+
+def plan_at(plan: list[tuple[float, Tensor]], progress: float) -> Tensor:
+    """The bits of the last part of a plan that has begun. Progress is a sum of steps: it may fall short by its last digits."""
+    return [bits for start, bits in plan if progress >= start - TOLERANCE][-1]
+
+
+def split_budget(below: Tensor, above: Tensor, problem: Problem, target: float, start: float = 0.0):
+    """[(progress at which it begins, bits)]: `below`, then `above`: the mean cost from `start` to the end is `target`."""
+    low, high = float(problem.relative_cost(below)), float(problem.relative_cost(above))
+    if high <= low or target <= low:
+        return [(start, below)]
+    if target >= high:
+        return [(start, above)]
+    return [(start, below), (1 - (1 - start) * (target - low) / (high - low), above)]

@@ -1,0 +1,82 @@
+"""What a policy knows of the network, and what one step tells it: all that stands between a controller and a policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cost import training_bitops, training_bitops_gradient
+
+
+@dataclass
+class Problem:
+    """What a policy may know of the network. A coordinate is (layer, kind), kind being weight, input, grad.
+
+    low, high: (layers, 3) ranges; equal where the bits are fixed. macs: (layers,), per sample.
+    group: (layers, 3) index of the coordinate's group (by granularity and ties), any where the bits are fixed. groups: how
+    many; the searched coordinates of one share their range.
+    """
+
+    layers: list[str]
+    low: Tensor
+    high: Tensor
+    macs: Tensor
+    group: Tensor
+    groups: int
+    target_cost: float | None = None
+    cost_weight: float | None = None
+    seed: int = 0
+
+    def to(self, device) -> Problem:
+        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in ("low", "high", "macs", "group")})
+
+    @property
+    def searched(self) -> Tensor:
+        """(layers, 3) mask of the coordinates that have a range."""
+        return self.high > self.low
+
+    def relative_cost(self, bits: Tensor) -> Tensor:
+        """Training BitOPs at `bits` (..., layers, 3), relative to the highest bits; float64."""
+        cost = training_bitops(self.macs, bits.double()).sum(-1)
+        return cost / training_bitops(self.macs, self.high.double()).sum()
+
+    def cost_gradient(self, bits: Tensor) -> Tensor:
+        """d relative_cost / d bits, (layers, 3)."""
+        gradient = training_bitops_gradient(self.macs, bits.double())
+        return gradient / training_bitops(self.macs, self.high.double()).sum()
+
+    @property
+    def members(self) -> Tensor:
+        """(groups,) number of searched coordinates of each group."""
+        return self.pool(torch.ones_like(self.low))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """(layers, 3) -> (groups,): means over the searched coordinates of each group."""
+        return self.pool(values) / self.members
+
+    def pool(self, values: Tensor) -> Tensor:
+        """(layers, 3) -> (groups,): sums over the searched coordinates of each group."""
+        values = torch.where(self.searched, values, 0).flatten()
+        return torch.zeros(self.groups, dtype=values.dtype, device=values.device).index_add_(0, self.group.flatten(), values)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(..., groups) -> (..., layers, 3): each coordinate takes its group's value, within its own range."""
+        return torch.minimum(torch.maximum(values[..., self.group], self.low), self.high)
+
+
+@dataclass
+class Signals:
+    """What one optimizer step tells the policy.
+
+    progress: end of the step, 0 to 1. bits: (layers, 3) in force during it. grads: d loss / d bits, (layers, 3), averaged
+    over the ranks. loss: mean training loss (0-d) or None. spent: integral of the relative cost over progress so far (0-d).
+    """
+
+    progress: float
+    bits: Tensor
+    grads: Tensor | None
+    loss: Tensor | None
+    spent: Tensor

@@ -1,0 +1,153 @@
+"""The search space: which bits are searched, in which range, by which policy, under which cost.
+
+A space is plain data, the same in Python, in a YAML file of `search_spaces/` and on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..messages import did_you_mean
+from ..registry import build, describe
+
+MODES = ("exact", "half")
+
+MAX_BITS = 16
+"""The most bits a code may have: fp32 arithmetic holds codes of up to 24 bits exactly, 16 keeps a margin for ranges."""
+FULL_PRECISION = 32
+"""Bits counted for a layer that is left in full precision."""
+
+
+@dataclass
+class SearchSpace:
+    """What `apply` searches.
+
+    Bits are given as a pair (lowest, highest) or as one integer, which fixes them. Component fields (`policy`,
+    `relaxation`, the quantizers, `backend`) are a name or a mapping ``{"name": ..., option: value}``.
+    """
+
+    policy: Any = "learned"  # rule giving the bits over time: learned, static, ramp, cyclic, progressive, random, replay
+    bits: Any = (3, 8)  # range of weight and input bits
+    weight_bits: Any = None  # range of the weight bits alone, where it differs from `bits`
+    input_bits: Any = None  # range of the input bits alone, where it differs from `bits`
+    grad_bits: Any = 8  # bits of the gradient of each layer's output; 32 leaves it unquantized
+    tie: bool = False  # weights and inputs of a layer share their bits (the paper)
+    granularity: str = "layer"  # bits shared by: network, block or layer
+    relaxation: Any = "round"  # from real-valued bits to those in force: round, interpolate, sample
+    weight_quantizer: Any = "minmax"
+    input_quantizer: Any = "minmax"
+    grad_quantizer: Any = "stochastic"
+    target_cost: float | None = None  # mean training cost over the run, relative to the highest bits; None: no budget
+    cost_weight: float | None = None  # price of the cost in the objective, instead of a budget
+    skip: list[str] = field(default_factory=list)  # name patterns left in full precision (counted at 32 bits)
+    fixed: dict[str, Any] = field(default_factory=dict)  # name pattern -> bits outside the search, e.g. {"*head": 8}
+    attention: bool = False  # quantize products of two activations too: attention's query-key and weights-value products
+    embeddings: bool = False  # quantize the rows that nn.Embedding looks up
+    min_coverage: float = 0.0  # refuse a model of which a smaller share of the MACs would be quantized
+    backend: Any = "simulate"  # how quantized products are computed: simulate, int8, reference
+    saved: str = "exact"  # what is kept for backward: exact, or half (16-bit codes of every large fp32 tensor)
+    seed: int = 0  # of everything random that the policy and the relaxation draw
+
+    def __post_init__(self):
+        self._check_types()
+        self.skip = [self.skip] if isinstance(self.skip, str) else list(self.skip)
+        self.bits = bit_range(self.bits, "bits")
+        self.weight_bits = self.bits if self.weight_bits is None else bit_range(self.weight_bits, "weight_bits")
+        self.input_bits = self.bits if self.input_bits is None else bit_range(self.input_bits, "input_bits")
+        self.grad_bits = bit_range(self.grad_bits, "grad_bits", full=True)
+        self.fixed = {pattern: bit_range(bits, f"fixed[{pattern!r}]", full=True) for pattern, bits in self.fixed.items()}
+        for pattern, (low, high) in self.fixed.items():
+            if low != high:
+                raise ValueError(f"fixed[{pattern!r}] must be one number of bits; received the range ({low}, {high}).")
+        for name, known in (("granularity", GRANULARITIES), ("saved", MODES)):
+            if (word := getattr(self, name)) not in known:
+                raise ValueError(f"Unknown {name} {word!r}.{did_you_mean(word, known)}")
+        if self.tie and self.weight_bits != self.input_bits:
+            raise ValueError(
+                f"tie=True shares bits between weights and inputs, so their ranges must be equal; received "
+                f"weight_bits={self.weight_bits} and input_bits={self.input_bits}. Give `bits` alone, or tie=False."
+            )
+        if self.target_cost is not None and not 0 < self.target_cost <= 1:
+            raise ValueError(f"target_cost must be in (0, 1], relative to the highest bits; received {self.target_cost}.")
+        if self.cost_weight is not None and self.cost_weight < 0:
+            raise ValueError(f"cost_weight must be >= 0; received {self.cost_weight}.")
+        if self.target_cost is not None and self.cost_weight is not None and self.cost_weight > 0:
+            raise ValueError("target_cost and cost_weight exclude each other: a budget sets its own price. Give one.")
+        if not 0 <= self.min_coverage <= 1:
+            raise ValueError(f"min_coverage must be in [0, 1]; received {self.min_coverage}.")
+        for kind in COMPONENTS:
+            name = kind.rpartition("_")[2] if kind != "grad_quantizer" else kind
+            build(name, getattr(self, kind))  # an unknown name or option fails here, before any work
+
+    def _check_types(self) -> None:
+        """Plain fields hold what their names promise; a word where a number belongs is a mistake in a file."""
+        number = (int, float)
+        wanted = {
+            **dict.fromkeys(("tie", "attention", "embeddings"), (bool, "true or false")),
+            **dict.fromkeys(("target_cost", "cost_weight", "min_coverage"), (number, "a number")),
+            "seed": (int, "a whole number"),
+            "fixed": (dict, "a mapping of name patterns to bits"),
+            **dict.fromkeys(("granularity", "saved"), (str, "a word")),
+        }
+        for name, (types, words) in wanted.items():
+            value = getattr(self, name)
+            if value is None and name in ("target_cost", "cost_weight"):
+                continue
+            if not isinstance(value, types) or (types is not bool and isinstance(value, bool)):
+                raise ValueError(f"{name} must be {words}; received {value!r}.")
+
+    @classmethod
+    def from_dict(cls, values: dict) -> SearchSpace:
+        """A space from plain data; an unknown key is an error with the nearest names."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                raise ValueError(f"Unknown field {key!r} of a search space.{did_you_mean(key, known)}")
+        return cls(**values)
+
+    def replace(self, **overrides) -> SearchSpace:
+        """This space with some fields changed; ranges derived from `bits` follow it."""
+        values = self._values()
+        if "bits" in overrides:
+            for name in ("weight_bits", "input_bits"):
+                if values[name] == values["bits"]:
+                    values[name] = None
+        if overrides.get("target_cost") is not None:
+            values["cost_weight"] = None
+        if overrides.get("cost_weight") is not None:
+            values["target_cost"] = None
+        return SearchSpace.from_dict(values | overrides)
+
+    def to_dict(self) -> dict:
+        """Plain data, fit for YAML and JSON, that `from_dict` takes."""
+        return {name: describe(v) if dataclasses.is_dataclass(v) else v for name, v in self._values().items()}
+
+    def _values(self) -> dict:
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in dataclasses.fields(self)} | {
+            "fixed": {pattern: bits[0] for pattern, bits in self.fixed.items()}
+        }
+
+
+GRANULARITIES = ("network", "block", "layer")
+COMPONENTS = ("policy", "relaxation", "weight_quantizer", "input_quantizer", "grad_quantizer", "backend")
+
+
+def bit_range(value, field_name: str, full: bool = False) -> tuple[float, float]:
+    """(lowest, highest) bits from a pair or a number.
+
+    Raises:
+        ValueError: not within 2 to 16 (or 32, where `full` precision is allowed), or in the wrong order.
+    """
+    try:
+        low, high = (value, value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        low, high = float(low), float(high)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{field_name} must be one number or a pair (lowest, highest); received {value!r}.") from error
+    if full and low == high == FULL_PRECISION:
+        return low, high
+    if not 2 <= low <= high <= MAX_BITS or low != int(low) or high != int(high):
+        also = f", or {FULL_PRECISION} for full precision" if full else ""
+        raise ValueError(f"{field_name} must be integers with 2 <= lowest <= highest <= {MAX_BITS}{also}; received {value!r}.")
+    return low, high

@@ -1,0 +1,84 @@
+"""All or nothing: what `apply`, a late census, `finalize` and loading change is put back when they raise, Ctrl-C included."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+from ..model.swap import ATTRIBUTE
+from .checkpoint import TENSORS
+
+
+@contextlib.contextmanager
+def model_kept(model: nn.Module):
+    """What `apply` does to modules (their classes, their records, a patched forward) is undone when the context raises."""
+    before = [(module, module.__class__, module.__dict__.get(ATTRIBUTE), module.__dict__.get("forward"))
+              for module in model.modules()]  # fmt: skip
+    try:
+        yield
+    except BaseException:
+        for module, cls, record, forward in before:
+            if module.__class__ is not cls:
+                module.__class__ = cls
+            _put(module.__dict__, ATTRIBUTE, record)
+            _put(module.__dict__, "forward", forward)
+        raise
+
+
+def _put(values: dict, key: str, value) -> None:
+    if value is not None:
+        values[key] = value
+    else:
+        values.pop(key, None)
+
+
+@contextlib.contextmanager
+def controller_kept(controller):
+    """A controller, with its policy's memory, its model's classes and hooks, is as before when the context raises."""
+    held = _Held(controller)
+    try:
+        with model_kept(controller.model):
+            yield
+    except BaseException:
+        held.put_back()
+        raise
+
+
+class _Held:
+    """A controller at one moment: which objects it holds, and the values of those that change in place."""
+
+    def __init__(self, controller):
+        self.controller, self.values, self.hooks = controller, dict(controller.__dict__), dict(controller.hooks)
+        self.tensors = {name: getattr(controller, name).detach().clone() for name in TENSORS}
+        policy, others = controller.policy, (controller.trajectory, controller._clip_optimizer, *controller.sites)
+        self.objects = [(policy, _copied(policy.__dict__)), *((x, dict(x.__dict__)) for x in others)]
+        self.random = controller.generator.get_state()
+        self.backend = controller.backend.state_dict() if hasattr(controller.backend, "state_dict") else None
+
+    def put_back(self) -> None:
+        controller = self.controller
+        for name in controller.hooks.keys() - self.hooks.keys():
+            controller.hooks[name].remove()
+        controller.__dict__.clear()
+        controller.__dict__.update(self.values, hooks=self.hooks)
+        with torch.no_grad():
+            for name, values in self.tensors.items():
+                getattr(controller, name).copy_(values)
+        for x, values in self.objects:
+            x.__dict__.clear()
+            x.__dict__.update(values)
+        controller.generator.set_state(self.random)
+        if self.backend is not None and hasattr(controller.backend, "load_state_dict"):
+            controller.backend.load_state_dict(self.backend)
+        controller._hand_out()
+
+
+def _copied(value):
+    """Tensors and containers of plain data, copied as deep as they go; anything else is the same object."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if type(value) in (dict, list, tuple):
+        return {k: _copied(v) for k, v in value.items()} if type(value) is dict else type(value)(map(_copied, value))
+    return value

@@ -1,0 +1,14 @@
+"""Words that error messages share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The tail of an error message on an unknown name: the nearest known names, then all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(word), known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return f"{hint} Known: {', '.join(known)}."

@@ -1,0 +1,79 @@
+"""Changing the classes of a model's modules, so that their products are computed by the sites of a controller."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..profile.records import ACTIVATIONS, CONSTANTS, GENERATED
+from .interception import KeptOut, Plan, QuantizedOwner
+from .layers import FUSED, OrdinaryPath, QuantizedLayer
+from .patched import intercept
+from .sites import outside, row_name
+from .swap import ATTRIBUTE as RECORD
+from .swap import swap
+
+ATTRIBUTE = "_ldp_controller"  # in the model's __dict__
+
+
+def install(controller) -> None:
+    """Swap every module that has a row or owns products; again when a census has found more of them."""
+    model, sites = controller.model, controller.searched_sites()
+    owners = plans(controller, sites)
+    for name, module in model.named_modules():
+        row, plan = controller.rows.get(name), owners.get(name)
+        if row is not None and row.module is module:
+            _install_layer(module, sites[name], bool(owners))
+        elif plan is not None:
+            own(module, plan)
+        if isinstance(module, FUSED) and not isinstance(module, OrdinaryPath):
+            swap(module, module.__dict__.get(RECORD) or controller, OrdinaryPath)
+    _follow_call_sites(controller)
+
+
+def own(module: nn.Module, plan) -> None:
+    """Have the products of a module's own forward computed as the plan says, also beneath a forward that somebody patched."""
+    if isinstance(module, QuantizedOwner):
+        module.__dict__[RECORD] = plan
+    else:
+        swap(module, plan, QuantizedOwner)
+    intercept(module, QuantizedOwner.run)
+
+
+def _install_layer(module: nn.Module, site, owners: bool) -> None:
+    if isinstance(module, QuantizedLayer):
+        module.__dict__[RECORD] = site
+    elif site is not None:
+        swap(module, site, QuantizedLayer)
+    elif owners and not isinstance(module, KeptOut):
+        swap(module, None, KeptOut)
+
+
+def _follow_call_sites(controller) -> None:
+    """Where a module runs more than once, a forward begins with its first call site, however the one before ended."""
+    if "call_sites" not in controller.hooks and any(row.call_sites > 1 for row in controller.rows.values()):
+        controller.hooks["call_sites"] = controller.model.register_forward_pre_hook(_first_call_sites)
+
+
+def _first_call_sites(model: nn.Module, args: tuple) -> None:
+    for site in model.__dict__[ATTRIBUTE].sites:
+        site.call_site = 0
+
+
+def plans(controller, sites: dict) -> dict[str, Plan]:
+    """{owner: plan} of every module that multiplies by itself; sites: {row: its site, None where it is in full precision}."""
+    modules, out = dict(controller.model.named_modules()), {}
+    for owner, found in outside(controller.survey, controller.rows):
+        site = sites.get(row_name(owner, found) or "")
+        plan = out.setdefault(owner, Plan(owner, controller))
+        if found.weight == ACTIVATIONS:
+            plan.activations = site
+        elif found.weight == GENERATED:
+            plan.generated[found.function] = site
+        elif found.weight != CONSTANTS:
+            if found.shape is not None:
+                places = plan.computed.setdefault((found.function, found.operand, found.shape), {})
+                places |= dict.fromkeys(found.places, site)
+            else:
+                path, _, attribute = found.weight.rpartition(".")
+                plan.tensors.append((modules[path], attribute, site))
+    return out

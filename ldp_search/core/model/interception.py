@@ -1,0 +1,187 @@
+"""Products that no layer class holds, met inside the forward of the module that owns them.
+
+Attention's own products, experts, raw parameters in `@`, a weight read from outside its layer or changed before its use:
+the owner's forward runs as it is, under a mode that sees every torch function called in it and has those that are products
+computed by the sites they belong to.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from ..products import unfused
+from ..products.torch_functions import ATTENTION, Product, find, trailing
+from .guard import own_products, running
+from .swap import ATTRIBUTE, Swapped
+
+_VIEW_NAMES = (
+    "transpose", "t", "permute", "swapaxes", "movedim", "chunk", "split", "unbind", "squeeze", "unsqueeze", "view", "reshape",
+    "flatten", "contiguous", "expand", "narrow", "select", "__getitem__",
+)  # fmt: skip
+_VIEWS = frozenset(getattr(space, name) for space in (Tensor, torch) for name in _VIEW_NAMES if hasattr(space, name))
+
+
+@dataclass
+class Plan:
+    """Which sites the products of one module's own forward belong to; None in place of a site: full precision.
+
+    tensors: (module, attribute, site) of the parameters and buffers that are operands, themselves or in views; looked up anew
+    in each forward, since whoever shards or moves a model may replace them. computed: {(function, which operand, trailing
+    shape): {place among such calls: site}} of weights that are computed first, from parameters alone. generated: {function:
+    site} of weights that depend on the input. activations: the site of the products of two activations.
+    """
+
+    name: str
+    controller: object
+    tensors: list[tuple[nn.Module, str, object]] = field(default_factory=list)
+    computed: dict[tuple, dict[int, object]] = field(default_factory=dict)
+    generated: dict[str, object] = field(default_factory=dict)
+    activations: object = None
+
+    @property
+    def on(self) -> bool:
+        return self.controller.enabled
+
+    @property
+    def empty(self) -> bool:
+        return not (self.tensors or self.computed or self.generated) and self.activations is None
+
+    def __deepcopy__(self, memo: dict):
+        return copy_with_model(self, self.controller, memo)
+
+    def sites(self) -> list:
+        """All of them, but for products in full precision."""
+        computed = [site for places in self.computed.values() for site in places.values()]
+        every = [*(site for _, _, site in self.tensors), *computed, *self.generated.values(), self.activations]
+        return [site for site in every if site is not None]
+
+    def known(self) -> list[tuple[Tensor, object]]:
+        """(tensor, its site), as the modules hold them now."""
+        held = ((getattr(module, attribute, None), site) for module, attribute, site in self.tensors)
+        return [(tensor, site) for tensor, site in held if tensor is not None]
+
+
+def copy_with_model(record, controller, memo: dict):
+    """A deep copy of what a module's forward asks; itself where the model that it belongs to is not being copied."""
+    if memo and id(controller.model) not in memo and id(controller) not in memo:
+        return record
+    made = memo[id(record)] = type(record).__new__(type(record))
+    state = record.__getstate__() if hasattr(record, "__getstate__") else record.__dict__
+    state = copy.deepcopy(state, memo)
+    made.__setstate__(state) if hasattr(made, "__setstate__") else made.__dict__.update(state)
+    return made
+
+
+class Products(TorchFunctionMode):
+    """Quantizes the products that one owner calls itself; those of the modules inside it are theirs."""
+
+    def __init__(self, plan: Plan, training: bool):
+        super().__init__()
+        self.plan, self.training, self.known = plan, training, plan.known()
+        self.met: dict[tuple, int] = {}  # kind of call with a computed weight -> the newest one's place
+
+    def __enter__(self):
+        running.owners.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        running.owners.pop()
+        return super().__exit__(*exception)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if running.owners[-1] is not self:
+            return func(*args, **kwargs)
+        whole = unfused.UNFUSED.get(func)
+        if func is scaled_dot_product_attention and self.plan.activations is not None:
+            whole = unfused.attention
+        if whole is not None:
+            with self:
+                return whole(*args, **kwargs)
+        product = find(func, args, kwargs)
+        if product is None or product is ATTENTION:
+            out = func(*args, **kwargs)
+            if func in _VIEWS and torch.compiler.is_compiling():
+                self._follow(args[0] if args else kwargs["input"], out)
+            return out
+        site, weight = self._belongs(product, product.pair(args, kwargs))
+        if site is None:
+            return func(*args, **kwargs)
+        with own_products():  # what quantizing itself computes is not to be quantized
+            return site.call(product, func, args, kwargs, weight, self.training)
+
+    def _belongs(self, product: Product, pair) -> tuple[object, int | None]:
+        """(site, which operand is its weight) of a product."""
+        first, second = (self._site_of(x) for x in pair)
+        if first and second:  # two weights: nothing of a sample is in it
+            return None, None
+        if not second and product.by_role and not torch.compiler.is_compiling():  # loaded since this forward began, perhaps
+            self.known = self.plan.known()
+            second = self._site_of(pair[1])
+        for which, found in ((1, second), (0, first)):
+            if found:
+                return found[0], which
+        for which in (1, 0):
+            key = (product.name, which, trailing(product, pair[which]))
+            if key in self.plan.computed:
+                return self._computed(key), which
+        if not product.by_role:
+            return self.plan.activations, None
+        if product.name not in self.plan.generated:
+            _warn_of_the_unknown(self.plan, product)
+        return self.plan.generated.get(product.name), 1
+
+    def _computed(self, key: tuple):
+        """The site of the next call of this kind; more calls than were counted are taken for the last one's."""
+        places, place = self.plan.computed[key], self.met.get(key, -1) + 1
+        self.met[key] = place
+        return places.get(place, places[max(places)])
+
+    def _site_of(self, tensor: Tensor) -> tuple:
+        """(site,) of a weight or of a view of one; () of any other tensor."""
+        base = None if torch.compiler.is_compiling() else tensor._base
+        for known, site in self.known:
+            if known is tensor or known is base:
+                return (site,)
+        return ()
+
+    def _follow(self, tensor: Tensor, views) -> None:
+        """While compiling, views do not tell what they are views of, so it is noted as they are made."""
+        found = self._site_of(tensor)
+        if found:
+            self.known += [(view, found[0]) for view in (views if isinstance(views, list | tuple) else [views])]
+
+
+def _warn_of_the_unknown(plan: Plan, product: Product) -> None:
+    plan.generated[product.name] = None  # once
+    warnings.warn(
+        f"{plan.name or 'The model'} calls {product.name} on a weight that it did not use when its products were counted; it "
+        "stays in full precision. Count on inputs that reach it: apply(model, example_inputs=...).",
+        stacklevel=4,
+    )
+
+
+class QuantizedOwner(Swapped):
+    """Mixin before the original class of a module that owns products."""
+
+    def run(self, forward, args, kwargs):
+        plan = self.__dict__[ATTRIBUTE]
+        if not plan.on or plan.empty:
+            return forward(self, *args, **kwargs)
+        with Products(plan, self.training):
+            return forward(self, *args, **kwargs)
+
+
+class KeptOut(Swapped):
+    """Mixin of a module left in full precision: the owners that it lies in keep their hands off its products."""
+
+    def run(self, forward, args, kwargs):
+        with own_products():
+            return forward(self, *args, **kwargs)

@@ -1,0 +1,185 @@
+"""A site: one row of the search as the products that belong to it see it. Its tensors are views of the controller's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..backends import Call, finish
+from ..backends.reference import under_transform
+from ..bits.space import FULL_PRECISION
+from ..native.memory import transformed
+from ..products.torch_functions import Product
+from ..quantize import fused_grids
+from ..quantize.fake_quantize import fake_quantize, quantize_gradient
+from ..quantize.grid import Grid, Statistics, measure
+from .guard import own_products
+from .interception import copy_with_model
+from .layers import has_no_range
+
+MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's code)
+
+
+class Site:
+    """State of one row.
+
+    bits: (3,) leaf, whose `.grad` is a row of the controller's. grad_bits: the last of them (0-d), without gradient. ranges:
+    (call sites, 4) moving averages of min, max, mean|x| and of 1 (their mass, for the bias correction) of the input; a module
+    that runs twice in a forward has two call sites.
+    x_clip, w_clip: leaves with the logarithms of the learned clips, or None. axis: of a layer's output channels.
+    highest: weight, input and gradient bits that are never exceeded.
+    """
+
+    def __init__(self, controller, name: str, axis: int, highest: tuple):
+        self.controller, self.name, self.axis, self.highest = controller, name, axis, highest
+        self.quantize_grad = highest[2] < FULL_PRECISION
+        self.bits = self.grad_bits = self.ranges = self.x_clip = self.w_clip = None
+        self.call_site = 0  # of the next call in this forward
+        self.seen = False  # whether a forward with quantization on has come here
+
+    def __deepcopy__(self, memo: dict):
+        """A copy of the whole model has its own sites; a copy of one layer (an adapter's) shares them: one decision."""
+        return copy_with_model(self, self.controller, memo)
+
+    def __getstate__(self) -> dict:
+        handed_out_anew = "bits", "grad_bits", "ranges", "x_clip", "w_clip"
+        return self.__dict__ | dict.fromkeys(handed_out_anew)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = state | {k: v for k, v in self.__dict__.items() if v is not None}
+
+    @property
+    def on(self) -> bool:
+        return self.controller.enabled
+
+    # -- products -----------------------------------------------------------------------------------------------------
+
+    def layer(self, layer: nn.Module, x: Tensor, product) -> Tensor:
+        """Q(x) * Q(weight) + bias of a layer, with the gradient of the result quantized."""
+        with own_products():
+            return self.product(x, layer.weight, layer.bias, product, layer.training, (self.axis,))
+
+    def product(self, x: Tensor, w: Tensor, bias: Tensor | None, product, training: bool, axes: tuple) -> Tensor:
+        """The same of a product of `products/bilinear.py`; axes: of the output channels in the weight."""
+        c = self._on_device_of(x)
+        if (training or c.gathering) and not c.relaxation.interpolates:
+            quantizers = c.weight_quantizer, c.input_quantizer
+            grids = fused_grids.grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
+            if grids is not None:  # the same as below in fewer operations
+                grad_bits = self.grad_bits if self.quantize_grad else None
+                return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
+        x_grid, w_grid = self._input_grid(x, training), self._weight_grid(w, axes)
+        weight_bits, input_bits, grad_bits = self.bits.unbind()  # at once: one node of the graph
+        grad_bits = grad_bits.detach() if self.quantize_grad else None
+        if c.relaxation.interpolates:  # a mixture of two grids lies on neither, so the backend gets none
+            call = Call(x, w, bias, None, None, product, grad_bits, c.grad_quantizer)
+            return finish(call, _mix(x, input_bits, x_grid), _mix(w, weight_bits, w_grid))
+        call = Call(x, w, bias, x_grid(input_bits), w_grid(weight_bits), product, grad_bits, c.grad_quantizer, self)
+        return under_transform(call) if transformed() else c.backend(call)
+
+    def call(self, product: Product, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:
+        """`function(*args, **kwargs)`, a product met outside of layers, of quantized operands.
+
+        Args:
+            weight: which operand is the weight (0 or 1). None: neither is; both then have their own ranges in evaluation too,
+                and the second one takes the weight bits.
+        """
+        pair = product.pair(args, kwargs)
+        if any(has_no_range(x) for x in pair):
+            return function(*args, **kwargs)
+        self._on_device_of(pair[0])
+        axes = () if weight is None else product.kept(weight, pair[weight], args)
+        layer = product.layer(args, kwargs) if weight == 1 else None
+        if layer is not None:
+            return self.product(*layer, training, axes)
+        if weight is None:
+            grids = [self._own_grid(x) for x in pair]
+        else:
+            grids = [self._input_grid(pair[1 - weight], training), self._weight_grid(pair[weight], axes)]
+            grids = grids if weight == 1 else grids[::-1]
+        bits = [self.bits[1], self.bits[0]] if weight != 0 else [self.bits[0], self.bits[1]]
+        pair = [self._rounded(x, b, grid) for x, b, grid in zip(pair, bits, grids, strict=True)]
+        args, kwargs = product.replaced(args, kwargs, pair)
+        y = function(*args, **kwargs)
+        return quantize_gradient(y, self.bits[2].detach(), self.controller.grad_quantizer) if self.quantize_grad else y
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Rows of an embedding, each quantized by itself."""
+        self._on_device_of(rows)
+        flat = rows.reshape(-1, rows.shape[-1])
+        return self._rounded(flat, self.bits[0], self._weight_grid(flat, (0,), learned=False)).view(rows.shape)
+
+    def _rounded(self, x: Tensor, bits: Tensor, grid) -> Tensor:
+        return _mix(x, bits, grid) if self.controller.relaxation.interpolates else fake_quantize(x, grid(bits))
+
+    def _on_device_of(self, x: Tensor):
+        self.seen = True
+        if self.bits.device != x.device:
+            self.controller.to(x.device)
+        return self.controller
+
+    # -- grids: functions from bits ---------------------------------------------------------------------------------
+
+    def weight_grid(self, w: Tensor) -> Grid:
+        """The grid of a layer's weight at the bits in force."""
+        return self._weight_grid(w, (self.axis,))(self.bits[0].detach())
+
+    def input_grid(self, call_site: int = 0) -> Grid:
+        """The grid of the input at the bits in force, in evaluation; call_site: which call of the forward."""
+        stats = Statistics(*(self.ranges[call_site, :3] / self.ranges[call_site, 3]).unbind())
+        return self.controller.input_quantizer.grid(stats, self.bits[1].detach(), False, self._input_clip())
+
+    def _weight_grid(self, w: Tensor, axes: tuple, learned: bool = True):
+        quantizer = self.controller.weight_quantizer
+        stats = measure(w.detach(), axes, quantizer.learned_clip)
+        clip = None
+        if learned and self.w_clip is not None:
+            clip = self.w_clip.exp().view([-1 if d in axes else 1 for d in range(w.dim())])
+        return lambda bits: quantizer.grid(stats, bits, True, clip)
+
+    def _input_clip(self) -> Tensor | None:
+        return None if self.x_clip is None else self.x_clip.exp().view(())
+
+    def _input_grid(self, x: Tensor, training: bool):
+        stats, clip = self._input_statistics(x, training), self._input_clip()
+        live = training or self.controller.gathering
+        return lambda bits: self.controller.input_quantizer.grid(stats, bits, live, clip)
+
+    def _own_grid(self, x: Tensor):
+        quantizer = self.controller.input_quantizer
+        stats = measure(x.detach(), None, quantizer.learned_clip)
+        return lambda bits: quantizer.grid(stats, bits, True)
+
+    @torch.no_grad()
+    def _input_statistics(self, x: Tensor, training: bool) -> Statistics:
+        """The batch's own statistics in training, their moving averages in evaluation."""
+        batch = measure(x.detach(), None, self.controller.input_quantizer.learned_clip)
+        ranges = self._next_ranges()
+        if ranges is None:
+            return batch
+        if training or self.controller.gathering:
+            ranges.lerp_(torch.stack([*batch, torch.ones_like(batch.low)]).to(ranges.dtype), MOMENTUM)
+            return batch
+        known = ranges[3] > 0  # before any training there is no average: the batch's own range serves
+        average = (ranges[:3] / ranges[3].clamp_min(1e-12)).to(batch.low.dtype)
+        return Statistics(*torch.where(known, average, torch.stack(list(batch))).unbind())
+
+    def _next_ranges(self) -> Tensor | None:
+        """The moving averages (4,) of the call site whose turn it is; None: they are not to be touched."""
+        if _recomputing():  # a checkpointed forward runs again, perhaps in another order: it was recorded the first time
+            return None
+        ranges = self.ranges[self.call_site]
+        if len(self.ranges) > 1:
+            self.call_site = (self.call_site + 1) % len(self.ranges)
+        return ranges
+
+
+def _recomputing() -> bool:
+    """Whether this forward runs within a backward, as activation checkpointing does."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _mix(x: Tensor, bits: Tensor, grid) -> Tensor:
+    """(1 - f) Q_k(x) + f Q_{k+1}(x) with k = floor(bits), f its fraction: dx/dbits is the difference of the two."""
+    lower = torch.floor(bits.detach())
+    return torch.lerp(fake_quantize(x, grid(lower)), fake_quantize(x, grid(lower + 1)), (bits - lower).to(x.dtype))

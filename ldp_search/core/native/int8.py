@@ -1,0 +1,137 @@
+"""The kernels of `int8.c`: what stands before and after a product of 8-bit integers, each in one pass.
+
+Each equals a formula of backends/int8/matmul.py or backends/int8/rounding_error.py, which asks `native.takes` first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .library import _TYPES, FLOATS, _library_of_kernels, _threads
+from .memory import address, empty
+
+_P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_SIGNATURES = {
+    "ldp8_input": (_P, _I, _L, _P, _P, _P, _P, _P, _P, _P, _I),
+    "ldp8_row_sums": (_P, _L, _L, _P, _I),
+    "ldp8_column_sums": (_P, _L, _L, _P, _I),
+    "ldp8_values": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _L, _I),
+    "ldp8_product": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _P, _I, _P, _L, _P, _P, _I),
+    "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _P, _P, _L, _P, _P, _I, _P, _I),
+    "ldp8_columns": (_P, _P, _P, _I),
+    "ldp8_planes": (_P, _L, _L, _F, _P, _P, _P, _L, _I),
+}
+
+
+@cache
+def _kernel(name: str):
+    function = getattr(_library_of_kernels(), name)
+    function.argtypes, function.restype = _SIGNATURES[name], None
+    return function
+
+
+def _floats(*tensors: Tensor | None) -> tuple[int | None, ...]:
+    """Addresses of fp32 tensors."""
+    return tuple(address(tensor, torch.float32) for tensor in tensors)
+
+
+def quantize(x: Tensor, grid, shift: Tensor, cells: bool) -> tuple[Tensor, Tensor | None]:
+    """(int8 codes less `shift`, packed cells of the rounding error) of a contiguous tensor with one grid."""
+    values = empty(x.shape, torch.int8)
+    packed = empty((x.numel() + 1) // 2, torch.uint8) if cells else None
+    _kernel("ldp8_input")(
+        address(x, *FLOATS), _TYPES[x.dtype], x.numel(), *_floats(*grid, shift), values.data_ptr(),
+        address(packed, torch.uint8), _threads(x.numel()),
+    )  # fmt: skip
+    return values, packed
+
+
+def sums(values: Tensor, dim: int) -> Tensor:
+    """values.sum(dim) of a contiguous int8 matrix, int32."""
+    rows, columns = values.shape
+    out = empty(columns if dim == 0 else rows, torch.int32)
+    kernel = _kernel("ldp8_column_sums" if dim == 0 else "ldp8_row_sums")
+    kernel(address(values, torch.int8), rows, columns, out.data_ptr(), _threads(values.numel()))
+    return out
+
+
+def _turns(column: Tensor, columns: int) -> tuple[Tensor, int]:
+    """Rows that are added in turn, and how many there are."""
+    if column.shape[-1] != columns or not column.is_contiguous():
+        column = column.expand(*column.shape[:-1], columns).contiguous()
+    return column, column.numel() // columns
+
+
+def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
+    """sums * by + row[:, None] * across + column; fp32 takes the memory of `sums`."""
+    y = sums.view(torch.float32) if dtype == torch.float32 else empty(sums.shape, dtype)
+    by, across = (t.expand(sums.shape[1]).contiguous() for t in (by, across))
+    column, period = _turns(column, sums.shape[1])
+    row = row.expand(sums.shape[0]).contiguous()
+    _kernel("ldp8_values")(
+        address(sums, torch.int32), y.data_ptr(), _TYPES[dtype], *sums.shape, *_floats(by, row, across, column), period,
+        _threads(sums.numel()),
+    )  # fmt: skip
+    return y
+
+
+def product(
+    sums: Tensor, left, left_sums: Tensor, right, right_sums: Tensor, length: int, bias: Tensor | None, dtype
+) -> Tensor:
+    """What `to_values` makes of the sums of two matrices of codes; fp32 takes the memory of `sums`."""
+    y = sums.view(torch.float32) if dtype == torch.float32 else empty(sums.shape, dtype)
+    rows, columns = sums.shape
+    bias = None if bias is None else bias.float().contiguous()
+    space = empty(3 * columns + rows, torch.float32)
+    _kernel("ldp8_product")(
+        address(sums, torch.int32), y.data_ptr(), _TYPES[dtype], rows, columns, *_floats(left.scale, left.offset),
+        address(left_sums, torch.int32), *_floats(right.scale, right.offset), right.scale.numel() > 1,
+        address(right_sums, torch.int32), length, *_floats(bias), space.data_ptr(), _threads(sums.numel()),
+    )  # fmt: skip
+    return y
+
+
+def input_gradient(
+    sums: Tensor,
+    planes: int,
+    scale: Tensor,
+    column: Tensor,
+    values: Tensor,
+    packed: Tensor | None,
+    clip: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """(dL/dx of `dtype`, and where there are cells (1,) dL/dscale, or (3,) with dL/dlow and dL/dhigh where values are cut)."""
+    rows, columns = sums.shape[0], sums.shape[1] // planes
+    in_place = planes == 1 and dtype == torch.float32
+    gx = sums.view(torch.float32) if in_place else empty((rows, columns), dtype)
+    (column, period), results = _turns(column, columns), empty(3 if clip else 1, torch.float32)
+    _kernel("ldp8_input_gradient")(
+        address(sums, torch.int32), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, *_floats(scale, column), period,
+        address(values, torch.int8), address(packed, torch.uint8), clip, results.data_ptr(), _threads(sums.numel()),
+    )  # fmt: skip
+    return gx, results
+
+
+def planes(w: Tensor, number: int, most: int, transposed: bool) -> tuple[Tensor, Tensor]:
+    """(round(w / scale) in `number` int8 planes, at most `most`; scale); w: contiguous (outputs, inputs), or its transpose."""
+    rows, columns = w.shape
+    out = empty((number * rows, columns) if transposed else (rows, number * columns), torch.int8)
+    low = out.data_ptr() + (rows * columns if transposed else columns) if number == 2 else None
+    scale, stride = empty((), torch.float32), columns if transposed else number * columns
+    found = scale.data_ptr()
+    _kernel("ldp8_planes")(*_floats(w), rows, columns, most, found, out.data_ptr(), low, stride, _threads(w.numel()))
+    return out.t() if transposed else out, scale
+
+
+def columns(values: Tensor, kernel, stride, padding, dilation, places) -> Tensor:
+    """Of contiguous codes (samples, height, width, channels), what lies under a kernel at each place, padded with zeros."""
+    window = (_L * 14)(*values.shape, *kernel, *stride, *padding, *dilation, *places)
+    rows = len(values) * places[0] * places[1]
+    out = empty((rows, kernel[0] * kernel[1] * values.shape[3]), torch.int8)
+    _kernel("ldp8_columns")(address(values, torch.int8), ctypes.addressof(window), out.data_ptr(), _threads(out.numel()))
+    return out

@@ -1,0 +1,56 @@
+"""A grid, and the statistics of a tensor that it follows from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import native
+
+SMALLEST_SCALE = 1e-30  # of a constant tensor, whose range is empty (the paper's 1e-8 would be above some weights at the start)
+
+
+class Statistics(NamedTuple):
+    """Minimum, maximum and mean absolute value of a tensor (0-d) or of each channel (broadcastable against it)."""
+
+    low: Tensor
+    high: Tensor
+    spread: Tensor
+
+
+class Grid(NamedTuple):
+    """The values that a quantized tensor may take; all fp32, broadcastable against the tensor.
+
+    `offset` None: zero, which is then on the grid. `low`/`high` None: the range is the tensor's own, so nothing is clipped.
+    """
+
+    scale: Tensor
+    offset: Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+
+@torch.no_grad()
+def measure(x: Tensor, axes: int | tuple[int, ...] | None = None, spread: bool = False) -> Statistics:
+    """Statistics of `x`, of the whole tensor or of each slice along `axes` (the others kept, of size 1), in fp32."""
+    axes = () if axes is None else (axes % x.dim(),) if isinstance(axes, int) else axes
+    if native.takes(x) and (shape := native.shape_along(x, axes)) is not None:
+        each = [n if d in axes else 1 for d, n in enumerate(x.shape)] if axes else []
+        return _statistics(native.measure(x, shape, spread), each)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if not axes:
+        low, high = torch.aminmax(x)
+        mean = x.abs().mean(dtype=dtype) if spread else high
+    else:
+        dims = [d for d in range(x.dim()) if d not in axes]
+        low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+        mean = x.abs().mean(dims, keepdim=True, dtype=dtype) if spread else high
+    return Statistics(low.to(dtype), high.to(dtype), mean.to(dtype))
+
+
+def _statistics(rows: Tensor, shape: list[int]) -> Statistics:
+    """From (2 or 3, channels); without a mean the maximum stands in its place, unused."""
+    low, high, *mean = rows.view(-1, *shape).unbind()
+    return Statistics(low, high, *mean or (high,))

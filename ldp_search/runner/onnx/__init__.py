@@ -1,0 +1,11 @@
+"""A trained model as ONNX, or as torch's exported program, with its quantization in it.
+
+export          the one way in: ldp_search.export
+float_graph     the float graph that torch makes
+writer          nodes of quantization put into it
+integer_codes   weights stored as integers
+conv_outputs    outputs of convolutions
+check           the result run and compared
+
+What may live here: the file format. What a model's bits and grids are is asked of its controller.
+"""

@@ -1,0 +1,125 @@
+"""Running what is exported: its inputs, the ranges inside it, and the comparison with torch before it counts as made."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnxscript
+import torch
+from onnxscript import ir
+
+from .float_graph import tensors
+
+INTEGER_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul")
+SMALL_CHANGE = 1e-4  # about what rounding a bias to the step of an int32 accumulator does
+
+
+def feed(graph: ir.Graph, args: tuple, kwargs: dict) -> dict[str, np.ndarray]:
+    """{input of the graph: value}, of the example inputs."""
+    names = [value.name for value in graph.inputs]
+    values = {name: value for name, value in kwargs.items() if name in names}
+    rest = [name for name in names if name not in values]
+    positional = tensors((args, {k: v for k, v in kwargs.items() if k not in values}))
+    values |= dict(zip(rest, positional, strict=False))
+    return {name: value.detach().cpu().numpy() for name, value in values.items()}
+
+
+def difference(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """Largest difference, relative to the largest magnitude of each expected array."""
+    pairs = zip(found, expected, strict=True)
+    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs)
+
+
+def own_error(ldp, args: tuple, kwargs: dict, expected) -> float:
+    """`difference` of the quantized model in torch from itself, when its layers' outputs change by `SMALL_CHANGE`."""
+    generator = torch.Generator().manual_seed(0)
+
+    def change(module, inputs, output):
+        noise = torch.randn(output.shape, generator=generator).to(output)
+        return output * (1 + SMALL_CHANGE * noise)
+
+    hooks = [row.module.register_forward_hook(change) for row in ldp.rows.values() if row.module is not None]
+    try:
+        changed = ldp.model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return difference(_arrays(changed), _arrays(expected))
+
+
+def _arrays(output) -> list[np.ndarray]:
+    return [x.detach().cpu().numpy() for x in tensors(output)]
+
+
+def _session(source, save_to: str | None = None):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if save_to is not None:
+        options.optimized_model_filepath = save_to
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def ranges(graph: ir.Model, values: list[ir.Value], inputs: dict) -> dict[str, tuple[float, float]]:
+    """{value's name: (lowest, highest)} on the example inputs, by running the graph with these as further outputs."""
+    main, added = graph.graph, []
+    for value in values:
+        for op in ("ReduceMin", "ReduceMax"):
+            node = ir.node(op, [value], attributes={"keepdims": 0}, name=f"{value.name}.{op}")
+            node.outputs[0].name, node.outputs[0].dtype = node.name, ir.DataType.FLOAT
+            node.outputs[0].shape = ir.Shape([])
+            main.append(node)
+            main.outputs.append(node.outputs[0])
+            added.append(node)
+    main.sort()
+    try:
+        found = _session(ir.to_proto(graph).SerializeToString()).run([node.name for node in added], inputs)
+    finally:
+        for node in added:
+            main.outputs.remove(node.outputs[0])
+            main.remove(node)
+    pairs = zip(found[::2], found[1::2], strict=True)
+    return {value.name: (float(low), float(high)) for value, (low, high) in zip(values, pairs, strict=True)}
+
+
+def save(graph: ir.Model, path: Path, inputs: dict, expected, runs: bool) -> tuple[float | None, dict | None]:
+    """Write next to `path`, run and compare, then put in place: a file at `path` is one that runs.
+
+    Returns:
+        max_error and kernels of `Export`; None where onnxruntime is missing (runs=False).
+    """
+    _tidy(graph)
+    error = kernels = None
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
+        made, optimized = os.path.join(folder, "model.onnx"), os.path.join(folder, "optimized.onnx")
+        ir.save(graph, made)
+        if runs:
+            error = difference(_session(made, optimized).run(None, inputs), _arrays(expected))
+            counts = Counter(node.op_type for node in ir.load(optimized).graph)
+            kernels = {op: counts[op] for op in INTEGER_KERNELS if counts[op]}
+        else:
+            warnings.warn("The exported file was not run, since onnxruntime is missing: pip install onnxruntime", stacklevel=3)
+        os.replace(made, path)
+    return error, kernels
+
+
+def _tidy(graph: ir.Model) -> None:
+    """Order the nodes; take out what nothing reads any more (the float weights) and the exporter's notes."""
+    graph.graph.sort()
+    logger = logging.getLogger("onnxscript.optimizer")
+    level, logger.level = logger.level, logging.ERROR  # it reports every constant that it cannot compute in advance
+    try:
+        onnxscript.optimizer.optimize(graph)
+    finally:
+        logger.level = level
+    for node in graph.graph:
+        node.metadata_props.clear()  # a third of a small file
+        for value in node.outputs:
+            value.metadata_props.clear()

@@ -1,0 +1,103 @@
+"""The rounding of convolutions' outputs, without which onnxruntime has no integer kernel for a convolution.
+
+An output that only the next quantized layer reads is rounded already: that layer's own grid is taken. Any other (a residual
+sum, a SiLU, the end of the network) is rounded to 8 bits here, in addition to what training did: on the grid of one of its
+readers where that has all 8 bits, else on the range that the example inputs show, widened to four standard deviations of
+the folded batch-norm, so that a poor example does not cut off what real data needs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnxscript import ir
+
+from .integer_codes import InputCodes
+from .writer import Convolution, Writer, set_input
+
+
+def finish_convolutions(writer: Writer, measure) -> list[str]:
+    """Write the biases and round the outputs.
+
+    Args:
+        measure: from values to {name: (lowest, highest) on the example inputs}; None: round nothing more than the layers
+            themselves do.
+
+    Returns:
+        the layers whose output stays in floating point, so that they have no integer kernel.
+    """
+    open_ended: dict[str, tuple[Convolution, ir.Value]] = {}
+    for convolution in writer.convolutions:
+        end = _end(convolution.node)
+        convolution = _take_shift(convolution, end)
+        scale, codes = convolution.bias_scale, np.rint(convolution.bias / convolution.bias_scale).astype(np.int32)
+        set_input(convolution.node, 2, writer.integers(codes, scale, 0, f"{convolution.layer}.bias"))
+        if not _rounded_already(end) and (measure is None or not _share_full_grid(writer, end)):
+            open_ended[end.name] = (convolution, end)
+    if measure is None or not open_ended:
+        return [convolution.layer for convolution, _ in open_ended.values()]
+    ranges = measure([end for _, end in open_ended.values()])
+    for convolution, end in open_ended.values():
+        _round(writer, end, convolution, *ranges[end.name])
+    return []
+
+
+def _end(node: ir.Node) -> ir.Value:
+    """The convolution's output, or that of the Relu or Clip that alone reads it: both fuse into the kernel."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) == 1 and uses[0][0].op_type in ("Relu", "Clip") and not node.outputs[0].is_graph_output():
+        return uses[0][0].outputs[0]
+    return node.outputs[0]
+
+
+def _take_shift(convolution: Convolution, end: ir.Value) -> Convolution:
+    """Where only a Sub of a constant reads the output (a minmax grid's shift), put it into the bias."""
+    uses = list(end.uses())
+    if len(uses) != 1 or uses[0][0].op_type != "Sub" or end is not convolution.node.outputs[0] or end.is_graph_output():
+        return convolution
+    sub = uses[0][0]
+    if sub.inputs[1].const_value is None or sub.inputs[1].const_value.size != 1:
+        return convolution
+    bias = convolution.bias - float(sub.inputs[1].const_value.numpy())
+    sub.outputs[0].replace_all_uses_with(end, replace_graph_outputs=True)
+    sub.graph.remove(sub, safe=True)
+    return convolution._replace(bias=bias)
+
+
+def _rounded_already(end: ir.Value) -> bool:
+    users = [user for user, _ in end.uses()]
+    return len(users) == 1 and users[0].op_type == "QuantizeLinear" and not end.is_graph_output()
+
+
+def _share_full_grid(writer: Writer, end: ir.Value) -> bool:
+    """Let all readers have the values of the one among them that rounds to all 256 codes; False without such a one."""
+    for user, _ in list(end.uses()):
+        if user.op_type == "QuantizeLinear":
+            (reader, _), *others = user.outputs[0].uses()
+            if reader.op_type == "DequantizeLinear" and not others:
+                _redirect(writer, end, user, reader.outputs[0])
+                return True
+    return False
+
+
+def _round(writer: Writer, end: ir.Value, convolution: Convolution, low: float, high: float) -> None:
+    """Round a value to 8 bits between `low` and `high`, for all its readers."""
+    positive = end.producer().op_type == "Relu"
+    if convolution.spread is not None and end.producer().op_type != "Clip":
+        low, high = min(low, convolution.spread[0]), max(high, convolution.spread[1])
+    low, high = 0.0 if positive else min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / 255, 1e-8)
+    codes = InputCodes(scale, round(-low / scale), 0, 255, 0.0)
+    out = writer.quantized(end, codes, f"{convolution.layer}.output")
+    _redirect(writer, end, out.producer().inputs[0].producer(), out)
+
+
+def _redirect(writer: Writer, end: ir.Value, quantize: ir.Node, out: ir.Value) -> None:
+    """All who read `end`, except `quantize`, read `out` instead."""
+    for user, index in list(end.uses()):
+        if user is not quantize:
+            user.replace_input_with(index, out)
+    for index, value in enumerate(list(writer.graph.outputs)):
+        if value is end:
+            name = end.name
+            end.name, out.name = f"{name}.exact", name
+            writer.graph.outputs[index] = out

@@ -1,0 +1,195 @@
+"""Export: from a frozen model to a file that runs in integer arithmetic.
+
+    record = ldp_search.export(model, "model.onnx", example_inputs)
+
+The float graph is exported with quantization off (`onnx_float`); quantized nodes are then written from the layers' own
+integers (`integer_codes`, `onnx_write`, `onnx_outputs`), and the file is run against the quantized model before it counts as
+made (`onnx_run`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...api import controller
+from ...core.apply import as_call
+from ...core.bits.space import FULL_PRECISION
+from ...core.controller.strays import warn_of_strays
+from ...core.messages import did_you_mean
+from .integer_codes import CONTAINER_BITS, float_weight, input_codes, weight_codes
+
+FORMATS = ("onnx",)
+LARGEST_FLOAT_BYTES = 1_900_000_000  # of a protobuf message, which holds the float weights for a while
+
+
+class Export(NamedTuple):
+    """What was written.
+
+    max_error: largest difference between onnxruntime and the quantized model in torch, on the example inputs, relative to
+        the largest magnitude of each output; None without onnxruntime.
+    own_error: the yardstick for it, the same difference of the model in torch from itself when every layer's output is
+        changed by a ten-thousandth: rounding turns any difference into whole steps, which grow from layer to layer.
+    integer_layers, float_layers: the layers written as integers, and {layer: why it computes in floating point}.
+    rounded_again: integer layers whose weights are not exactly those of training (see `integer_codes`).
+    bytes: size of the file. free_batch: the batch size of the inputs may be any.
+    kernels: {integer operator: how many} in the graph as onnxruntime runs it here; None without onnxruntime.
+    """
+
+    path: Path
+    max_error: float | None
+    own_error: float
+    integer_layers: list[str]
+    float_layers: dict[str, str]
+    rounded_again: list[str]
+    bytes: int
+    free_batch: bool
+    kernels: dict[str, int] | None
+
+
+def export(
+    model: nn.Module, path: str | os.PathLike, example_inputs, format: str = "onnx", round_outputs: bool = True
+) -> Export:
+    """Write `model` with its integer bits to `path`. The model itself stays as it is.
+
+    Layers of up to 8 bits are stored and computed as 8-bit integers, restricted to the codes of their true bits; layers of
+    more bits or in full precision stay floats (their weights at their bits, their inputs unrounded).
+
+    Args:
+        example_inputs: a tensor, a tuple of arguments or a mapping of keyword arguments; a batch of real data, since it also
+            calibrates `round_outputs` and is what the file is compared on.
+        format: "onnx", for onnxruntime.
+        round_outputs: also round those convolution outputs to 8 bits that training left in floating point (residual sums).
+            Integer convolutions need it; False keeps to training's values and leaves these convolutions in floating point.
+
+    Raises:
+        ValueError: unknown format, bits not frozen yet, unknown input ranges, weights that are not fp32 or too large.
+        ImportError: onnx or onnxscript is missing. LookupError: `apply` was never called. All before any work is done.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"Unknown export format {format!r}.{did_you_mean(format, FORMATS)}")
+    ldp, path = controller(model), Path(path)
+    _check(ldp, path)
+    warn_of_strays(ldp)
+    from . import check, conv_outputs, float_graph  # they need onnx, onnxscript
+
+    args, kwargs = _on_device(ldp.model, example_inputs)
+    with float_graph.ready(ldp.model):
+        expected = ldp.model(*args, **kwargs)
+        own_error = check.own_error(ldp, args, kwargs, expected)
+        with ldp.disabled():
+            graph, free_batch = float_graph.float_graph(ldp.model, args, kwargs, float_graph.output_names(expected))
+    nodes = float_graph.product_nodes(graph.graph, ldp.model, {name: spec.kind for name, spec in ldp.layers.items()})
+    writer, float_layers, rounded_again = _write(ldp, graph, nodes)
+    feed, runs = check.feed(graph.graph, args, kwargs), _has("onnxruntime")
+    measure = (lambda values: check.ranges(graph, values, feed)) if round_outputs and runs else None
+    why = f"its output is read in floating point, and {'round_outputs=False' if runs else 'onnxruntime is missing'}"
+    float_layers |= dict.fromkeys(conv_outputs.finish_convolutions(writer, measure), why)
+    max_error, kernels = check.save(graph, path, feed, expected, runs)
+    integers, size = [name for name in nodes if name not in float_layers], path.stat().st_size
+    return Export(path, max_error, own_error, integers, float_layers, rounded_again, size, free_batch, kernels)
+
+
+def _on_device(model: nn.Module, example_inputs) -> tuple[tuple, dict]:
+    """(args, kwargs) of a forward, where the model is."""
+    device = next(model.parameters()).device
+    return torch.utils._pytree.tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, as_call(example_inputs))
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _check(ldp, path: Path) -> None:
+    """Everything that the export needs, before it starts."""
+    missing = [package for package in ("onnx", "onnxscript") if not _has(package)]
+    if missing:
+        raise ImportError(f"Export to ONNX needs {' and '.join(missing)}: pip install 'ldp_search[onnx]'")
+    if not ldp.frozen:
+        raise ValueError("Export needs integer bits for good, but they can still move: call ldp.finalize(loader) first.")
+    bits = ldp.bits()
+    unknown = [
+        site.name
+        for site, row in zip(ldp.sites, ldp.rows.values(), strict=True)
+        if row.module is not None and row.kind != "Embedding" and row.calls and max(bits[site.name][:2]) <= CONTAINER_BITS
+        if not site.ranges[:, 3].all()
+    ]
+    if unknown or not ldp.counted:
+        listed = ", ".join(unknown[:10]) or "any layer"
+        raise ValueError(
+            f"Export needs the range of every layer's input, but none is known of {listed}: train, or call "
+            "ldp.finalize(loader) with some batches."
+        )
+    dtypes = {p.dtype for p in ldp.model.parameters() if p.is_floating_point()}
+    if dtypes != {torch.float32}:
+        raise ValueError(f"Export needs fp32 weights; received {sorted(map(str, dtypes))}. Call model.float() first.")
+    size = sum(p.numel() * p.element_size() for p in ldp.model.parameters())
+    if size > LARGEST_FLOAT_BYTES:
+        raise ValueError(f"Export holds the float weights in one message of at most 1.9 GB; received {size / 1e9:.1f} GB.")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"Export writes into an existing folder; {path.absolute().parent} is none. Make it first.")
+
+
+def _write(ldp, graph, nodes: dict[str, list]):
+    """Quantized nodes for every layer that has an integer form.
+
+    Returns:
+        the writer, {layer: why it computes in floating point}, [layers whose weights were rounded again].
+    """
+    from .writer import Writer
+
+    writer, float_layers, rounded_again = Writer(graph.graph), {}, []
+    bits = ldp.bits()
+    for site, (name, row) in zip(ldp.sites, ldp.rows.items(), strict=True):
+        layer = row.module
+        reason = _why_float(bits[name], row, nodes[name])
+        if reason is not None:
+            float_layers[name] = reason
+            if bits[name].weight < FULL_PRECISION and layer is not None:
+                for node in nodes[name]:
+                    _replace_weight(writer, node, name, float_weight(site, layer).cpu().numpy())
+            continue
+        w = weight_codes(site, layer.weight)
+        bias = None if getattr(layer, "bias", None) is None else layer.bias.detach().double().cpu().numpy()
+        for call, node in enumerate(nodes[name]):
+            x = input_codes(site, call % len(site.ranges))
+            if node.op_type == "Conv":
+                writer.convolution(node, name, x, w, np.zeros(len(w.scale)) if bias is None else bias)
+            elif node.op_type == "ConvTranspose":
+                writer.transposed_convolution(node, name, x, w)
+                float_layers[name] = "onnxruntime has no integer kernel for it; it is stored and read as integers"
+            else:
+                writer.linear(node, name, x, w, bias)
+        if not w.exact:
+            rounded_again.append(name)
+    return writer, float_layers, rounded_again
+
+
+def _why_float(bits, row, nodes: list) -> str | None:
+    """Why a layer has no integer form here; None: it has one."""
+    if bits.weight >= FULL_PRECISION:
+        return "kept in full precision (skip)"
+    if row.module is None:
+        return "its products are functions outside of a layer, whose operands stay unrounded in the file"
+    if row.kind == "Embedding":
+        return "its rows are looked up, not multiplied; they are at their bits"
+    if max(bits.weight, bits.input) > CONTAINER_BITS:
+        return f"{bits.weight} weight bits and {bits.input} input bits do not fit in 8-bit containers"
+    if not nodes:
+        return "its forward did not run, or left no product of its own in the graph"
+    return None
+
+
+def _replace_weight(writer, node, name: str, weight: np.ndarray) -> None:
+    """Let a node read `weight` instead of what it reads, transposed where that is."""
+    place = 0 if node.op_type == "Gather" else 1
+    producer = node.inputs[place].producer()
+    transposed = producer is not None and producer.op_type == "Transpose"
+    value = writer.constant(f"{name}.weight_at_its_bits", np.ascontiguousarray(weight.T) if transposed else weight)
+    node.replace_input_with(place, value)
