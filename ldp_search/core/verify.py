@@ -68,20 +68,20 @@ def check_reached(model: nn.Module, controller, args: tuple, kwargs: dict) -> No
     if any(p.is_meta for p in model.parameters()):
         return  # nothing has a range there, so nothing is quantized
     watch = _Watch(model)
-    backend, controller.backend = controller.backend, Simulate()  # what others measure at their first call belongs to training
+    backend, controller.backend = controller.backend, Simulate()  # others measure at their first call, which is for training
     try:
         outputs(model, args, kwargs)
     except Exception as error:
         raise RuntimeError(
             f"With quantization on, {type(model).__name__} does not run on example_inputs, but without it does. In the forward "
-            f"of {watch.running()}: {type(error).__name__}: {error}. The model is unchanged. skip=[...] with this name may help."
+            f"of {watch.running()}: {type(error).__name__}: {error}. The model is unchanged; skip=[...] with its name may help."
         ) from error
     finally:
         controller.backend = backend
         watch.stop()
     for name, site in controller.searched_sites().items():
         if site is not None and not site.seen and name in watch.entered and controller.rows[name].macs:
-            controller.bypassed[name] = "its module ran, but by another way than its forward and torch's functions"
+            controller.bypassed[name] = "its module ran, but multiplied without its forward and torch's functions"
     for site in controller.sites:
         site.seen, site.call_site = False, 0
 

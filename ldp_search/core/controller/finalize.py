@@ -66,7 +66,7 @@ def frozen_norms(model: nn.Module) -> set[str]:
 
 @torch.no_grad()
 def _reestimate(model, controller, chosen, forward) -> None:
-    frozen = frozen_norms(model) if model.training else controller.frozen_norms
+    frozen = frozen_norms(model) if model.training else controller.frozen_norms or set()
     norms = [norm for name, norm in norms_of(model).items() if name not in frozen]
     with _estimating(model, controller, norms) as found:
         with all_succeed("finalize"):

@@ -10,15 +10,22 @@ from torch import Tensor, nn
 from ..model.swap import ATTRIBUTE
 from .checkpoint import TENSORS
 
+_HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+          "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")  # fmt: skip
+
 
 @contextlib.contextmanager
 def model_kept(model: nn.Module):
-    """What `apply` does to modules (their classes, their records, a patched forward) is undone when the context raises."""
+    """Classes, records, patched forwards, and the hooks of the model itself are as before when the context raises."""
     before = [(module, module.__class__, module.__dict__.get(ATTRIBUTE), module.__dict__.get("forward"))
               for module in model.modules()]  # fmt: skip
+    hooks = {name: set(getattr(model, name)) for name in _HOOKS}
     try:
         yield
     except BaseException:
+        for name, known in hooks.items():
+            for key in getattr(model, name).keys() - known:
+                del getattr(model, name)[key]
         for module, cls, record, forward in before:
             if module.__class__ is not cls:
                 module.__class__ = cls

@@ -82,8 +82,9 @@ def _lost(name: str, controller, modules: list[nn.Module], unseen: bool) -> str 
 
 
 def _newcomers(controller) -> list[str]:
-    known = {id(row.module) for row in controller.rows.values()}
-    new = []
+    if not controller.counted:
+        return []  # what stands under a patched forward is found by counting
+    known, new = {id(row.module) for row in controller.rows.values()}, []
     for name, module in controller.model.named_modules():
         kind = None if isinstance(module, Swapped) or id(module) in known or name in controller.rows else kind_of(type(module))
         if kind is not None and (kind != "Embedding" or controller.space.embeddings) and foreign_weight(module) is None:
