@@ -48,7 +48,8 @@ def find_strays(controller) -> Strays:
 
 def apart(controller) -> dict[str, str]:
     """{row or module: why its products are in floating point, as the model is now}, for the coverage."""
-    foreign = {name: foreign_weight(module) for name, module in controller.model.named_modules() if kind_of(type(module))}
+    others = [(name, m) for name, m in controller.model.named_modules() if name not in controller.rows and kind_of(type(m))]
+    foreign = {name: foreign_weight(module) for name, module in others}
     return {name: reason for name, reason in foreign.items() if reason} | find_strays(controller).lost
 
 

@@ -102,7 +102,7 @@ class _Watch(TorchFunctionMode):
     def _charge_unknown(self, module, tally: Tally, inputs, output, known: int) -> None:
         """Whatever multiplied without the counter's knowledge, by the shapes."""
         seen = self.unknown.pop()
-        macs = 0 if known or sum(seen.values()) else estimate(module, inputs, output, bool(seen))
+        macs = 0 if known else estimate(module, inputs, output, bool(seen))
         if macs:
             seen = Counter({" and ".join(seen) or f"a {type(module).__name__}'s own kernel": macs})
         for operation, macs in seen.items():
