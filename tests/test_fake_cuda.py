@@ -4,16 +4,20 @@ raise.
 Autograd's engine refuses fake CUDA tensors, so what each product would be called with in backward is called directly.
 """
 
+import dataclasses
+
 import pytest
 import timm
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import ldp_search
 import ldp_search.runner.models.cifar  # noqa: F401  (registers the CIFAR networks with timm)
 from ldp_search.core.backends import simulate
 from ldp_search.core.backends.int8 import backend as int8
+from ldp_search.core.controller.checkpoint import TENSORS
 
 SMALL_GPT2 = GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)
 
@@ -45,9 +49,12 @@ SPACES = {
     "half": {"policy": "static", "saved": "half"},
     "reference": {"policy": "static", "backend": "reference"},
 }  # fmt: skip
-TABLE = [("resnet20", name) for name in SPACES] + [(model, name) for model in ("vit", "gpt2") for name in SPACES
-                                                   if name in ("learned", "paper", "interpolate", "sample", "clip", "attention",
-                                                               "int8", "half")]  # fmt: skip
+TABLE = {
+    "resnet20": ("learned", "paper", "interpolate", "clip", "int8", "half"),
+    "vit": ("learned", "random", "static", "sample", "symmetric", "attention"),
+    "gpt2": ("learned", "cyclic", "progressive", "attention", "int8", "half", "reference"),
+}
+CASES = [(model, space) for model, spaces in TABLE.items() for space in spaces]
 
 
 class Recorder:
@@ -91,8 +98,17 @@ def to_cuda(mode, module) -> None:
                     held[name] = fake(mode, tensor)
 
 
+def controller_to_fake(mode, ldp) -> None:
+    """The tensors of the controller and of its policy as fake ones, still on the CPU."""
+    for name in TENSORS:
+        setattr(ldp, name, mode.from_tensor(getattr(ldp, name)))
+    problem = {name: mode.from_tensor(getattr(ldp.problem, name)) for name in ("low", "high", "macs", "group")}
+    ldp.problem = ldp.policy.problem = dataclasses.replace(ldp.problem, **problem)
+    ldp.policy.state = pytree.tree_map_only(torch.Tensor, mode.from_tensor, ldp.policy.state)
+
+
 def fake(mode, tensor):
-    made = mode.from_tensor(tensor.detach()).to("cuda")
+    made = mode.from_tensor(tensor).detach().to("cuda")
     return torch.nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
 
 
@@ -103,7 +119,7 @@ def on_cuda(monkeypatch):
     monkeypatch.setattr(int8, "misfit", lambda call: None)
 
 
-@pytest.mark.parametrize(("model", "space"), TABLE, ids=lambda value: value)
+@pytest.mark.parametrize(("model", "space"), CASES, ids=lambda value: value)
 def test_a_step_runs_on_cuda_alone(model, space, on_cuda, monkeypatch):
     make, inputs = MODELS[model]
     torch.manual_seed(0)
@@ -113,9 +129,7 @@ def test_a_step_runs_on_cuda_alone(model, space, on_cuda, monkeypatch):
     seen = Recorder(monkeypatch, simulate._Product, int8._Linear, int8._Convolution)
     with FakeTensorMode() as mode, torch.no_grad():
         to_cuda(mode, network)
-        ldp.to_fake = None
-        for name in ("_bits", "_grads", "_ranges", "_clips", "_clip_grads", "_spent"):
-            setattr(ldp, name, mode.from_tensor(getattr(ldp, name)))
+        controller_to_fake(mode, ldp)
         ldp.to("cuda")
         y = network(mode.from_tensor(x).to("cuda"))
         y = y.logits if hasattr(y, "logits") else y
@@ -124,6 +138,6 @@ def test_a_step_runs_on_cuda_alone(model, space, on_cuda, monkeypatch):
             gradients = function.backward(context, torch.empty_like(out))
             assert {g.device.type for g in gradients if g is not None} <= {"cuda"}
         ldp.step(0.01, loss=y.float().mean())
-        assert {getattr(ldp, name).device.type for name in ("_bits", "_grads", "_ranges", "_spent")} == {"cuda"}
+        assert {getattr(ldp, name).device.type for name in TENSORS} == {"cuda"}
     products = len(seen.calls)
     assert products or space in ("interpolate", "reference"), "the products' own backward was reached"

@@ -72,6 +72,7 @@ def sweep() -> dict[str, str]:
         word, _, rest = line.partition(" ")
         case, _, result = rest.partition(" ")
         found[case] = result if word == "end" else f"crashed with {done.returncode}: {done.stderr[-2000:]}"
+    assert found, f"the sweep ended with {done.returncode} before its first case: {done.stderr[-2000:]}"
     return found
 
 

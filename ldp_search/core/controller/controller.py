@@ -108,8 +108,7 @@ class Controller:
 
     def searched_sites(self) -> dict[str, Site | None]:
         """{row: its site}, None where it stays in full precision."""
-        full = (self.problem.high[:, 0] >= FULL_PRECISION).tolist()
-        return {site.name: None if kept else site for site, kept in zip(self.sites, full, strict=True)}
+        return {site.name: None if site.highest[0] >= FULL_PRECISION else site for site in self.sites}
 
     # -- the tensors ------------------------------------------------------------------------------------------------
 
