@@ -60,7 +60,7 @@ def first_difference(before: list, after: list) -> str:
 
 
 def check_reached(model: nn.Module, controller, args: tuple, kwargs: dict) -> None:
-    """Note in `controller.bypassed` the rows whose module ran, on an input that is not empty, without asking its site.
+    """Note in `controller.bypassed` the sites whose module ran, on an input that is not empty, without asking its site.
 
     Raises:
         RuntimeError: the model does not run with quantization on; names the module.
@@ -80,14 +80,14 @@ def check_reached(model: nn.Module, controller, args: tuple, kwargs: dict) -> No
         controller.backend = backend
         watch.stop()
     for name, site in controller.searched_sites().items():
-        if site is not None and not site.seen and name in watch.entered and controller.rows[name].macs:
+        if site is not None and not site.seen and name in watch.entered and controller.specs[name].macs:
             controller.bypassed[name] = "its module ran, but multiplied without its forward and torch's functions"
     for site in controller.sites:
         site.seen, site.call_site = False, 0
 
 
 class _Watch:
-    """Which rows' modules are entered, and which module is running."""
+    """Which sites' modules are entered, and which module is running."""
 
     def __init__(self, model: nn.Module):
         self.entered: set[str] = set()

@@ -48,7 +48,7 @@ def _begun(model, controller, loader, forward, batches: int):
     first = next(iter(chosen), None)
     if first is None:
         raise ValueError(f"finalize needs at least one batch of a loader; {type(loader).__name__} gave none. Pass a fresh one.")
-    if not controller.counted:
+    if not controller.profiled:
         on_trial(model, lambda: forward(first))
     return itertools.chain([first], chosen)
 
@@ -90,7 +90,7 @@ def _estimating(model, controller, norms):
     try:
         model.eval()
         with buffers_kept(model):
-            controller.gathering = True  # the sites then take the batch's ranges and average them
+            controller.calibrating = True  # the sites then take the batch's ranges and average them
             controller.ranges.zero_()
             for norm, buffers, _ in own:
                 norm._buffers.update({name: value.clone() for name, value in buffers.items()})
@@ -99,7 +99,7 @@ def _estimating(model, controller, norms):
                 norm.momentum = None  # cumulative average over all batches
             yield [(norm, {name: norm._buffers[name] for name in _STATISTICS}) for norm in norms]
     finally:
-        controller.gathering = False
+        controller.calibrating = False
         for norm, buffers, momentum in own:
             norm._buffers.update(buffers)
             norm.momentum = momentum

@@ -1,4 +1,4 @@
-"""All or nothing: what `apply`, a late census, `finalize` and loading change is put back when they raise, Ctrl-C included."""
+"""All or nothing: what `apply`, a late profile, `finalize` and loading change is put back when they raise, Ctrl-C included."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class _Held:
         controller.generator.set_state(self.random)
         if self.backend is not None and hasattr(controller.backend, "load_state_dict"):
             controller.backend.load_state_dict(self.backend)
-        controller._hand_out()
+        controller._bind_views()
 
 
 def _copied(value):

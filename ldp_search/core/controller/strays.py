@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..model.interception import Plan
+from ..model.interception import InterceptionPlan
 from ..model.layers import kind_of
 from ..model.patched import is_patched
 from ..model.site import Site
@@ -23,7 +23,7 @@ MOST_NAMES = 8
 
 
 class Strays(NamedTuple):
-    """lost: {row: why its products are in floating point}. unreached: rows that no forward with quantization on has reached,
+    """lost: {site: why its products are in floating point}. unreached: sites that no forward with quantization on has reached,
     though others were. newcomers: layers that came in after `apply` and are in floating point.
     """
 
@@ -47,14 +47,14 @@ def find_strays(controller) -> Strays:
 
 
 def apart(controller) -> dict[str, str]:
-    """{row or module: why its products are in floating point, as the model is now}, for the coverage."""
-    others = [(name, m) for name, m in controller.model.named_modules() if name not in controller.rows and kind_of(type(m))]
+    """{site or module: why its products are in floating point, as the model is now}, for the coverage."""
+    others = [(name, m) for name, m in controller.model.named_modules() if name not in controller.specs and kind_of(type(m))]
     foreign = {name: foreign_weight(module) for name, module in others}
     return {name: reason for name, reason in foreign.items() if reason} | find_strays(controller).lost
 
 
 def _places(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """{row: the modules in the model whose forward asks its site}."""
+    """{site: the modules in the model whose forward asks its site}."""
     places: dict[str, list[nn.Module]] = {}
     for module in model.modules():
         for name in names_of(module.__dict__.get(ATTRIBUTE)):
@@ -63,8 +63,8 @@ def _places(model: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 def names_of(record) -> set[str]:
-    """The rows that a module's record (a site, a plan) belongs to."""
-    if isinstance(record, Plan):
+    """The sites that a module's record (a site, a plan) leads to."""
+    if isinstance(record, InterceptionPlan):
         return {site.name for site in record.sites()}
     return {record.name} if isinstance(record, Site) else set()
 
@@ -83,11 +83,11 @@ def _lost(name: str, controller, modules: list[nn.Module], unseen: bool) -> str 
 
 
 def _newcomers(controller) -> list[str]:
-    if not controller.counted:
+    if not controller.profiled:
         return []  # what stands under a patched forward is found by counting
-    known, new = {id(row.module) for row in controller.rows.values()}, []
+    known, new = {id(row.module) for row in controller.specs.values()}, []
     for name, module in controller.model.named_modules():
-        kind = None if isinstance(module, Swapped) or id(module) in known or name in controller.rows else kind_of(type(module))
+        kind = None if isinstance(module, Swapped) or id(module) in known or name in controller.specs else kind_of(type(module))
         if kind is not None and (kind != "Embedding" or controller.space.embeddings) and foreign_weight(module) is None:
             new.append(name)
     return new
@@ -96,7 +96,7 @@ def _newcomers(controller) -> list[str]:
 def warn_of_strays(controller) -> None:
     """Name them, where there are any."""
     found = find_strays(controller)
-    used = [name for name in found.unreached if controller.rows[name].macs]
+    used = [name for name in found.unreached if controller.specs[name].macs]
     parts = [f"{name} ({reason})" for name, reason in found.lost.items()]
     if parts:
         _warn(f"in floating point, though they are part of the search: {_some(parts)}")

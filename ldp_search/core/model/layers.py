@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..products.bilinear import ConvolutionProduct, LinearProduct, padded
-from .guard import own_products
+from .guard import not_intercepted
 from .swap import ATTRIBUTE, Swapped, original_class, quantized_class
 
 
@@ -33,7 +33,7 @@ class QuantizedLayer(Swapped):
             return forward(self, *args, **kwargs)
         bound = in_order(self._ldp_parameters, args, kwargs)
         if site is None or not site.on or bound is None or has_no_range(bound[0]):
-            with own_products():
+            with not_intercepted():
                 return forward(self, *args, **kwargs)
         return _FORWARDS[self._ldp_kind](self, site, *bound)
 

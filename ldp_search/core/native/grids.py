@@ -38,7 +38,7 @@ def reads(bits: Tensor) -> bool:
     return bits.dtype == torch.float32 and is_real(bits)
 
 
-class Scale(NamedTuple):
+class GridWithSlope(NamedTuple):
     """A tensor's own grid, fp32, broadcastable against it. offset: None where zero is on the grid. slope: flat dscale/dbits."""
 
     scale: Tensor
@@ -47,13 +47,13 @@ class Scale(NamedTuple):
 
 
 def grid(x: Tensor, shape: tuple, each: list[int], form: int, bits: int, ranges: Tensor | None = None, momentum: float = 0.0):
-    """`Scale` of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: a number's address."""
+    """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: a number's address."""
     scale, low, slope = (empty(size, torch.float32) for size in (each, each, shape[1:2]))
     _kernel("ldp_grid")(
         address(x, *FLOATS), _TYPES[x.dtype], _Shape(*shape), form, bits, address(ranges, torch.float32), momentum,
         scale.data_ptr(), low.data_ptr(), slope.data_ptr(), _threads(x.numel()),
     )  # fmt: skip
-    return Scale(scale, low if form == MINMAX else None, slope)
+    return GridWithSlope(scale, low if form == MINMAX else None, slope)
 
 
 def shift(bits: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ def quantize(x: Tensor, grid, shift: Tensor, cells: bool) -> tuple[Tensor, Tenso
     return values, packed
 
 
-def sums(values: Tensor, dim: int) -> Tensor:
+def code_sums(values: Tensor, dim: int) -> Tensor:
     """values.sum(dim) of a contiguous int8 matrix, int32."""
     rows, columns = values.shape
     out = empty(columns if dim == 0 else rows, torch.int32)
@@ -66,37 +66,37 @@ def _turns(column: Tensor, columns: int) -> tuple[Tensor, int]:
     return column, column.numel() // columns
 
 
-def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
-    """sums * by + row[:, None] * across + column; fp32 takes the memory of `sums`."""
-    y = sums.view(torch.float32) if dtype == torch.float32 else empty(sums.shape, dtype)
-    by, across = (t.expand(sums.shape[1]).contiguous() for t in (by, across))
-    column, period = _turns(column, sums.shape[1])
-    row = row.expand(sums.shape[0]).contiguous()
+def to_values(accumulators: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
+    """accumulators * by + row[:, None] * across + column; fp32 takes the memory of `accumulators`."""
+    y = accumulators.view(torch.float32) if dtype == torch.float32 else empty(accumulators.shape, dtype)
+    by, across = (t.expand(accumulators.shape[1]).contiguous() for t in (by, across))
+    column, period = _turns(column, accumulators.shape[1])
+    row = row.expand(accumulators.shape[0]).contiguous()
     _kernel("ldp8_values")(
-        address(sums, torch.int32), y.data_ptr(), _TYPES[dtype], *sums.shape, *_floats(by, row, across, column), period,
-        _threads(sums.numel()),
+        address(accumulators, torch.int32), y.data_ptr(), _TYPES[dtype], *accumulators.shape,
+        *_floats(by, row, across, column), period, _threads(accumulators.numel()),
     )  # fmt: skip
     return y
 
 
 def product(
-    sums: Tensor, left, left_sums: Tensor, right, right_sums: Tensor, length: int, bias: Tensor | None, dtype
+    accumulators: Tensor, left, left_sums: Tensor, right, right_sums: Tensor, length: int, bias: Tensor | None, dtype
 ) -> Tensor:
-    """What `to_values` makes of the sums of two matrices of codes; fp32 takes the memory of `sums`."""
-    y = sums.view(torch.float32) if dtype == torch.float32 else empty(sums.shape, dtype)
-    rows, columns = sums.shape
+    """What `to_values` makes of the accumulators of two matrices of codes; fp32 takes the memory of `accumulators`."""
+    y = accumulators.view(torch.float32) if dtype == torch.float32 else empty(accumulators.shape, dtype)
+    rows, columns = accumulators.shape
     bias = None if bias is None else bias.float().contiguous()
     space = empty(3 * columns + rows, torch.float32)
     _kernel("ldp8_product")(
-        address(sums, torch.int32), y.data_ptr(), _TYPES[dtype], rows, columns, *_floats(left.scale, left.offset),
+        address(accumulators, torch.int32), y.data_ptr(), _TYPES[dtype], rows, columns, *_floats(left.scale, left.offset),
         address(left_sums, torch.int32), *_floats(right.scale, right.offset), right.scale.numel() > 1,
-        address(right_sums, torch.int32), length, *_floats(bias), space.data_ptr(), _threads(sums.numel()),
+        address(right_sums, torch.int32), length, *_floats(bias), space.data_ptr(), _threads(accumulators.numel()),
     )  # fmt: skip
     return y
 
 
 def input_gradient(
-    sums: Tensor,
+    accumulators: Tensor,
     planes: int,
     scale: Tensor,
     column: Tensor,
@@ -106,13 +106,14 @@ def input_gradient(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """(dL/dx of `dtype`, and where there are cells (1,) dL/dscale, or (3,) with dL/dlow and dL/dhigh where values are cut)."""
-    rows, columns = sums.shape[0], sums.shape[1] // planes
+    rows, columns = accumulators.shape[0], accumulators.shape[1] // planes
     in_place = planes == 1 and dtype == torch.float32
-    gx = sums.view(torch.float32) if in_place else empty((rows, columns), dtype)
+    gx = accumulators.view(torch.float32) if in_place else empty((rows, columns), dtype)
     (column, period), results = _turns(column, columns), empty(3 if clip else 1, torch.float32)
     _kernel("ldp8_input_gradient")(
-        address(sums, torch.int32), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, *_floats(scale, column), period,
-        address(values, torch.int8), address(packed, torch.uint8), clip, results.data_ptr(), _threads(sums.numel()),
+        address(accumulators, torch.int32), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, *_floats(scale, column),
+        period, address(values, torch.int8), address(packed, torch.uint8), clip, results.data_ptr(),
+        _threads(accumulators.numel()),
     )  # fmt: skip
     return gx, results
 

@@ -68,7 +68,7 @@ def backward(g: Tensor, x: Tensor, grid: Grid, need_grid: bool, x_q: Tensor | No
     if grid.low is None and not need_grid:
         return g, (None, None, None)
     if native.takes(x, g) and (shape := native.grid_shape(x, grid)) is not None:
-        found = native.sums(g, x, grid, shape)
+        found = native.grid_gradients(g, x, grid, shape)
         return g, (None, None, None) if not need_grid else (found, None, None) if grid.low is None else tuple(found.unbind())
     return _backward(g, x, grid, need_grid, x_q)
 
