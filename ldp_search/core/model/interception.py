@@ -122,9 +122,7 @@ class InterceptProducts(TorchFunctionMode):
         first, second = (self._site_of(x) for x in pair)
         if first and second:  # two weights: nothing of a sample is in it
             return None, None
-        if (
-            not second and product.second_is_weight and not torch.compiler.is_compiling()
-        ):  # loaded since this forward began, perhaps
+        if not second and product.second_is_weight and not torch.compiler.is_compiling():  # loaded just now, perhaps
             self.known = self.plan.known()
             second = self._site_of(pair[1])
         for which, found in ((1, second), (0, first)):

@@ -33,14 +33,13 @@ def intercepted() -> bool:
 
 
 def is_real(x: Tensor) -> bool:
-    """Whether the values that a tensor shows are those that lie in CPU memory at its address."""
+    """Whether the values that a tensor shows are those that lie in CPU memory at its address; outside of transforms."""
     return (
         type(x) in _PLAIN
         and x.is_cpu
         and x.layout is torch.strided
         and not x.is_nested
         and not x.is_neg()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and x.data_ptr() != 0
     )
 
@@ -70,6 +69,10 @@ def address(x: Tensor | None, *dtypes: torch.dtype) -> int | None:
     """
     if x is None:
         return None
+    if type(x) in _PLAIN and x.dtype in dtypes and x.is_cpu and not x.is_nested and not x.is_neg() and x.is_contiguous():
+        at = x.data_ptr()  # the usual case in few questions: a step asks this some twenty times a layer
+        if at:
+            return at
     if x.dtype not in dtypes or not is_real(x) or not is_dense(x):
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(
