@@ -87,8 +87,8 @@ def macs(model: nn.Module, inputs, ldp) -> dict:
 
 
 def batch_size(inputs, model) -> int:
-    """Samples of the inputs, as the profiler takes them."""
-    from ldp_search.core.profile.profiler import batch_size as of_census
+    """Samples of the inputs, as the census takes them."""
+    from ldp_search.core.profile.samples import batch_size as of_census
 
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
     return of_census(args, kwargs, getattr(model, "main_input_name", None))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -9,13 +11,16 @@ from .backends import saved_activations
 from .bits.space import SearchSpace
 from .controller.controller import Controller
 from .controller.distributed import agree, reshard
-from .model.install import ATTRIBUTE, install
-from .model.interception import InterceptedForward, InterceptionPlan
+from .controller.rollback import model_kept
+from .controller.strays import warn_of_strays
+from .model.install import ATTRIBUTE, install, own
+from .model.interception import InterceptionPlan
+from .model.patched import release
 from .model.swap import ATTRIBUTE as RECORD
-from .model.swap import Swapped, swap, unswap
+from .model.swap import Swapped, unswap
 from .profile import profiler
 from .profile.records import ModelProfile
-from .verify import equal, first_difference, outputs, trace
+from .verify import check_reached, equal, first_difference, outputs, trace
 
 
 def apply(model: nn.Module, space: SearchSpace, example_inputs=None, profile: ModelProfile | None = None) -> nn.Module:
@@ -29,21 +34,41 @@ def apply(model: nn.Module, space: SearchSpace, example_inputs=None, profile: Mo
         profile = profiler.profile(model, *call) if call else _profile_on_own_inputs(model)
     before = outputs(model, *call) if call else None
     controller = Controller(model, space, profile)
-    _install(model, controller)
-    if profile is None:  # then at the first real inputs
-        controller.hooks["profile"] = model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True)
-        if not isinstance(model, Swapped):  # its forward is looked up before the hook runs, so the class has to be there
-            swap(model, InterceptionPlan("", controller), InterceptedForward)
-    if call:
-        _verify(model, controller, call, before)
-    reshard(model)
+    with _undone_if_it_fails(model, controller):
+        _install(model, controller)
+        if profile is None:  # then at the first real inputs
+            controller.hooks["profile"] = model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True)
+            if not isinstance(model, Swapped):  # a forward is looked up before the hook runs, so the class has to be there
+                own(model, InterceptionPlan("", controller))
+        if call:
+            _verify(model, controller, call, before)
+            check_reached(model, controller, *call)
+            controller.check_coverage()
+        reshard(model)
+    warn_of_strays(controller)
     return model
+
+
+@contextmanager
+def _undone_if_it_fails(model: nn.Module, controller: Controller):
+    """A model is a search space, or what it was before, wherever `apply` ends: Ctrl-C included."""
+    try:
+        with model_kept(model):
+            yield
+    except BaseException:
+        for hook in controller.hooks.values():
+            hook.remove()
+        model.__dict__.pop(ATTRIBUTE, None)
+        raise
 
 
 def check_fresh(model: nn.Module) -> None:
     """`model` is a module, complete, and no part of it is searched."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply() takes a torch.nn.Module; received {type(model).__name__} {str(model)[:60]!r}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"apply() takes a module in Python; this {type(model).__name__} is TorchScript, whose products nothing "
+                        "can reach any more. Call apply() on the model before torch.jit.script or trace.")  # fmt: skip
     found = find_controller(model)
     if found is not None:
         part = next((name for name, m in model.named_modules() if m is found.model), "")
@@ -81,6 +106,7 @@ def remove(model: nn.Module) -> nn.Module:
     if controller is None:
         return model
     for module in [*model.modules(), *controller.model.modules()]:
+        release(module)
         if isinstance(module, Swapped):
             unswap(module)
     for hook in controller.hooks.values():

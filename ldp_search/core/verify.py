@@ -1,4 +1,6 @@
-"""The check that `apply` makes of itself: with quantization off, the model computes what it did before, exactly."""
+"""The check that `apply` makes of itself: with quantization off, the model computes what it did before, exactly; with it on, it
+runs, and every site is reached.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .profile.sandbox import buffers_kept, copied
+from .backends.simulate import Simulate
+from .controller.strays import names_of
+from .model.layers import has_no_range
+from .model.swap import ATTRIBUTE
+from .profile.sandbox import copied, on_trial
 
 
 def outputs(model: nn.Module, args: tuple, kwargs: dict) -> list[Tensor]:
     """The tensors that the model returns in evaluation mode, from a fixed random state; modes and random state stay."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(enabled=True), buffers_kept(model):
-            torch.manual_seed(0)
-            return [x.clone() for x in tensors(model(*copied(args), **copied(kwargs)))]
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    return on_trial(model, lambda: [x.clone() for x in tensors(model(*copied(args), **copied(kwargs)))])
 
 
 def tensors(tree) -> list[Tensor]:
@@ -41,6 +39,8 @@ def trace(model: nn.Module, args: tuple, kwargs: dict) -> list[tuple[str, list[T
     """(module, its outputs) of every call of a forward, in the order in which they end."""
     seen, hooks = [], []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+            continue
         hook = lambda module, inputs, output, name=name: seen.append((name, [x.clone() for x in tensors(output)]))  # noqa: E731
         hooks.append(module.register_forward_hook(hook))
     try:
@@ -57,3 +57,64 @@ def first_difference(before: list, after: list) -> str:
         if not equal(one, other):
             return name or "the model itself"
     return "a part that no module holds"
+
+
+def check_reached(model: nn.Module, controller, args: tuple, kwargs: dict) -> None:
+    """Note in `controller.bypassed` the sites whose module ran, on an input that is not empty, without asking its site.
+
+    Raises:
+        RuntimeError: the model does not run with quantization on; names the module.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        return  # nothing has a range there, so nothing is quantized
+    watch = _Watch(model)
+    backend, controller.backend = controller.backend, Simulate()  # others measure at their first call, which is for training
+    try:
+        outputs(model, args, kwargs)
+    except Exception as error:
+        raise RuntimeError(
+            f"With quantization on, {type(model).__name__} does not run on example_inputs, but without it does. In the forward "
+            f"of {watch.running()}: {type(error).__name__}: {error}. The model is unchanged; skip=[...] with its name may help."
+        ) from error
+    finally:
+        controller.backend = backend
+        watch.stop()
+    for name, site in controller.searched_sites().items():
+        if site is not None and not site.seen and name in watch.entered and controller.specs[name].macs:
+            controller.bypassed[name] = "its module ran, but multiplied without its forward and torch's functions"
+    for site in controller.sites:
+        site.seen, site.call_site = False, 0
+
+
+class _Watch:
+    """Which sites' modules are entered, and which module is running."""
+
+    def __init__(self, model: nn.Module):
+        self.entered: set[str] = set()
+        self._stack: list[str] = []
+        self._hooks = []
+        for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, and has no sites
+                continue
+            self._hooks.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
+            self._hooks.append(module.register_forward_hook(self._leave))
+
+    def _enter(self, name: str):
+        def hook(module, args, kwargs):
+            self._stack.append(name)
+            given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            if not any(has_no_range(x) for x in given):
+                self.entered |= names_of(module.__dict__.get(ATTRIBUTE))
+
+        return hook
+
+    def _leave(self, module, args, output) -> None:
+        self._stack.pop()
+
+    def running(self) -> str:
+        """The innermost module whose forward began and has not ended."""
+        return repr(self._stack[-1]) if self._stack and self._stack[-1] else "the model itself"
+
+    def stop(self) -> None:
+        for hook in self._hooks:
+            hook.remove()

@@ -153,7 +153,14 @@ class LDPCallback(TrainerCallback, ExportableState):
             else:
                 warnings.warn(f"No {best}: the best weights are loaded, but the bits are those of the last step.", stacklevel=2)
         if self.finalize:
-            ldp.finalize(train_dataloader)
+            try:
+                ldp.finalize(train_dataloader)
+            except Exception as error:  # hours of training are worth more than its statistics
+                warnings.warn(
+                    f"finalize failed on the training data ({type(error).__name__}: {error}); the trained model and its bits "
+                    "are as the last step left them. ldp_search.controller(model).finalize(loader) takes other batches.",
+                    stacklevel=2,
+                )
 
     # -- beginning and resuming -------------------------------------------------------------------------------------
 

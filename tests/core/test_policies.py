@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ldp_search
-from ldp_search.core.bits.policies.budget import allocation_at_cost, shift_to_cost, split_budget
+from ldp_search.core.bits.policies.budget import allocation_at_cost, plan_at, shift_to_cost, split_budget
 from ldp_search.core.bits.problem import Problem, Signals
 from ldp_search.core.registry import build, names
 
@@ -105,6 +105,12 @@ def test_progressive_moves_on_when_the_loss_stalls():
 
 
 @pytest.mark.parametrize("target", [None, 0.35, 0.5, 0.9])
+@pytest.mark.parametrize("steps", [7, 10, 30])
+def test_a_part_of_a_plan_begins_with_its_step_whatever_the_last_digit(steps):
+    plan = [(0.0, "below"), (sum([1 / steps] * 3), "above")]  # a sum, as progress is in many loops
+    assert [plan_at(plan, step / steps) for step in range(5)] == ["below"] * 3 + ["above"] * 2
+
+
 def test_random_meets_its_target_and_differs_between_seeds(square, pretend, target):
     drawn = []
     for seed in range(3):

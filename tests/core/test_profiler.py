@@ -10,8 +10,9 @@ from transformers import BertConfig, BertForSequenceClassification, ViTConfig, V
 
 import ldp_search
 import ldp_search.runner.models.cifar  # noqa: F401  (registers the CIFAR networks with timm)
-from ldp_search.core.profile.profiler import batch_size, profile
+from ldp_search.core.profile.profiler import profile
 from ldp_search.core.profile.records import ModelProfile
+from ldp_search.core.profile.samples import batch_size
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 

@@ -42,7 +42,7 @@ class Packed:
     def unpack(self) -> Tensor:
         """The memory again, as a flat tensor."""
         if native.takes_codes(self.codes):
-            return native.unpack(self.codes, self.ranges, torch.empty(self.codes.shape, dtype=torch.float32))
+            return native.unpack(self.codes, self.ranges, torch.empty(self.codes.shape, dtype=torch.float32, device="cpu"))
         return unpack(self.codes, self.ranges)
 
 

@@ -37,7 +37,7 @@ def assign_groups(
     holders: for each layer the one that holds its weight, where several have the same: its bits are theirs too.
     """
     unit = {"layer": lambda name: name, "block": block_of, "network": lambda name: ""}[granularity]
-    index, known = torch.zeros(low.shape, dtype=torch.long), {}
+    index, known = torch.zeros(low.shape, dtype=torch.long, device="cpu"), {}
     for row, name in enumerate(layers):
         for kind in range(low.shape[1]):
             bounds = float(low[row, kind]), float(high[row, kind])

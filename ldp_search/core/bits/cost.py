@@ -91,4 +91,4 @@ class Latency:
                     f"{sorted(row) if row else 'no row for it'}. Measure that layer, or widen the table."
                 )
             out.append(row[int(width)])
-        return torch.tensor(out, dtype=torch.float64)
+        return torch.tensor(out, dtype=torch.float64, device="cpu")

@@ -59,7 +59,7 @@ class Trajectory:
     def bits(self) -> Tensor:
         """(records, layers, 3) uint8 on the host: weight, input and gradient bits."""
         if self._last is None:
-            return torch.empty(0, len(self.layers), 3, dtype=torch.uint8)
+            return torch.empty(0, len(self.layers), 3, dtype=torch.uint8, device="cpu")
         rows = self._rows[: len(self._progress)].cpu()
         return torch.cat([rows, self._last[1].cpu()[None]]) if len(self) > len(rows) else rows
 
@@ -80,7 +80,7 @@ class Trajectory:
         self._progress, self._last = list(state["progress"]), state["last"]
         self._rows = None
         if state["rows"] is not None:
-            self._rows = torch.empty(self.capacity, *state["rows"].shape[1:], dtype=torch.uint8)
+            self._rows = torch.empty(self.capacity, *state["rows"].shape[1:], dtype=torch.uint8, device="cpu")
             self._rows[: len(self._progress)] = state["rows"]
 
     def columns(self) -> dict[str, list]:
@@ -123,7 +123,7 @@ class Trajectory:
             )
         layers = list(dict.fromkeys(frame["layer"]))
         kinds = [kind for kind in KINDS if kind in frame.columns]
-        values = torch.tensor(frame[kinds].to_numpy(dtype="uint8").copy()).view(-1, len(layers), len(kinds))
+        values = torch.from_numpy(frame[kinds].to_numpy(dtype="uint8").copy()).view(-1, len(layers), len(kinds))
         out = cls(layers, capacity=max(2, len(values) + len(values) % 2))
         for progress, row in zip(frame["progress"].to_numpy()[:: len(layers)].tolist(), values, strict=True):
             out.append(progress, row)

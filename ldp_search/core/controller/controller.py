@@ -32,9 +32,12 @@ from ..profile.records import ModelProfile
 from ..registry import build
 from . import checkpoint as state
 from .damage_sensor import DamageSensor
+from .defaults import own_defaults
 from .distributed import agree_on_choices, average_over_ranks
-from .finalize import finalize
+from .finalize import finalize, frozen_norms
 from .forecast import Damage, Front, damage, front
+from .rollback import controller_kept
+from .strays import apart, warn_of_strays
 from .summary import summarize
 from .tensors import BitTensors, leaf
 
@@ -46,6 +49,7 @@ class Controller:
     None until there was one. enabled: whether the model quantizes. calibrating: inputs are measured in evaluation mode too.
     """
 
+    @own_defaults()
     def __init__(self, model: nn.Module, space: SearchSpace, profile: ModelProfile | None = None):
         self.model, self.space, self.enabled, self.calibrating = model, space, True, False
         self.weight_quantizer, self.input_quantizer = (
@@ -58,8 +62,10 @@ class Controller:
         self.searches_clips = self.weight_quantizer.searches_clip or self.input_quantizer.searches_clip
         self.straight = self.input_quantizer.straight_through, self.weight_quantizer.straight_through
         self.relaxation, self.policy = build("relaxation", space.relaxation), build("policy", space.policy)
-        self.generator = torch.Generator().manual_seed(space.seed)
+        self.generator = torch.Generator("cpu").manual_seed(space.seed)
         self._progress, self._steps, self.frozen, self.hooks, self.counting = 0.0, 0, False, {}, False
+        self.bypassed: dict[str, str] = {}  # {site: why its products are not quantized}, found by `apply`
+        self.frozen_norms: set[str] | None = None  # names of batch norms, as the first step finds them; None: before it
         self.profile = profile
         self._build(find_sites(model, space, profile))
         self._check_policy()
@@ -72,10 +78,8 @@ class Controller:
         precision = precisions(specs, self.space, final=self.profiled)
         self.specs, self._names = specs, list(specs)
         kinds = range(4 if self.space.split_gradient else 3)
-        low, high = (
-            torch.tensor([[precision[name][k][min(kind, 2)] for kind in kinds] for name in specs], dtype=torch.float32)
-            for k in (0, 1)
-        )
+        ends = ([[precision[name][end][min(kind, 2)] for kind in kinds] for name in specs] for end in (0, 1))
+        low, high = (torch.tensor(bits, dtype=torch.float32, device="cpu") for bits in ends)
         joint = [spec.module is None for spec in specs.values()]
         group, groups = assign_groups(self._names, low, high, self.space.granularity, self.space.tie, holders(specs), joint)
         self.problem = Problem(
@@ -105,7 +109,7 @@ class Controller:
 
     def _macs_of(self, specs: dict[str, SiteSpec]) -> Tensor:
         """(sites,) per sample; all alike until they are counted."""
-        return torch.tensor([spec.macs if self.profiled else 1 for spec in specs.values()], dtype=torch.float64)
+        return torch.tensor([spec.macs if self.profiled else 1 for spec in specs.values()], dtype=torch.float64, device="cpu")
 
     @property
     def profiled(self) -> bool:
@@ -117,14 +121,14 @@ class Controller:
 
     def searched_sites(self) -> dict[str, Site | None]:
         """{name: its site}, None where it stays in full precision."""
-        full = (self.problem.high[:, 0] >= FULL_PRECISION).tolist()
-        return {site.name: None if kept else site for site, kept in zip(self.sites, full, strict=True)}
+        return {site.name: None if site.highest[0] >= FULL_PRECISION else site for site in self.sites}
 
     # -- the tensors ------------------------------------------------------------------------------------------------
 
     def _bind_views(self) -> None:
         self.tensors.bind_views(self.sites, self.policy.needs_gradients and not self.frozen, self.frozen)
 
+    @own_defaults()
     def to(self, device) -> None:
         """Move everything to the device where the model turned out to be; called by the layers themselves."""
         self.tensors.to(device)
@@ -161,11 +165,12 @@ class Controller:
 
     def _uniform(self) -> Tensor:
         """Random numbers (layers, 3) in [0, 1), one a group: coordinates that share their bits share the draw."""
-        drawn = torch.rand(self.problem.groups, generator=self.generator).to(self.tensors.bits.device, non_blocking=True)
-        return drawn[self.problem.group]
+        drawn = torch.rand(self.problem.groups, generator=self.generator, dtype=torch.float32, device="cpu")
+        return drawn.to(self.tensors.bits.device, non_blocking=True)[self.problem.group]
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
+    @own_defaults()
     @torch.no_grad()
     def step(self, progress: float, loss: Tensor | float | None = None, optimizer=None) -> None:
         """Once per optimizer step, after backward and before `optimizer.step()`.
@@ -194,8 +199,10 @@ class Controller:
             warnings.warn(
                 "The first step comes before any operation was counted: costs take all layers alike, and products outside of "
                 "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
-                stacklevel=3,
+                stacklevel=4,
             )
+        if self.frozen_norms is None:
+            self._look_around()
         loss = None if loss is None else torch.as_tensor(loss, device=self.tensors.bits.device).detach().clone()
         average_over_ranks([*self.tensors.of_the_batch(self.sensing), *([] if loss is None else [loss])])
         if self.sensing and self.sensor is not None:
@@ -213,6 +220,12 @@ class Controller:
         self.tensors.zero_gradients()
         if self.trajectory.seen.bit_count() == 1:  # steps 1, 2, 4, ...: new kinds of calls become rare
             agree_on_choices(self.backend)
+
+    def _look_around(self) -> None:
+        """At the first step of a process: name what has come between `apply` and the training."""
+        self.check_coverage()
+        warn_of_strays(self)
+        self.frozen_norms = frozen_norms(self.model)
 
     def _senses_at(self, steps: int) -> bool:
         """Whether the forward and backward of step `steps` measure what rounding costs, and search the clipping bounds."""
@@ -281,7 +294,7 @@ class Controller:
     @property
     def coverage(self) -> Coverage:
         """Share of the model's MACs that goes through quantized products, and what does not."""
-        return coverage(self.profile, self.specs, self.searched_sites())
+        return coverage(self.profile, self.specs, self.searched_sites(), apart(self))
 
     def summary(self) -> str:
         """A text table of the layers and their bits, the cost and the coverage."""
@@ -289,6 +302,7 @@ class Controller:
 
     # -- counting ---------------------------------------------------------------------------------------------------
 
+    @own_defaults()
     def adopt_profile(self, profile: ModelProfile) -> None:
         """Take over a profile that comes after `apply`: the costs, and the sites of the products outside of layers.
 
@@ -296,17 +310,11 @@ class Controller:
             ValueError: the coverage is below the space's `min_coverage`, the target cost out of reach, or a pattern matches
                 nothing.
         """
-        before = dict(self.__dict__)
-        try:
+        with controller_kept(self):  # nothing is half taken over: the next forward says the same again
             self._adopt_profile(profile)
-        except Exception:  # nothing is half taken over: the next forward says the same again
-            self.__dict__.update(before)
-            self._bind_views()
-            self.policy.bind(self.problem)
-            raise
+            install(self)
         if "profile" in self.hooks:
             self.hooks.pop("profile").remove()
-        install(self)
 
     def _adopt_profile(self, profile: ModelProfile) -> None:
         self.profile, before = profile, self.bits()
@@ -330,11 +338,12 @@ class Controller:
             self._bind()
         if self.frozen:
             for row, name in enumerate(self._names):
-                self.tensors.bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32)
+                self.tensors.bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32, device="cpu")
 
+    @own_defaults()
     def forget_profile(self) -> None:
         """The sites as they were before anything was counted, with the bits of a beginning; `adopt_profile` counts again."""
-        device, self.profile = self._bits.device, None
+        device, self.profile = self.tensors.bits.device, None
         self._build(find_sites(self.model, self.space, None))
         self.to(device)
         self._bind()
@@ -342,15 +351,25 @@ class Controller:
     def _check_costs(self) -> None:
         if not self.profiled:
             return
-        found = self.coverage
+        self.check_coverage(coverage(self.profile, self.specs, self.searched_sites(), {}))
+        if self.policy.meets_target:
+            check_reachable(self.problem)
+
+    def check_coverage(self, found: Coverage | None = None) -> None:
+        """found: the coverage; None: that of the model as it is now.
+
+        Raises:
+            ValueError: it is below the space's `min_coverage`.
+        """
+        if not self.profiled or not self.space.min_coverage:
+            return
+        found = found or self.coverage
         if found.share < self.space.min_coverage:
             listed = "\n".join(f"  {item.name}: {item.macs:,} MACs, {item.reason}" for item in found.left_out[:20])
             raise ValueError(
                 f"min_coverage={self.space.min_coverage} of the MACs must be quantized, but only {found.share:.3f} is. "
                 f"Left out:\n{listed}\nLower min_coverage, or take these layers out of `skip`."
             )
-        if self.policy.meets_target:
-            check_reachable(self.problem)
 
     # -- off, frozen, saved -----------------------------------------------------------------------------------------
 
@@ -384,13 +403,15 @@ class Controller:
         """All that a training needs to go on bitwise: tensors on the CPU and plain data."""
         return state.of(self)
 
+    @own_defaults()
     def load_state_dict(self, saved: dict) -> None:
         """Take over what `state_dict` gave.
 
         Raises:
             ValueError: the state is of a model with other layers.
         """
-        state.load(self, saved)
+        with controller_kept(self):
+            state.load(self, saved)
 
     def __deepcopy__(self, memo: dict):
         return copy_with_model(self, self, memo)

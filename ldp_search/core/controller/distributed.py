@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -29,6 +31,27 @@ def agree_on_choices(backend) -> None:
         found: list = [None] * dist.get_world_size()
         dist.all_gather_object(found, backend.proposals())
         backend.agree(found)
+
+
+@contextmanager
+def all_succeed(what: str):
+    """A part that every rank must get through: where one fails all raise, and none waits for it in the next collective.
+
+    Raises:
+        RuntimeError: on the ranks that did not fail themselves.
+    """
+    mine = None
+    try:
+        yield
+    except Exception as error:
+        mine = error
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        every: list = [None] * dist.get_world_size()
+        dist.all_gather_object(every, None if mine is None else f"{type(mine).__name__}: {mine}")
+        if mine is None and (failed := [f"rank {rank}: {error}" for rank, error in enumerate(every) if error]):
+            raise RuntimeError(f"{what} failed on another rank, so that nothing was changed on this one. {failed[0]}")
+    if mine is not None:
+        raise mine
 
 
 def agree(value):

@@ -1,67 +1,121 @@
 """The end of a training: integer bits for good, and statistics that belong to them.
 
-Batch-norm statistics and input ranges gathered while the bits moved mix several precisions, so they are estimated anew.
+Batch-norm statistics and input ranges gathered while the bits moved mix several precisions, so they are estimated anew: in
+copies, which take the place of the old ones when the last batch has gone through. Whatever happens before leaves the model
+and its bits as they were.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import torch
 from torch import Tensor, nn
 
 from ..bits.allocation import Allocation
-from .distributed import average_over_ranks
+from ..profile.sandbox import buffers_kept, on_trial
+from .distributed import all_succeed, average_over_ranks
+from .rollback import controller_kept
+from .strays import warn_of_strays
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def finalize(model: nn.Module, controller, loader=None, forward=None, batches: int = 50) -> Allocation:
     """Round the bits to integers, keep them, and re-estimate statistics on `loader`; nothing is trained.
 
+    Batch norms that are frozen (in evaluation mode while the model trains) keep their statistics. When it raises, at whatever
+    point, everything is as before.
+
     Args:
         loader: batches as a tuple (inputs, ...) or a dict of keyword inputs; None leaves the statistics as they are.
         forward: called with a batch, where it is neither. batches: how many to use at most.
     """
-    controller.freeze()
-    if loader is not None:
-        _reestimate(model, controller, loader, forward or _forward(model), batches)
+    forward = forward or _forward(model)
+    chosen = None if loader is None else _begun(model, controller, loader, forward, batches)
+    with controller_kept(controller):
+        controller.freeze()
+        if chosen is not None:
+            _reestimate(model, controller, chosen, forward)
+    warn_of_strays(controller)
     return allocation(controller)
 
 
-@torch.no_grad()
-def _reestimate(model, controller, loader, forward, batches) -> None:
-    modes = {module: module.training for module in model.modules()}
-    norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
+def _begun(model, controller, loader, forward, batches: int):
+    """The batches to use, of which there is one. A model that has not been counted yet is so on that one, for good."""
     chosen = itertools.islice(loader, batches)
     first = next(iter(chosen), None)
-    if first is None:  # before the old statistics are gone
+    if first is None:
         raise ValueError(f"finalize needs at least one batch of a loader; {type(loader).__name__} gave none. Pass a fresh one.")
+    if not controller.profiled:
+        on_trial(model, lambda: forward(first))
+    return itertools.chain([first], chosen)
+
+
+def norms_of(model: nn.Module) -> dict[str, nn.Module]:
+    """{name: batch norm} of those that keep statistics."""
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    return {name: m for name, m in norms.items() if m.track_running_stats and m.running_mean is not None}
+
+
+def frozen_norms(model: nn.Module) -> set[str]:
+    """Names of the batch norms that stay in evaluation mode while the model trains; none in evaluation, where all do."""
+    return {name for name, norm in norms_of(model).items() if not norm.training} if model.training else set()
+
+
+@torch.no_grad()
+def _reestimate(model, controller, chosen, forward) -> None:
+    frozen = frozen_norms(model) if model.training else controller.frozen_norms or set()
+    norms = [norm for name, norm in norms_of(model).items() if name not in frozen]
+    with _estimating(model, controller, norms) as found:
+        with all_succeed("finalize"):
+            for batch in chosen:
+                forward(batch)
+        statistics = [new[name] for _, new in found for name in _STATISTICS[:2]]
+        average_over_ranks([*statistics, controller.tensors.ranges, controller.tensors.x_bounds])
+    for norm, new in found:
+        for name, value in new.items():
+            getattr(norm, name).copy_(value)
+
+
+@contextlib.contextmanager
+def _estimating(model, controller, norms):
+    """Evaluation mode, in which `norms` and the sites average over all batches, into copies: [(norm, {buffer: its copy})].
+
+    Afterwards the norms hold their own buffers again, whose values nothing has touched.
+    """
+    modes = {module: module.training for module in model.modules()}
+    own = [(norm, {name: norm._buffers[name] for name in _STATISTICS}, norm.momentum) for norm in norms]
     try:
         model.eval()
-        controller.calibrating = True  # the sites then take the batch's ranges and average them
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.train()
-            norm.momentum = None  # cumulative average over all batches
-        controller.ranges.zero_()
-        for batch in itertools.chain([first], chosen):
-            forward(batch)
-        average_over_ranks([s for norm in norms for s in (norm.running_mean, norm.running_var)] + [controller.ranges])
+        with buffers_kept(model):
+            controller.calibrating = True  # the sites then take the batch's ranges and average them
+            controller.tensors.begin_ranges()
+            for norm, buffers, _ in own:
+                norm._buffers.update({name: value.clone() for name, value in buffers.items()})
+                norm.reset_running_stats()
+                norm.train()
+                norm.momentum = None  # cumulative average over all batches
+            yield [(norm, {name: norm._buffers[name] for name in _STATISTICS}) for norm in norms]
     finally:
         controller.calibrating = False
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, buffers, momentum in own:
+            norm._buffers.update(buffers)
             norm.momentum = momentum
         for module, training in modes.items():
             module.training = training
 
 
 def _forward(model):
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def move(value):
-        return value.to(device) if isinstance(value, Tensor) else value
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if type(value) in (list, tuple):  # as detection models have their pictures
+            return type(value)(map(move, value))
+        return {k: move(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     def run(batch):
         if hasattr(batch, "keys"):  # a dict, or a tokenizer's BatchEncoding

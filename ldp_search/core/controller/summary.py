@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .strays import find_strays
+
 
 def summarize(controller) -> str:
     """Layers with their MACs, ranges and bits; then the cost and the coverage."""
@@ -30,7 +32,13 @@ def summarize(controller) -> str:
     if hasattr(controller.backend, "report"):
         lines.append(controller.backend.report(list(bits)))
     lines += [f"  left out: {item.name}: {item.macs:,} MACs ({item.reason})" for item in coverage.left_out]
-    return "\n".join(lines)
+    return "\n".join(lines + _strays(find_strays(controller)))
+
+
+def _strays(found) -> list[str]:
+    """What no forward reaches, and what came in after `apply`."""
+    unreached = [f"  no forward has reached {name}" for name in found.unreached]
+    return unreached + [f"  in floating point, since it came in after apply(): {name}" for name in found.newcomers]
 
 
 def _ranges(low: list, high: list) -> str:

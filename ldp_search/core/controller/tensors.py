@@ -81,6 +81,11 @@ class BitTensors:
         """What a forward and backward have left that depends on the batch; sensed: they searched the bounds of inputs too."""
         return [self.grads, self.ranges, self.clip_grads, *([self.x_bounds] if sensed else [])]
 
+    def begin_ranges(self) -> None:
+        """Forget what is known of ranges and bounds, to learn it anew."""
+        for tensor in (self.ranges, self.x_bounds, self.w_bounds):
+            tensor.zero_()
+
     def step_clips(self) -> None:
         if self.clips.numel():
             self.clips.grad = torch.nan_to_num(self.clip_grads, 0.0, 0.0, 0.0)
@@ -89,6 +94,13 @@ class BitTensors:
     def zero_gradients(self) -> None:
         self.grads.zero_()
         self.clip_grads.zero_()
+
+    def all(self) -> list[Tensor]:
+        return [getattr(self, name) for name in NAMES]
+
+    def holders(self) -> list:
+        """The objects whose attributes change with the tensors."""
+        return [self, self._optimizer]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).detach().cpu().clone() for name in NAMES}
@@ -108,8 +120,8 @@ class BitTensors:
         for name, value in state.items():
             if getattr(self, name).shape != value.shape:
                 raise ValueError(
-                    f"The state must be of the same layers and space, counted on inputs that use them alike; {name} has the shape "
-                    f"{tuple(value.shape)} there and {tuple(getattr(self, name).shape)} here."
+                    "The state must be of the same layers and space, counted on inputs that use them alike; "
+                    f"{name} is of shape {tuple(value.shape)} there and {tuple(getattr(self, name).shape)} here."
                 )
         for name, value in state.items():
             getattr(self, name).copy_(value)

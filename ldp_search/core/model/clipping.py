@@ -1,6 +1,6 @@
 """The clipping bounds that a site keeps for one operand: searched on samples, smoothed, right for any number of bits.
 
-A table is (1 + levels,): the mass of its moving averages, then the bound at each number of bits, in units of the mean magnitude.
+A table is (1 + levels,): the mass of its moving averages, then the bound at each number of bits, in mean magnitudes.
 """
 
 from __future__ import annotations

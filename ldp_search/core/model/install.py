@@ -7,6 +7,7 @@ from torch import nn
 from ..profile.records import ACTIVATIONS, CONSTANTS, GENERATED
 from .interception import FullPrecisionLayer, InterceptedForward, InterceptionPlan
 from .layers import FUSED, OrdinaryPath, QuantizedLayer
+from .patched import intercept
 from .sites import outside, site_name
 from .swap import ATTRIBUTE as RECORD
 from .swap import swap
@@ -22,13 +23,20 @@ def install(controller) -> None:
         spec, plan = controller.specs.get(name), owners.get(name)
         if spec is not None and spec.module is module:
             _install_layer(module, sites[name], bool(owners))
-        elif plan is not None and isinstance(module, InterceptedForward):
-            module.__dict__[RECORD] = plan
         elif plan is not None:
-            swap(module, plan, InterceptedForward)
+            own(module, plan)
         if isinstance(module, FUSED) and not isinstance(module, OrdinaryPath):
             swap(module, module.__dict__.get(RECORD) or controller, OrdinaryPath)
     _follow_call_sites(controller)
+
+
+def own(module: nn.Module, plan) -> None:
+    """Have the products of a module's own forward computed as the plan says, also beneath a forward that somebody patched."""
+    if isinstance(module, InterceptedForward):
+        module.__dict__[RECORD] = plan
+    else:
+        swap(module, plan, InterceptedForward)
+    intercept(module, InterceptedForward.run)
 
 
 def _install_layer(module: nn.Module, site, owners: bool) -> None:

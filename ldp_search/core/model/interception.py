@@ -56,6 +56,12 @@ class InterceptionPlan:
     def __deepcopy__(self, memo: dict):
         return copy_with_model(self, self.controller, memo)
 
+    def sites(self) -> list:
+        """All of them, but for products in full precision."""
+        computed = [site for places in self.computed.values() for site in places.values()]
+        every = [*(site for _, _, site in self.tensors), *computed, *self.generated.values(), self.activations]
+        return [site for site in every if site is not None]
+
     def known(self) -> list[tuple[Tensor, object]]:
         """(tensor, its site), as the modules hold them now."""
         held = ((getattr(module, attribute, None), site) for module, attribute, site in self.tensors)
@@ -103,7 +109,7 @@ class InterceptProducts(TorchFunctionMode):
         if product is None or product is ATTENTION:
             out = func(*args, **kwargs)
             if func in _VIEWS and torch.compiler.is_compiling():
-                self._follow(args[0], out)
+                self._follow(args[0] if args else kwargs["input"], out)
             return out
         site, weight = self._belongs(product, product.operands(args, kwargs))
         if site is None:
@@ -116,6 +122,9 @@ class InterceptProducts(TorchFunctionMode):
         first, second = (self._site_of(x) for x in pair)
         if first and second:  # two weights: nothing of a sample is in it
             return None, None
+        if not second and product.second_is_weight and not torch.compiler.is_compiling():  # loaded just now, perhaps
+            self.known = self.plan.known()
+            second = self._site_of(pair[1])
         for which, found in ((1, second), (0, first)):
             if found:
                 return found[0], which

@@ -6,6 +6,8 @@ and falls back to the original forward, exactly, where quantization is off.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,17 +23,30 @@ class QuantizedLayer(Swapped):
     @classmethod
     def made_from(cls, original):
         """QuantLinear of Linear, ..."""
-        return f"Quant{original.__name__}", {"_ldp_kind": kind_of(original), "__module__": __name__}
+        parameters = tuple(inspect.signature(original.forward).parameters)[1:]
+        own = {"_ldp_kind": kind_of(original), "_ldp_parameters": parameters, "__module__": __name__}
+        return f"Quant{original.__name__}", own
 
     def run(self, forward, args, kwargs):
         site = self.__dict__.get(ATTRIBUTE)  # none in a layer that somebody made of this class, as adapters do
         if hasattr(site, "activations"):  # parametrized since: its owner's plan sees to it
             return forward(self, *args, **kwargs)
-        x = args[0] if args else next(iter(kwargs.values()))
-        if site is None or not site.on or has_no_range(x):
+        bound = in_order(self._ldp_parameters, args, kwargs)
+        if site is None or not site.on or bound is None or has_no_range(bound[0]):
             with not_intercepted():
                 return forward(self, *args, **kwargs)
-        return _FORWARDS[self._ldp_kind](self, site, *args, **kwargs)
+        return _FORWARDS[self._ldp_kind](self, site, *bound)
+
+
+def in_order(names: tuple[str, ...], args: tuple, kwargs: dict) -> tuple | None:
+    """The arguments by position, up to the last one given; None where the call is not one of the signature's."""
+    if not kwargs:
+        return args if 0 < len(args) <= len(names) else None
+    given = dict(zip(names, args, strict=False)) | kwargs
+    if len(given) < len(args) + len(kwargs) or names[0] not in given or not set(given) <= set(names):
+        return None  # the original forward then says what is wrong
+    last = max(names.index(name) for name in given)
+    return tuple(given.get(name) for name in names[: last + 1])
 
 
 def has_no_range(x: Tensor) -> bool:

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import Call, Simulate, finish
+from ..backends.reference import under_transform
 from ..backends.sensing import Sense
 from ..bits.space import FULL_PRECISION
+from ..native.memory import transformed
 from ..products.torch_functions import TorchProduct
 from ..quantize.fake_quantize import fake_quantize, quantize_gradient
 from ..quantize.fused_grids import fused_grids
@@ -36,6 +38,7 @@ class Site:
         self.quantize_grad = highest[2] < FULL_PRECISION
         self.bits = self.grad_bits = self.ranges = self.x_clip = self.w_clip = self.x_bounds = self.w_bounds = None
         self.call_site = 0  # of the next call in this forward
+        self.seen = False  # whether a forward with quantization on has come here
 
     def __deepcopy__(self, memo: dict):
         """A copy of the whole model has its own sites; a copy of one layer (an adapter's) shares them: one decision."""
@@ -79,6 +82,8 @@ class Site:
         call = Call(
             x, w, bias, x_grid(input_bits), w_grid(weight_bits), product, grad_bits, c.grad_quantizer, self, c.straight
         )  # fmt: skip
+        if transformed():
+            return under_transform(call)
         if errors is None or not self._senses(training):
             return c.backend(call)
         forward = lambda a, b: product.forward(a, b, None)  # noqa: E731
@@ -139,6 +144,7 @@ class Site:
         return fake_quantize(x, grid(bits), straight)
 
     def _on_device_of(self, x: Tensor):
+        self.seen = True
         if self.bits.device != x.device:
             self.controller.to(x.device)
         return self.controller

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ..bits.space import SearchSpace
+from ..products.foreign import foreign_weight
 from ..profile.records import ACTIVATIONS, CONSTANTS, GENERATED, ModelProfile, ProductProfile
 from .layers import channel_axis, kind_of
+from .patched import is_patched
 
 PRODUCTS = "products"
 """Kind of the site of one module's products of two activations; also the end of its name."""
@@ -40,7 +42,7 @@ def find_sites(model: nn.Module, space: SearchSpace, profile: ModelProfile | Non
     """{name: spec} in the order of the model's modules; without a profile those of the layers alone."""
     specs, tensors = {}, dict([*model.named_buffers(), *model.named_parameters()])
     for name, module in model.named_modules():
-        kind = kind_of(type(module))
+        kind = kind_of(type(module)) if not is_patched(module) and foreign_weight(module) is None else None
         if kind and (kind != "Embedding" or space.embeddings):
             axis = channel_axis(module)
             spec = specs[name] = SiteSpec(name, kind, axis, module.weight.shape[axis], [module.weight], module)

@@ -15,6 +15,9 @@ ATTRIBUTE = "_ldp_site"  # in the layer's __dict__: neither parameter, buffer no
 class Swapped:
     """Base of the mixins that stand before the original class. `run` takes the place of its forward."""
 
+    def __init_subclass__(cls, **options):
+        """Nothing: the original class's own hook (a registry, required arguments) is for classes that people write."""
+
     def run(self, forward, args: tuple, kwargs: dict):
         raise TypeError(f"{type(self).__name__} must define run(forward, args, kwargs).")
 
@@ -56,7 +59,10 @@ def original_class(made: type) -> type:
     if "_ldp_original" in made.__dict__:
         return original_class(made._ldp_original)
     names = {k: v for k, v in made.__dict__.items() if k not in ("__dict__", "__weakref__")}
-    return type(made.__name__.replace("Quant", ""), tuple(original_class(base) for base in made.__bases__), names)
+    bases, name = tuple(original_class(base) for base in made.__bases__), made.__name__
+    for base, original in zip(made.__bases__, bases, strict=True):
+        name = name.replace(base.__name__, original.__name__)  # FSDPQuantLinear -> FSDPLinear; FSDPQuantumHead stays
+    return type(name, bases, names)
 
 
 def swap(module: nn.Module, record, mixin: type) -> None:

@@ -14,7 +14,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .library import _PLAIN, is_dense, switched_off
+from .library import switched_off
+from .memory import _PLAIN, is_dense
 
 OLDEST = (8, 0)  # compute capability: the first with bf16
 

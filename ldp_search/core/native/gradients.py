@@ -12,7 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .library import _TYPES, _library_of_kernels, _Shape, _threads
+from .library import _TYPES, FLOATS, _library_of_kernels, _Shape, _threads
+from .memory import address, empty
 
 _P, _I, _L, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_uint64
 _SIGNATURES = {
@@ -30,19 +31,19 @@ def _kernel(name: str):
 
 def affine(g: Tensor, bits: Tensor, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(g between its minimum and maximum on 2^bits levels, (scale, offset)); codes: moved by half of their range."""
-    y, made = torch.empty_like(g, dtype=dtype), torch.empty(2, dtype=torch.float32)
+    y, made = torch.empty_like(g, dtype=dtype), empty(2, torch.float32)
     _kernel("ldp_gradient_affine")(
-        g.data_ptr(), _TYPES[g.dtype], y.data_ptr(), _TYPES[dtype], g.numel(), bits.data_ptr(), seed, made.data_ptr(),
-        _threads(g.numel()),
+        address(g, *FLOATS), _TYPES[g.dtype], y.data_ptr(), _TYPES[dtype], g.numel(), address(bits, torch.float32), seed,
+        made.data_ptr(), _threads(g.numel()),
     )  # fmt: skip
     return y, made
 
 
 def symmetric(g: Tensor, shape: tuple, bits: Tensor, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(g with one symmetric grid a channel of `shape` = (outer, channels, inner), the (channels,) scales)."""
-    y, scales = torch.empty_like(g, dtype=dtype), torch.empty(shape[1], dtype=torch.float32)
+    y, scales = torch.empty_like(g, dtype=dtype), empty(shape[1], torch.float32)
     _kernel("ldp_gradient_slices")(
-        g.data_ptr(), _TYPES[g.dtype], y.data_ptr(), _TYPES[dtype], _Shape(*shape), bits.data_ptr(), seed, scales.data_ptr(),
-        _threads(g.numel()),
+        address(g, *FLOATS), _TYPES[g.dtype], y.data_ptr(), _TYPES[dtype], _Shape(*shape), address(bits, torch.float32), seed,
+        scales.data_ptr(), _threads(g.numel()),
     )  # fmt: skip
     return y, scales

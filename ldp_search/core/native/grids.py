@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .library import _TYPES, _library_of_kernels, _Shape, _threads
+from .library import _TYPES, FLOATS, _library_of_kernels, _Shape, _threads
+from .memory import address, empty, is_real
 
 MINMAX, SYMMETRIC = 0, 1  # the forms that the kernels know
 
@@ -33,7 +34,7 @@ def _kernel(name: str):
 
 def reads(bits: Tensor) -> bool:
     """Whether the kernels read bits from this tensor."""
-    return bits.is_cpu and bits.dtype == torch.float32
+    return bits.dtype == torch.float32 and is_real(bits)
 
 
 class GridWithSlope(NamedTuple):
@@ -46,9 +47,9 @@ class GridWithSlope(NamedTuple):
 
 def grid(x: Tensor, shape: tuple, each: list[int], form: int, bits: int, ranges: Tensor | None = None, momentum: float = 0.0):
     """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: a number's address."""
-    scale, low, slope = (torch.empty(size, dtype=torch.float32) for size in (each, each, shape[1:2]))
+    scale, low, slope = (empty(size, torch.float32) for size in (each, each, shape[1:2]))
     _kernel("ldp_grid")(
-        x.data_ptr(), _TYPES[x.dtype], _Shape(*shape), form, bits, None if ranges is None else ranges.data_ptr(), momentum,
+        address(x, *FLOATS), _TYPES[x.dtype], _Shape(*shape), form, bits, address(ranges, torch.float32), momentum,
         scale.data_ptr(), low.data_ptr(), slope.data_ptr(), _threads(x.numel()),
     )  # fmt: skip
     return GridWithSlope(scale, low if form == MINMAX else None, slope)
@@ -56,17 +57,17 @@ def grid(x: Tensor, shape: tuple, each: list[int], form: int, bits: int, ranges:
 
 def shift(bits: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     """(half of the codes of so many bits, the offset of the grid whose codes are less by that)."""
-    half, moved = torch.empty((), dtype=torch.float32), torch.empty(scale.shape, dtype=torch.float32)
-    numbers = scale.data_ptr(), offset.data_ptr(), scale.numel()
-    _kernel("ldp_shift")(bits.data_ptr(), *numbers, half.data_ptr(), moved.data_ptr())
+    half, moved = empty((), torch.float32), empty(scale.shape, torch.float32)
+    numbers = address(scale, torch.float32), address(offset, torch.float32), scale.numel()
+    _kernel("ldp_shift")(address(bits, torch.float32), *numbers, half.data_ptr(), moved.data_ptr())
     return half, moved
 
 
 def bits_gradient(w: Tensor | None, w_slope: Tensor, x: Tensor | None, x_slope: Tensor) -> Tensor:
     """(3,) dL/dbits from dL/dscale of weight and input; None: zero."""
-    out, w = torch.empty(3, dtype=torch.float32), None if w is None else w.contiguous()
+    out, w = empty(3, torch.float32), None if w is None else w.contiguous()
     _kernel("ldp_bits_gradient")(
-        None if w is None else w.data_ptr(), w_slope.data_ptr(), w_slope.numel(), None if x is None else x.data_ptr(),
-        x_slope.data_ptr(), out.data_ptr(),
+        address(w, torch.float32), address(w_slope, torch.float32), w_slope.numel(), address(x, torch.float32),
+        address(x_slope, torch.float32), out.data_ptr(),
     )  # fmt: skip
     return out

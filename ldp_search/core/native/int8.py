@@ -11,7 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .library import _TYPES, _library_of_kernels, _threads
+from .library import _TYPES, FLOATS, _library_of_kernels, _threads
+from .memory import address, empty
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
@@ -34,17 +35,18 @@ def _kernel(name: str):
     return function
 
 
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _floats(*tensors: Tensor | None) -> tuple[int | None, ...]:
+    """Addresses of fp32 tensors."""
+    return tuple(address(tensor, torch.float32) for tensor in tensors)
 
 
 def quantize(x: Tensor, grid, shift: Tensor, cells: bool) -> tuple[Tensor, Tensor | None]:
     """(int8 codes less `shift`, packed cells of the rounding error) of a contiguous tensor with one grid."""
-    values = torch.empty(x.shape, dtype=torch.int8)
-    packed = torch.empty((x.numel() + 1) // 2, dtype=torch.uint8) if cells else None
+    values = empty(x.shape, torch.int8)
+    packed = empty((x.numel() + 1) // 2, torch.uint8) if cells else None
     _kernel("ldp8_input")(
-        x.data_ptr(), _TYPES[x.dtype], x.numel(), *map(_at, grid), shift.data_ptr(), values.data_ptr(), _at(packed),
-        _threads(x.numel()),
+        address(x, *FLOATS), _TYPES[x.dtype], x.numel(), *_floats(*grid, shift), values.data_ptr(),
+        address(packed, torch.uint8), _threads(x.numel()),
     )  # fmt: skip
     return values, packed
 
@@ -52,9 +54,9 @@ def quantize(x: Tensor, grid, shift: Tensor, cells: bool) -> tuple[Tensor, Tenso
 def code_sums(values: Tensor, dim: int) -> Tensor:
     """values.sum(dim) of a contiguous int8 matrix, int32."""
     rows, columns = values.shape
-    out = torch.empty(columns if dim == 0 else rows, dtype=torch.int32)
+    out = empty(columns if dim == 0 else rows, torch.int32)
     kernel = _kernel("ldp8_column_sums" if dim == 0 else "ldp8_row_sums")
-    kernel(values.data_ptr(), rows, columns, out.data_ptr(), _threads(values.numel()))
+    kernel(address(values, torch.int8), rows, columns, out.data_ptr(), _threads(values.numel()))
     return out
 
 
@@ -78,13 +80,13 @@ def _turns(column: Tensor, columns: int) -> tuple[Tensor, int]:
 
 def to_values(accumulators: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
     """accumulators * by + row[:, None] * across + column; fp32 takes the memory of `accumulators`."""
-    y = accumulators.view(torch.float32) if dtype == torch.float32 else torch.empty(accumulators.shape, dtype=dtype)
+    y = accumulators.view(torch.float32) if dtype == torch.float32 else empty(accumulators.shape, dtype)
     by, across = (t.expand(accumulators.shape[1]).contiguous() for t in (by, across))
     column, period = _turns(column, accumulators.shape[1])
     row = row.expand(accumulators.shape[0]).contiguous()
     _kernel("ldp8_values")(
-        accumulators.data_ptr(), y.data_ptr(), _TYPES[dtype], *accumulators.shape, by.data_ptr(), row.data_ptr(),
-        across.data_ptr(), column.data_ptr(), period, _threads(accumulators.numel()),
+        address(accumulators, torch.int32), y.data_ptr(), _TYPES[dtype], *accumulators.shape,
+        *_floats(by, row, across, column), period, _threads(accumulators.numel()),
     )  # fmt: skip
     return y
 
@@ -92,15 +94,15 @@ def to_values(accumulators: Tensor, by: Tensor, row: Tensor, across: Tensor, col
 def product(
     accumulators: Tensor, left, left_sums: Tensor, right, right_sums: Tensor, length: int, bias: Tensor | None, dtype
 ) -> Tensor:
-    """What `to_values` makes of the products of two matrices of codes; fp32 takes the memory of `accumulators`."""
-    y = accumulators.view(torch.float32) if dtype == torch.float32 else torch.empty(accumulators.shape, dtype=dtype)
+    """What `to_values` makes of the accumulators of two matrices of codes; fp32 takes the memory of `accumulators`."""
+    y = accumulators.view(torch.float32) if dtype == torch.float32 else empty(accumulators.shape, dtype)
     rows, columns = accumulators.shape
     bias = None if bias is None else bias.float().contiguous()
-    space = torch.empty(3 * columns + rows, dtype=torch.float32)
+    space = empty(3 * columns + rows, torch.float32)
     _kernel("ldp8_product")(
-        accumulators.data_ptr(), y.data_ptr(), _TYPES[dtype], rows, columns, left.scale.data_ptr(), left.offset.data_ptr(),
-        left_sums.data_ptr(), right.scale.data_ptr(), right.offset.data_ptr(), right.scale.numel() > 1, right_sums.data_ptr(),
-        length, _at(bias), space.data_ptr(), _threads(accumulators.numel()),
+        address(accumulators, torch.int32), y.data_ptr(), _TYPES[dtype], rows, columns, *_floats(left.scale, left.offset),
+        address(left_sums, torch.int32), *_floats(right.scale, right.offset), right.scale.numel() > 1,
+        address(right_sums, torch.int32), length, *_floats(bias), space.data_ptr(), _threads(accumulators.numel()),
     )  # fmt: skip
     return y
 
@@ -118,11 +120,12 @@ def input_gradient(
     """(dL/dx of `dtype`, and where there are cells (1,) dL/dscale, or (3,) with dL/dlow and dL/dhigh where values are cut)."""
     rows, columns = accumulators.shape[0], accumulators.shape[1] // planes
     in_place = planes == 1 and dtype == torch.float32
-    gx = accumulators.view(torch.float32) if in_place else torch.empty(rows, columns, dtype=dtype)
-    (column, period), results = _turns(column, columns), torch.empty(3 if clip else 1, dtype=torch.float32)
+    gx = accumulators.view(torch.float32) if in_place else empty((rows, columns), dtype)
+    (column, period), results = _turns(column, columns), empty(3 if clip else 1, torch.float32)
     _kernel("ldp8_input_gradient")(
-        accumulators.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale.data_ptr(), scale.numel() > 1,
-        column.data_ptr(), period, values.data_ptr(), _at(packed), clip, results.data_ptr(), _threads(accumulators.numel()),
+        address(accumulators, torch.int32), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, address(scale, torch.float32),
+        scale.numel() > 1, address(column, torch.float32), period, address(values, torch.int8), address(packed, torch.uint8),
+        clip, results.data_ptr(), _threads(accumulators.numel()),
     )  # fmt: skip
     return gx, results
 
@@ -130,11 +133,11 @@ def input_gradient(
 def planes(w: Tensor, number: int, most: int, transposed: bool) -> tuple[Tensor, Tensor]:
     """(round(w / scale) in `number` int8 planes, at most `most`; scale); w: contiguous (outputs, inputs), or its transpose."""
     rows, columns = w.shape
-    out = torch.empty((number * rows, columns) if transposed else (rows, number * columns), dtype=torch.int8)
+    out = empty((number * rows, columns) if transposed else (rows, number * columns), torch.int8)
     low = out.data_ptr() + (rows * columns if transposed else columns) if number == 2 else None
-    scale, stride = torch.empty((), dtype=torch.float32), columns if transposed else number * columns
+    scale, stride = empty((), torch.float32), columns if transposed else number * columns
     found = scale.data_ptr()
-    _kernel("ldp8_planes")(w.data_ptr(), rows, columns, most, found, out.data_ptr(), low, stride, _threads(w.numel()))
+    _kernel("ldp8_planes")(*_floats(w), rows, columns, most, found, out.data_ptr(), low, stride, _threads(w.numel()))
     return out.t() if transposed else out, scale
 
 
@@ -142,6 +145,6 @@ def columns(values: Tensor, kernel, stride, padding, dilation, places) -> Tensor
     """Of contiguous codes (samples, height, width, channels), what lies under a kernel at each place, padded with zeros."""
     window = (_L * 14)(*values.shape, *kernel, *stride, *padding, *dilation, *places)
     rows = len(values) * places[0] * places[1]
-    out = torch.empty(rows, kernel[0] * kernel[1] * values.shape[3], dtype=torch.int8)
-    _kernel("ldp8_columns")(values.data_ptr(), ctypes.addressof(window), out.data_ptr(), _threads(out.numel()))
+    out = empty((rows, kernel[0] * kernel[1] * values.shape[3]), torch.int8)
+    _kernel("ldp8_columns")(address(values, torch.int8), ctypes.addressof(window), out.data_ptr(), _threads(out.numel()))
     return out

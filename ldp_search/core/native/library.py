@@ -7,14 +7,14 @@ import ctypes
 import os
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .compile import Unavailable, load
+from .memory import address, intercepted, is_dense, is_real
 
 SMALL = 1 << 15  # elements below which one thread is faster than waking others
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 FLOATS = (torch.float32, torch.bfloat16)
-_PLAIN = (Tensor, nn.Parameter)
 
 _library: ctypes.CDLL | None = None
 _reason: str | None = None  # why there is none; None: not tried yet
@@ -73,30 +73,18 @@ def _library_of_kernels() -> ctypes.CDLL:
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels serve these tensors (of the same memory layout)."""
-    if torch.compiler.is_compiling() or _off or not (_library or _ready()) or torch._C._get_tracing_state() is not None:
+    if _off or intercepted() or not (_library or _ready()):
         return False
     first = tensors[0]
     for x in tensors:
-        if type(x) not in _PLAIN or not x.is_cpu or x.dtype not in FLOATS or (x is not first and x.stride() != first.stride()):
+        if x.dtype not in FLOATS or not is_real(x) or (x is not first and x.stride() != first.stride()):
             return False
     return first.numel() > 0 and is_dense(first)
 
 
 def takes_codes(codes: Tensor) -> bool:
     """The same of the codes of a packed tensor."""
-    return codes.device.type == "cpu" and not _off and codes.numel() > 0 and _ready()
-
-
-def is_dense(x: Tensor) -> bool:
-    """Whether the elements fill a stretch of memory, in whatever order of the dimensions."""
-    if x.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+    return not _off and not intercepted() and codes.numel() > 0 and is_real(codes) and _ready()
 
 
 def shape_along(x: Tensor, axes: tuple[int, ...]) -> tuple[int, int, int] | None:
@@ -124,12 +112,14 @@ def grid_shape(x: Tensor, grid) -> tuple[int, int, int] | None:
     for value in grid:
         if value is not None and (value.dtype != torch.float32 or value.shape != grid.scale.shape or not value.is_contiguous()):
             return None
+        if value is not None and not is_real(value):
+            return None
     axes = axes_of(grid.scale, x)
     return None if axes is None else shape_along(x, axes)
 
 
 def _grid(grid) -> _Grid:
-    return _Grid(*(None if value is None else value.data_ptr() for value in grid))
+    return _Grid(*(address(value, torch.float32) for value in grid))
 
 
 def _threads(numel: int) -> int:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bilinear import ConvolutionProduct, LinearProduct, padded
+from .foreign import foreign
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class TorchProduct:
 
 
 def _is_dense(x) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point() and x.layout == torch.strided
+    return isinstance(x, Tensor) and foreign(x) is None
 
 
 class Matmul(TorchProduct):

@@ -19,12 +19,22 @@ from ..products import unfused
 from ..products.torch_functions import find
 from .provenance import Provenance
 from .records import ModelProfile, ModuleProfile, ProductProfile
+from .samples import batch_size, shapes
 from .sandbox import buffers_kept, copied
+from .uncounted import Foreign, estimate, scripts_wrapped
 
 
 def profile(model: nn.Module, args: tuple, kwargs: dict) -> ModelProfile:
     """Run one forward in evaluation mode, without gradient, and count. Buffers, modes and random state stay as they were."""
     watch = _Watch(model)
+    with scripts_wrapped(model):
+        output = _counted(model, args, kwargs, watch)
+    batch = batch_size(args, kwargs, getattr(model, "main_input_name", None), output)
+    return ModelProfile(_per_sample(watch.modules, batch), shapes(args, kwargs))
+
+
+def _counted(model: nn.Module, args: tuple, kwargs: dict, watch: _Watch):
+    """The forward itself; returns its output."""
     modes = {module: module.training for module in model.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()  # one operation that nothing counts, in place of several
     hooks = []
@@ -35,17 +45,15 @@ def profile(model: nn.Module, args: tuple, kwargs: dict) -> ModelProfile:
             hooks.append(module.register_forward_pre_hook(watch.enter(name), with_kwargs=True))
             hooks.append(module.register_forward_hook(watch.leave, always_call=True))
         args, kwargs = copied(args), copied(kwargs)
-        with watch.counter, torch.no_grad(), torch.random.fork_rng(enabled=True), buffers_kept(model), watch:
+        with watch.counter, watch.foreign, torch.no_grad(), torch.random.fork_rng(), buffers_kept(model), watch:
             torch.manual_seed(0)  # where a model draws the length of what it makes, it is the same every time
-            model(*args, **kwargs)
+            return model(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for hook in hooks:
             hook.remove()
         for module, training in modes.items():
             module.training = training
-    batch = batch_size(args, kwargs, getattr(model, "main_input_name", None))
-    return ModelProfile(_per_sample(watch.modules, batch), shapes(args, kwargs))
 
 
 class _Watch(TorchFunctionMode):
@@ -59,6 +67,8 @@ class _Watch(TorchFunctionMode):
         self.stack: list[tuple[str, Counter, Counter]] = []  # module, counts at its start, counts of its children
         self.provenance = Provenance(model)
         self.places: Counter = Counter()
+        self.foreign = Foreign(self._see)
+        self.unknown: list[Counter] = []  # of each module on the stack: operations of other packages, with what they may cost
 
     def total(self) -> Counter:
         counts = self.counter.flop_counts.get("Global", {})
@@ -69,8 +79,10 @@ class _Watch(TorchFunctionMode):
             module_profile = self.modules.setdefault(name, ModuleProfile())
             module_profile.calls += 1
             self.provenance.enter_module(module, name)
-            module_profile.input_numel += sum(x.numel() for x in inputs[:1] if isinstance(x, Tensor))
+            first = [*inputs[:1], *([] if inputs else [*keywords.values()][:1])]
+            module_profile.input_numel += sum(x.numel() for x in first if isinstance(x, Tensor))
             self.stack.append((name, self.total(), Counter()))
+            self.unknown.append(Counter())
 
         return hook
 
@@ -79,8 +91,24 @@ class _Watch(TorchFunctionMode):
         whole = self.total() - before
         self.modules[name].macs += whole - children
         self.modules[name].other_macs += whole - children
+        self._charge_unknown(module, self.modules[name], inputs, output, sum(whole.values()))
         if self.stack:
             self.stack[-1][2].update(whole)
+
+    def _see(self, operation: str, macs: int) -> None:
+        if self.unknown:
+            self.unknown[-1][operation] += macs
+
+    def _charge_unknown(self, module, module_profile: ModuleProfile, inputs, output, known: int) -> None:
+        """Whatever multiplied without the counter's knowledge, by the shapes."""
+        seen = self.unknown.pop()
+        macs = 0 if known else estimate(module, inputs, output, bool(seen))
+        if macs:
+            seen = Counter({" and ".join(seen) or f"a {type(module).__name__}'s own kernel": macs})
+        for operation, macs in seen.items():
+            if macs:
+                module_profile.macs[f"{operation} (by its shapes)"] += macs
+                module_profile.other_macs[f"{operation} (by its shapes)"] += macs
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -136,6 +164,12 @@ def _more_operations() -> dict:
     found = {
         aten.mv: lambda a, x, *rest, **options: 2 * a[0] * a[1],
         aten.dot: lambda x, y, *rest, **options: 2 * x[0],
+        aten.vdot: lambda x, y, *rest, **options: 2 * x[0],
+        aten.addmv: lambda y, a, x, *rest, **options: 2 * a[0] * a[1],
+        aten.addbmm: lambda y, a, b, *rest, **options: 2 * math.prod(a) * b[-1],
+        aten._int_mm: lambda a, b, *rest, **options: 2 * math.prod(a) * b[-1],
+        aten._addmm_activation: lambda y, a, b, *rest, **options: 2 * math.prod(a) * b[-1],
+        aten._weight_int8pack_mm: lambda x, w, *rest, **options: 2 * math.prod(x) * w[0],
     }
     grouped = lambda a, b, *rest, **options: 2 * math.prod(a) * b[-1]  # noqa: E731
     for space, name in ((aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")):
@@ -158,24 +192,6 @@ def _per_sample(modules: dict[str, ModuleProfile], batch: int) -> dict[str, Modu
     return modules
 
 
-def batch_size(args: tuple, kwargs: dict, main: str | None = None) -> int:
-    """First dimension of the first tensor of the inputs; 1 when there is none.
-
-    main: the keyword that transformers calls the model's main input; others may have the patches of all pictures in a row.
-    """
-    main = main[0] if isinstance(main, list | tuple) and main else main
-    if isinstance(main, str) and isinstance(kwargs.get(main), Tensor):
-        return kwargs[main].shape[0]
-    for value in [*args, *kwargs.values()]:
-        if isinstance(value, Tensor) and value.dim() > 0:
-            return value.shape[0]
-        if isinstance(value, dict | list | tuple):
-            inner = batch_size(tuple(value.values() if isinstance(value, dict) else value), {})
-            if inner > 1:
-                return inner
-    return 1
-
-
 def own_inputs(model: nn.Module) -> tuple[tuple, dict] | None:
     """Inputs that the model itself says it takes: a timm model's input size. None where it says nothing.
 
@@ -187,9 +203,3 @@ def own_inputs(model: nn.Module) -> tuple[tuple, dict] | None:
         return None
     channels = getattr(model, "in_chans", size[0])
     return (torch.zeros(1, channels, *size[1:], device=parameter.device, dtype=parameter.dtype),), {}
-
-
-def shapes(args: tuple, kwargs: dict) -> str:
-    """The shapes of the tensors among the inputs, in words."""
-    named = [*(("", x) for x in args), *((f"{key} ", x) for key, x in kwargs.items())]
-    return ", ".join(f"{key}{tuple(x.shape)}" for key, x in named if isinstance(x, Tensor))

@@ -26,6 +26,19 @@ def copied(inputs):
         return inputs
 
 
+def on_trial(model: nn.Module, run):
+    """`run()` in evaluation mode, from a fixed random state; buffers, modes and random state stay as they were."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(enabled=True), buffers_kept(model):
+            torch.manual_seed(0)
+            return run()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 @contextmanager
 def buffers_kept(model: nn.Module):
     """Counters, running statistics, codebooks: as they were."""

@@ -57,14 +57,14 @@ def round_stochastically_(x: Tensor) -> Tensor:
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.add_(torch.rand_like(x)).floor_()
-    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     noise = draws.view(torch.int16)[: x.numel()].view(x.shape)
     return x.add_(0.5 + 2**-17).add_(noise, alpha=2**-16).floor_()
 
 
 def draw_seed() -> int:
     """From torch's generator: `torch.manual_seed` and a resumed run repeat what follows from it."""
-    return torch.empty((), dtype=torch.int64).random_().item()
+    return torch.empty((), dtype=torch.int64, device="cpu").random_().item()
 
 
 class GradQuantizer:

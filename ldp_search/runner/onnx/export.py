@@ -21,6 +21,7 @@ from torch import nn
 from ...api import controller
 from ...core.apply import as_call
 from ...core.bits.space import FULL_PRECISION
+from ...core.controller.strays import warn_of_strays
 from ...core.messages import did_you_mean
 from .integer_codes import CONTAINER_BITS, float_weight, input_codes, weight_codes
 
@@ -77,6 +78,7 @@ def export(
         raise ValueError(f"Unknown export format {format!r}.{did_you_mean(format, FORMATS)}")
     ldp, path = controller(model), Path(path)
     _check(ldp, path)
+    warn_of_strays(ldp)
     from . import check, conv_outputs, float_graph  # they need onnx, onnxscript
 
     args, kwargs = _on_device(ldp.model, example_inputs)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...api import controller
 from ...core.apply import check_fresh, remove
+from ...core.controller.strays import warn_of_strays
 from ..io.atomic import folder_made, replace_together
 from .card import write_card
 from .dtypes import dtypes_of, take_dtypes
@@ -74,6 +75,7 @@ def save_pretrained(
         raise ValueError(f"save_pretrained writes a folder, but {folder} is a file: give another name.")
     if hub and not push_to_hub:
         raise TypeError(f"save_pretrained takes {sorted(hub)} only with push_to_hub=True.")
+    warn_of_strays(ldp)
     how = recipe(ldp.model, create)
     _warn_of(how, ldp.model, folder, told=create is not None)
     repo_id = repo_id or folder.resolve().name

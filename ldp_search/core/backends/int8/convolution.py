@@ -57,7 +57,7 @@ def chunks(values: Tensor, rows: int, width: int) -> Iterator[slice]:
 @lru_cache(256)
 def inside(size, kernel, stride, padding, dilation) -> Tensor:
     """(places, taps): 1 where a tap lies inside of the input, 0 where in its padding; fp32, on the CPU."""
-    return columns(torch.ones(1, *size, 1), kernel, stride, padding, dilation)
+    return columns(torch.ones(1, *size, 1, dtype=torch.float32, device="cpu"), kernel, stride, padding, dilation)
 
 
 def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_sums: bool) -> tuple[Tensor, Tensor | None]:

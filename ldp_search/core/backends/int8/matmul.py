@@ -84,7 +84,7 @@ def row_sums(values: Tensor) -> Tensor:
     return kernels.code_sums(values, 1) if serves(values) else values.sum(1, dtype=torch.int32)
 
 
-_ONE = torch.ones(())
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 def serves(values: Tensor) -> bool:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from ..problem import Problem
 
+TOLERANCE = 1e-9
+"""Of progress. A part of a plan that is to begin with a step would otherwise begin one step late."""
+
 
 def shift_to_cost(problem: Problem, bits: Tensor, target: float, halvings: int = 40) -> Tensor:
     """The shift (0-d) that moves all searched bits (layers, 3) together so that the real-valued cost is `target`."""
@@ -52,6 +55,11 @@ def allocation_at_cost(problem: Problem, bits: Tensor, target: float) -> tuple[T
         else:
             upper = middle
     return rounded(lower), rounded(upper)
+
+
+def plan_at(plan: list[tuple[float, Tensor]], progress: float) -> Tensor:
+    """The bits of the last part of a plan that has begun. Progress is a sum of steps: it may fall short by its last digits."""
+    return [bits for start, bits in plan if progress >= start - TOLERANCE][-1]
 
 
 def split_budget(below: Tensor, above: Tensor, problem: Problem, target: float, start: float = 0.0):

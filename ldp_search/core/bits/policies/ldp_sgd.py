@@ -33,8 +33,8 @@ class LdpSgd(Policy):
 
     def begin(self):
         p = self.problem
-        zero = torch.zeros((), device=p.low.device)
-        self.state = {"p": torch.full((p.groups,), float(self.start), device=p.low.device), "size": zero, "mass": 0.0}
+        made = {"dtype": torch.float32, "device": p.low.device}
+        self.state = {"p": torch.full((p.groups,), float(self.start), **made), "size": torch.zeros((), **made), "mass": 0.0}
         return self._bits()
 
     def _bits(self):

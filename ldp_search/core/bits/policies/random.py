@@ -8,7 +8,7 @@ import torch
 
 from ...registry import register
 from .base import Policy
-from .budget import allocation_at_cost, split_budget
+from .budget import allocation_at_cost, plan_at, split_budget
 
 
 @register("policy", "random")
@@ -23,8 +23,8 @@ class Random(Policy):
 
     def begin(self):
         problem = self.problem
-        generator = torch.Generator().manual_seed(problem.seed)
-        drawn = torch.rand(problem.groups, generator=generator).to(problem.low)
+        generator = torch.Generator("cpu").manual_seed(problem.seed)
+        drawn = torch.rand(problem.groups, generator=generator, dtype=torch.float32, device="cpu").to(problem.low)
         bits = problem.low + (problem.high - problem.low) * drawn[problem.group]
         if problem.target_cost is None:
             self.state = {"plan": [(0.0, torch.round(bits))]}
@@ -35,4 +35,4 @@ class Random(Policy):
         return self.state["plan"][0][1]
 
     def step(self, signals):
-        return [bits for start, bits in self.state["plan"] if signals.progress >= start][-1]
+        return plan_at(self.state["plan"], signals.progress)

@@ -25,7 +25,7 @@ class Replay(Policy):
         if str(self.path).endswith(".json"):
             layers = Allocation.load(self.path).layers
             names, progress = list(layers), [1.0]
-            bits = torch.tensor([list(b) for b in layers.values()], dtype=torch.uint8)[None]
+            bits = torch.tensor([list(b) for b in layers.values()], dtype=torch.uint8, device="cpu")[None]
         elif self.path:
             trajectory = Trajectory.load(self.path)
             names, progress, bits = trajectory.layers, trajectory.progress, trajectory.bits
