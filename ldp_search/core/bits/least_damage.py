@@ -62,35 +62,71 @@ class LeastDamage:
         found = [self.choice(self._descend(price, bits)) for bits in starts]
         return min(found, key=lambda c: c.damage + price * c.cost)
 
-    def _descend(self, price: float, bits: Tensor) -> Tensor:
-        bits = bits.double().clone()
+    def moved(self, price: float, bits: Tensor, inertia: float) -> Choice:
+        """`bits` (layers, kinds) after the changes that pay at a price: where a change saves 4^inertia times what it takes.
+
+        inertia: in bits; so far must the real-valued optimum lie beyond the middle of two numbers.
+        """
+        return self.choice(self._descend(price, bits.double(), inertia))
+
+    def towards(self, bits: Tensor, budget: float, tolerance: float) -> Choice:
+        """`bits` after the fewest changes by one bit, each of the most use, that bring the cost within `tolerance` of a budget."""
+        p, now = self.problem, self.choice(bits.double())
+        while abs(now.cost - budget) > tolerance * budget:
+            sign = 1.0 if now.cost < budget else -1.0
+            step = torch.where(p.searched, sign, 0.0).double()
+            trial = now.bits + step
+            free = p.searched & (trial >= p.low) & (trial <= p.high)
+            stuck = p.pool((p.searched & ~free).double()) > 0
+            gain = p.pool(torch.where(free, self.damage(now.bits) - self.damage(trial), 0.0))
+            cost = p.pool(p.cost_gradient(now.bits) * step)
+            use = (gain / cost).masked_fill(stuck | (p.members == 0), -math.inf if sign > 0 else math.inf)
+            group = int(use.argmax() if sign > 0 else use.argmin())
+            if not math.isfinite(float(use[group])):
+                break
+            found = self.choice(torch.where((p.group == group) & p.searched, trial, now.bits))
+            if abs(found.cost - budget) >= abs(now.cost - budget):
+                break
+            now = found
+        return now
+
+    def _descend(self, price: float, bits: Tensor, inertia: float = 0.0) -> Tensor:
+        bits, rest = bits.double().clone(), bits.double()
         for _ in range(SWEEPS):
             before = bits.clone()
             for together in self.columns:
-                bits = self._best(price, bits, together)
+                bits = self._best(price, bits, together, rest if inertia else None, 4.0**inertia)
             if torch.equal(bits, before):
                 break
         return bits
 
-    def _best(self, price: float, bits: Tensor, together: list[int]) -> Tensor:
-        """The best bits of some kinds, those of the others held."""
+    def _best(self, price: float, bits: Tensor, together: list[int], rest: Tensor | None, factor: float) -> Tensor:
+        """The best bits of some kinds, those of the others held; a change from `rest` must save `factor` times what it takes."""
         p, each = self.problem, self.levels[:, None, None]
         trial = bits.expand(len(self.levels), *bits.shape).clone()
         searched = p.searched[:, together]
         trial[..., together] = torch.where(searched, each, trial[..., together])
-        cost = p.layer_costs(trial).T  # (layers, levels)
+        costs = price * p.layer_costs(trial).T  # (layers, levels)
         damages = torch.where(searched[..., None], self.curves[:, together] + self.outside[:, together], 0.0)
         group = torch.where(searched, p.group[:, together], p.groups)  # the last one: not searched
-        objective = torch.zeros(p.groups + 1, len(self.levels), dtype=torch.float64)
-        objective.index_add_(0, group.flatten(), damages.flatten(0, 1))
-        layers = torch.where(
-            searched.any(1), group.min(1).values, p.groups
-        )  # a group of several kinds has each layer's cost once
-        objective.index_add_(0, layers, price * cost)
-        best = self.levels[objective.argmin(1)]
+        layers = torch.where(searched.any(1), group.min(1).values, p.groups)  # a group of several kinds has each layer's cost once
+        damage, cost = (torch.zeros(p.groups + 1, len(self.levels), dtype=torch.float64) for _ in range(2))
+        damage.index_add_(0, group.flatten(), damages.flatten(0, 1))
+        cost.index_add_(0, layers, costs)
+        if rest is not None:
+            damage, cost = self._with_inertia(damage, cost, group, rest[:, together], factor)
+        best = self.levels[(damage + cost).argmin(1)]
         bits = bits.clone()
         bits[:, together] = torch.where(searched, best[group], bits[:, together])
         return bits
+
+    def _with_inertia(self, damage: Tensor, cost: Tensor, group: Tensor, rest: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        """Damage and cost (groups + 1, levels) as changes from `rest`; whichever of them grows counts `factor` times."""
+        index = torch.zeros(len(damage), dtype=torch.long)
+        index[group.flatten()] = (rest.flatten() - self.first).long().clamp(0, len(self.levels) - 1)
+        damage, cost = (values - values.gather(1, index[:, None]) for values in (damage, cost))
+        damage = torch.nan_to_num(damage, math.inf, math.inf, -math.inf)
+        return torch.where(damage > 0, damage * factor, damage), torch.where(cost > 0, cost * factor, cost)
 
     def around(self, budget: float, start: Tensor, near: float | None = None) -> tuple[Choice, Choice, float]:
         """The choices next to a budget, at most it and at least it, and the price between them.

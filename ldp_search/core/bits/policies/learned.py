@@ -24,7 +24,7 @@ from .base import Policy
 from .budget import allocation_at_cost, clamp, shift_to_cost, split_budget
 
 STARTS = {"low": 0.0, "middle": 0.5, "high": 1.0}
-TOLERANCE = 0.01  # share of the budget by which bits that stay may miss it: what they leave or take is spread over the rest
+TOLERANCE = 0.015  # share of what is left to spend that the bits in force may miss it by; it is made up for later
 
 
 @register("policy", "learned")
@@ -36,15 +36,15 @@ class Learned(Policy):
     warmup: share of the run in which they stay there.
     freeze: share of the run at its end in which they stay at what they are.
     every: share of the run between two decisions.
-    least_gain: share of all damage that a change must save.
+    inertia: bits by which the optimum must lie beyond the middle of two numbers for a change; changes disturb a training.
     weight_rate, input_rate, grad_rate: exchange rates of the three kinds of damage; 1 by theory.
     """
 
     start: str = "target"
     warmup: float = 0.02
     freeze: float = 0.1
-    every: float = 0.005
-    least_gain: float = 0.01
+    every: float = 0.01
+    inertia: float = 0.25
     weight_rate: float = 1.0
     input_rate: float = 1.0
     grad_rate: float = 1.0
@@ -54,9 +54,9 @@ class Learned(Policy):
     def __post_init__(self):
         if self.start not in (known := [*STARTS, "target"]):
             raise ValueError(f"Unknown start {self.start!r} of the policy 'learned'.{did_you_mean(self.start, known)}")
-        for name in ("every", "least_gain"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be within 0 and 1; received {getattr(self, name)}.")
+        for name, most in (("every", 1), ("inertia", 4)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be within 0 and {most}; received {getattr(self, name)}.")
         for name in ("weight_rate", "input_rate", "grad_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0 (1 by theory); received {getattr(self, name)}.")
@@ -115,19 +115,15 @@ class Learned(Policy):
         return LeastDamage(self.problem.to("cpu"), curves * rates[: curves.shape[1], None], self.problem.levels.cpu())
 
     def _decide(self, signals):
-        """The bits of least damage; those in force where the difference is not worth a change."""
+        """The bits in force after the changes that pay."""
         s, p = self.state, self.problem
         search, now = self._least_damage(signals), self.state["bits"].cpu().double()
         if p.target_cost is None:
-            price = p.cost_weight * float(s["loss"]) / float(p.relative_cost(s["bits"]))
-            best, left = search.at_price(price, now, thorough=s["price"] is None), None
-        else:
-            left = self._left(signals)
-            best, _, price = search.at_budget(left, now, s["price"])
-        s["price"], stay = price, search.choice(now)
-        affordable = left is None or abs(stay.cost - left) <= TOLERANCE * left
-        gain = (stay.damage + price * stay.cost) - (best.damage + price * best.cost)
-        return now if affordable and gain < self.least_gain * stay.damage else best.bits
+            s["price"] = p.cost_weight * float(s["loss"]) / float(p.relative_cost(s["bits"]))
+            return search.moved(s["price"], now, self.inertia).bits
+        left = self._left(signals)
+        _, _, s["price"] = search.around(left, now, s["price"])
+        return search.towards(search.moved(s["price"], now, self.inertia).bits, left, TOLERANCE).bits
 
     def _left(self, signals) -> float:
         """Relative cost that the rest of the run may have on average."""
