@@ -63,8 +63,9 @@ class LeastDamage:
         return min(found, key=lambda c: c.damage + price * c.cost)
 
     def moved(self, price: float, bits: Tensor, inertia: float) -> Choice:
-        """`bits` (layers, kinds) after the changes that pay at a price: where a change saves 4^inertia times what it takes.
+        """`bits` (layers, kinds) after the changes by one bit that pay at a price: those that save 4^inertia times what they take.
 
+        By one bit, since damages are measured with all other bits as they are: noise of many gradients at once is no sum.
         inertia: in bits; so far must the real-valued optimum lie beyond the middle of two numbers.
         """
         return self.choice(self._descend(price, bits.double(), inertia))
@@ -109,7 +110,9 @@ class LeastDamage:
         costs = price * p.layer_costs(trial).T  # (layers, levels)
         damages = torch.where(searched[..., None], self.curves[:, together] + self.outside[:, together], 0.0)
         group = torch.where(searched, p.group[:, together], p.groups)  # the last one: not searched
-        layers = torch.where(searched.any(1), group.min(1).values, p.groups)  # a group of several kinds has each layer's cost once
+        layers = torch.where(
+            searched.any(1), group.min(1).values, p.groups
+        )  # a group of several kinds has each layer's cost once
         damage, cost = (torch.zeros(p.groups + 1, len(self.levels), dtype=torch.float64) for _ in range(2))
         damage.index_add_(0, group.flatten(), damages.flatten(0, 1))
         cost.index_add_(0, layers, costs)
@@ -125,7 +128,8 @@ class LeastDamage:
         index = torch.zeros(len(damage), dtype=torch.long)
         index[group.flatten()] = (rest.flatten() - self.first).long().clamp(0, len(self.levels) - 1)
         damage, cost = (values - values.gather(1, index[:, None]) for values in (damage, cost))
-        damage = torch.nan_to_num(damage, math.inf, math.inf, -math.inf)
+        far = (torch.arange(len(self.levels)) - index[:, None]).abs() > 1
+        damage = torch.nan_to_num(damage, math.inf, math.inf, -math.inf).masked_fill(far, math.inf)
         return torch.where(damage > 0, damage * factor, damage), torch.where(cost > 0, cost * factor, cost)
 
     def around(self, budget: float, start: Tensor, near: float | None = None) -> tuple[Choice, Choice, float]:

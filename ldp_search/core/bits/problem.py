@@ -85,6 +85,7 @@ class Signals:
 
     progress: end of the step, 0 to 1. bits: (layers, 3) in force during it. grads: d loss / d bits, (layers, 3), averaged
     over the ranks. loss: mean training loss (0-d) or None. spent: integral of the relative cost over progress so far (0-d).
+    warming_up: the learning rate still rises, so that damages measured now say little about the steps to come.
     damage: call it for the (layers, kinds, levels) damages of `bits.damage`, on the CPU; None before anything is measured.
     """
 
@@ -94,3 +95,4 @@ class Signals:
     loss: Tensor | None
     spent: Tensor
     damage: Callable[[], Tensor] | None = None
+    warming_up: bool = False

@@ -213,7 +213,10 @@ class Controller:
         self.sensing = self._senses_at(self._steps)
         if not self.frozen and progress < 1 - 1e-9:  # after the last step its bits stay: they are the result
             grads = self.tensors.grads if self.policy.needs_gradients else None
-            signals = Signals(progress, self.tensors.bits.clone(), grads, loss, self.tensors.spent, self._damages())
+            warming_up = self.sensor is not None and self.sensor.warming_up
+            signals = Signals(
+                progress, self.tensors.bits.clone(), grads, loss, self.tensors.spent, self._damages(), warming_up
+            )  # fmt: skip
             bits = self.policy.step(signals)
             self.tensors.bits.copy_(self._realize(bits, progress, self.tensors.bits))
             self.tensors.step_clips()

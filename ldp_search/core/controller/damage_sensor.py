@@ -7,17 +7,21 @@ from torch import Tensor
 from ..bits.damage import DamageMeter, Sensed
 from ..model.sites import SiteSpec
 from .distributed import average_over_ranks, ranks
-from .learning_rates import effective_rates
+from .learning_rates import effective_rates, learning_rate
 
 SMOOTHING = 0.9  # share of the past that a measurement keeps; they are `sense_every` steps apart
 
 
 class DamageSensor:
-    """record: what the sites write into. meter: the past, smoothed. rates: (sites,) effective learning rates of the weights."""
+    """record: what the sites write into. meter: the past, smoothed. rates: (sites,) effective learning rates of the weights.
+
+    warming_up: the optimizer's learning rate has risen since the last measurement.
+    """
 
     def __init__(self, specs: list[SiteSpec], levels: Tensor):
         self.specs, self.record = specs, Sensed(len(specs), levels)
-        self.meter, self.rates = DamageMeter(SMOOTHING), effective_rates([[]] * len(specs))
+        self.meter, self.rates, self.warming_up = DamageMeter(SMOOTHING), effective_rates([[]] * len(specs)), False
+        self._rate: float | None = None  # at the last measurement
 
     def measure(self, optimizer=None) -> None:
         """Take in what the backward passes since the last step have recorded."""
@@ -26,6 +30,8 @@ class DamageSensor:
         self.meter.update(self.record)
         self.record.clear()
         self.rates = effective_rates([_weights(spec) for spec in self.specs], optimizer)
+        rate = learning_rate(optimizer)
+        self.warming_up, self._rate = self._rate is not None and rate > self._rate, rate
 
     @property
     def ready(self) -> bool:
@@ -39,11 +45,16 @@ class DamageSensor:
         self.record.to(device)
 
     def state_dict(self) -> dict:
-        return {"meter": self.meter.state_dict(), "rates": self.rates.clone()}
+        return {
+            "meter": self.meter.state_dict(),
+            "rates": self.rates.clone(),
+            "rate": self._rate,
+            "warming_up": self.warming_up,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.meter.load_state_dict(state["meter"])
-        self.rates = state["rates"].clone()
+        self.rates, self._rate, self.warming_up = state["rates"].clone(), state["rate"], state["warming_up"]
 
 
 def _weights(spec: SiteSpec) -> list[Tensor]:

@@ -39,6 +39,11 @@ def effective_rates(weights: list[list[Tensor]], optimizer=None) -> Tensor:
     return torch.where(rates.isnan(), middle, rates)
 
 
+def learning_rate(optimizer=None) -> float:
+    """The highest of an optimizer's groups; 0 without one."""
+    return 0.0 if optimizer is None else max(float(group["lr"]) for group in optimizer.param_groups)
+
+
 def _rate(weight: Tensor, group: dict, state: dict) -> tuple[float, Tensor | None]:
     """(rate, mean square of the gradient that it is still to be divided by the root of)."""
     rate = float(group["lr"])

@@ -26,6 +26,8 @@ from .budget import allocation_at_cost, clamp, shift_to_cost, split_budget
 STARTS = {"low": 0.0, "middle": 0.5, "high": 1.0}
 TOLERANCE = 0.015  # share of what is left to spend that the bits in force may miss it by; it is made up for later
 
+LONGEST_WARM_UP = 0.2  # share of the run that a rising learning rate may hold the bits for
+
 
 @register("policy", "learned")
 @dataclass
@@ -33,7 +35,7 @@ class Learned(Policy):
     """Bits of least damage, within a budget (`target_cost`) or at a price (`cost_weight`).
 
     start: of the bits: low, middle, high, or target (all equal, at the target cost).
-    warmup: share of the run in which they stay there.
+    warmup: share of the run in which they stay there; and as long as the learning rate rises.
     freeze: share of the run at its end in which they stay at what they are.
     every: share of the run between two decisions.
     inertia: bits by which the optimum must lie beyond the middle of two numbers for a change; changes disturb a training.
@@ -103,8 +105,8 @@ class Learned(Policy):
             s["plan"] = self._plan(signals)
         if s["plan"] is not None:
             return [bits for start, bits in s["plan"] if signals.progress >= start - 1e-9][-1]
-        due = signals.progress > self.warmup and signals.progress >= s["decided"] + self.every - 1e-9
-        if due and signals.damage is not None:
+        warm = signals.progress > self.warmup and (not signals.warming_up or signals.progress > LONGEST_WARM_UP)
+        if warm and signals.damage is not None and signals.progress >= s["decided"] + self.every - 1e-9:
             s["decided"] = signals.progress
             s["bits"] = self._decide(signals).to(p.low)
         return s["bits"]
