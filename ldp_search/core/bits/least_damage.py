@@ -63,7 +63,7 @@ class LeastDamage:
         return min(found, key=lambda c: c.damage + price * c.cost)
 
     def moved(self, price: float, bits: Tensor, inertia: float) -> Choice:
-        """`bits` (layers, kinds) after the changes by one bit that pay at a price: those that save 4^inertia times what they take.
+        """`bits` (layers, kinds) after the changes by one bit that pay at a price: that save 4^inertia times what they take.
 
         By one bit, since damages are measured with all other bits as they are: noise of many gradients at once is no sum.
         inertia: in bits; so far must the real-valued optimum lie beyond the middle of two numbers.
@@ -71,7 +71,10 @@ class LeastDamage:
         return self.choice(self._descend(price, bits.double(), inertia))
 
     def towards(self, bits: Tensor, budget: float, tolerance: float) -> Choice:
-        """`bits` after the fewest changes by one bit, each of the most use, that bring the cost within `tolerance` of a budget."""
+        """`bits` after the fewest changes by one bit, each of the most use, that bring the cost near to a budget.
+
+        tolerance: how near, as a share of the budget.
+        """
         p, now = self.problem, self.choice(bits.double())
         while abs(now.cost - budget) > tolerance * budget:
             sign = 1.0 if now.cost < budget else -1.0
@@ -102,7 +105,7 @@ class LeastDamage:
         return bits
 
     def _best(self, price: float, bits: Tensor, together: list[int], rest: Tensor | None, factor: float) -> Tensor:
-        """The best bits of some kinds, those of the others held; a change from `rest` must save `factor` times what it takes."""
+        """The best bits of some kinds, the others held; a change from `rest` must save `factor` times what it takes."""
         p, each = self.problem, self.levels[:, None, None]
         trial = bits.expand(len(self.levels), *bits.shape).clone()
         searched = p.searched[:, together]
