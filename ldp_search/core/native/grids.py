@@ -44,12 +44,13 @@ class Scale(NamedTuple):
     slope: Tensor
 
 
-def grid(x: Tensor, shape: tuple, each: list[int], form: int, bits: int, ranges: Tensor | None = None, momentum: float = 0.0):
-    """`Scale` of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: a number's address."""
+def grid(x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, ranges: Tensor | None, momentum: float) -> Scale:
+    """`Scale` of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: 0-d."""
     scale, low, slope = (torch.empty(size, dtype=torch.float32) for size in (each, each, shape[1:2]))
+    averages = None if ranges is None else ranges.data_ptr()
     _kernel("ldp_grid")(
-        x.data_ptr(), _TYPES[x.dtype], _Shape(*shape), form, bits, None if ranges is None else ranges.data_ptr(), momentum,
-        scale.data_ptr(), low.data_ptr(), slope.data_ptr(), _threads(x.numel()),
+        x.data_ptr(), _TYPES[x.dtype], _Shape(*shape), form, bits.data_ptr(), averages, momentum, scale.data_ptr(),
+        low.data_ptr(), slope.data_ptr(), _threads(x.numel()),
     )  # fmt: skip
     return Scale(scale, low if form == MINMAX else None, slope)
 
