@@ -31,14 +31,18 @@ def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+def options(elements: int) -> dict:
+    """Of a launch whose programs have tiles of so many elements."""
+    return {"num_warps": min(8, max(1, elements // 512)), "enable_fp_fusion": False}
+
+
 def _launch(kernel, x: Tensor, programs: tuple[int, ...], elements: int, *arguments, **constants) -> None:
-    """On the device of x, whichever is the current one; `elements` of a tile decide the warps. Waits for nothing."""
-    options = {"num_warps": min(8, max(1, elements // 512)), "enable_fp_fusion": False}
+    """On the device of x, whichever is the current one. Waits for nothing."""
     if not x.is_cuda or x.device.index == torch.cuda.current_device():
-        kernel[programs](*arguments, **constants, **options)
+        kernel[programs](*arguments, **constants, **options(elements))
         return
     with torch.cuda.device(x.device):
-        kernel[programs](*arguments, **constants, **options)
+        kernel[programs](*arguments, **constants, **options(elements))
 
 
 def _rows(shape: tuple[int, int, int]) -> tuple[int, int, int]:
