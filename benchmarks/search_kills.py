@@ -2,14 +2,14 @@
 
     OMP_NUM_THREADS=1 python benchmarks/search_kills.py [kills=20] [trials=12]
 
-The tests do the same with fewer kills (tests/test_search_faults.py); here the counts are shown.
+The tests do the same with fewer kills (tests/runner/test_search_faults.py); here the counts are shown.
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 import pytest
 import toy_search

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/step.py [models=resnet20,vit,bert,gpt2] [only=WORDS] [rounds=9] [keep=1] [json=FILE]
 
-A step is forward, backward and `ldp.step`, without an optimizer. only='saved=half;static' takes the variants that are named
-so, or whose names hold one of the words. keep=0 leaves the C library's memory settings as they are
+A step is forward, backward and `ldp.step`, without an optimizer. only='activations=16bit;static' takes the variants that are
+named so, or whose names hold one of the words. keep=0 leaves the C library's memory settings as they are
 (runner/training/memory.py). "saved" is what autograd keeps for backward, in bytes of distinct storages without the
 parameters, and "peak" the largest sum of what torch allocates during a step; both as ratios to plain. Peers (torchao,
 Brevitas) are measured where they are installed (step_peers.py).
@@ -37,13 +37,13 @@ SPACES = {
     "static 8, gradients 8": {"policy": "static", "bits": 8},
     "learned 3-8, gradients full": {**LEARNED, "grad_bits": 32},
     "learned 3-8, gradients 8": LEARNED,
-    "the same, saved=half": {**LEARNED, "saved": "half"},
+    "the same, activations=16bit": {**LEARNED, "activations": "16bit"},
     "learned 3-8, gradients 8, clip": {**LEARNED, **CLIP},
     "learned 3-8, gradients 8, torch formulas": {**LEARNED, "native": False},
     "learned 3-8, gradients 8, reference": {**LEARNED, "backend": "reference"},
     "learned 3-8, gradients 8, int8": {**LEARNED, "backend": "int8"},
     "the same, int8, input_gradient=rounded": {**LEARNED, "backend": {"name": "int8", "input_gradient": "rounded"}},
-    "the same, int8, saved=half": {**LEARNED, "backend": "int8", "saved": "half"},
+    "the same, int8, activations=16bit": {**LEARNED, "backend": "int8", "activations": "16bit"},
 }
 
 

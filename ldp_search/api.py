@@ -45,7 +45,7 @@ def apply(model: nn.Module, space: str | Path | dict | SearchSpace = "ldp", exam
             matches nothing, or a coverage below `min_coverage`. RuntimeError: the model does not compute the same as before
             with quantization off (then it is left unchanged).
     """
-    return core.attach(model, resolve_space(space, **overrides), example_inputs)
+    return core.apply(model, resolve_space(space, **overrides), example_inputs)
 
 
 def controller(model: nn.Module) -> Controller:
@@ -54,7 +54,7 @@ def controller(model: nn.Module) -> Controller:
     Raises:
         LookupError: `apply` was never called.
     """
-    found = core.find(model)
+    found = core.find_controller(model)
     if found is None:
         raise LookupError(
             f"No search space was applied to this {type(model).__name__}: call ldp_search.apply(model, ...) before "
@@ -65,4 +65,4 @@ def controller(model: nn.Module) -> Controller:
 
 def remove(model: nn.Module) -> nn.Module:
     """The original model again, exactly: original classes, the trained weights, nothing of LDP left. Returns `model`."""
-    return core.detach(model)
+    return core.remove(model)

@@ -99,7 +99,7 @@ class Case:
             raise Failed("no operation that torch's FlopCounterMode knows")
 
     def macs(self) -> None:
-        """The census agrees with torch's FlopCounterMode (attention by its mathematical form, where all is counted)."""
+        """The profile agrees with torch's FlopCounterMode (attention by its mathematical form, where all is counted)."""
         counted, torchs = self.numbers["macs"] - self.numbers["macs_unknown"], self.numbers["macs_flops"]
         batches = {1} | {x.shape[0] for x in measure.input_tensors(self.inputs) if x.dim()}
         if not any(abs(counted * batch - torchs) <= 0.01 * torchs + 100 * batch for batch in batches):
@@ -195,7 +195,7 @@ class Case:
         return coarse > 4 * error
 
     def _applied(self):
-        if ldp_search.core.find(self.model) is None:
+        if ldp_search.core.find_controller(self.model) is None:
             apply(self.sample)
         return ldp_search.controller(self.model)
 
@@ -213,7 +213,7 @@ def check(sample: Sample, names: tuple[str, ...] = CHECKS) -> dict:
         results[name] = _run(getattr(case, name))
         if name == "plain" and results[name]:
             break
-        if results[name] and ldp_search.core.find(sample.model) is not None and name != "off":
+        if results[name] and ldp_search.core.find_controller(sample.model) is not None and name != "off":
             _run(case._remove)
     return {"checks": results, "numbers": case.numbers}
 

@@ -49,7 +49,7 @@ def input_tensors(inputs) -> list[Tensor]:
 
 
 def macs(model: nn.Module, inputs, ldp) -> dict:
-    """The census' total a sample; torch's own total a batch; the share that a swap by exact type would reach.
+    """The profile's total a sample; torch's own total a batch; the share that a swap by exact type would reach.
 
     torch counts fused attention by its products where it knows the operation, which on a CPU it does not: so its
     mathematical form is run here.
@@ -87,7 +87,7 @@ def macs(model: nn.Module, inputs, ldp) -> dict:
 
 
 def batch_size(inputs, model) -> int:
-    """Samples of the inputs, as the census takes them."""
+    """Samples of the inputs, as the profiler takes them."""
     from ldp_search.core.profile.profiler import batch_size as of_census
 
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
@@ -95,16 +95,16 @@ def batch_size(inputs, model) -> int:
 
 
 def _unknown(ldp) -> int:
-    """Multiply-accumulates a sample, as the census counts them, of operations that FlopCounterMode does not know: products
+    """Multiply-accumulates a sample, as the profiler counts them, of operations that FlopCounterMode does not know: products
     grouped by expert, LSTM, and a matrix times a vector.
     """
     lstm = {name for name, m in ldp.model.named_modules() if isinstance(m, nn.LSTM)}
     return sum(
         found.macs
-        for owner, tally in ldp.survey.tallies.items()
-        for found in tally.found
+        for owner, counts in ldp.profile.modules.items()
+        for found in counts.products
         if found.function == "grouped_mm" or owner in lstm
-    ) + sum(macs for tally in ldp.survey.tallies.values() for op, macs in tally.macs.items() if op in ("mv", "dot"))
+    ) + sum(macs for counts in ldp.profile.modules.values() for op, macs in counts.macs.items() if op in ("mv", "dot"))
 
 
 class _NoModules:
@@ -161,7 +161,7 @@ def watched(ldp):
         return note(site, product(site, x, w, bias, form, training, axes), w, x, axes)
 
     def watched_call(site, found, function, args, kwargs, weight, training):
-        pair, y = found.pair(args, kwargs), call(site, found, function, args, kwargs, weight, training)
+        pair, y = found.operands(args, kwargs), call(site, found, function, args, kwargs, weight, training)
         if weight == 1 and found.layer(args, kwargs) is not None:
             return y  # it came as a product
         w, x = (pair[0], pair[1]) if weight == 0 else (pair[1], pair[0])

@@ -14,7 +14,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ..core.bits.space import SearchSpace
+from ..core.bits.space import SearchSpace, current_words
 from . import presets
 from .overlay import EXCLUSIVE, ConfigError, overlay, parse_words
 from .settings import COMPONENTS, LISTS, RUN_FIELDS, SPACE_FIELDS, Config, Settings
@@ -35,7 +35,7 @@ def resolve(words: list[str]) -> Settings:
 def resolve_mapping(asked: dict[str, Any]) -> Settings:
     """The same from words that were parsed already. Raises ConfigError."""
     try:
-        words, study = _study_options(asked)
+        words, study = _study_options(current_words(asked))
         settings = _resolve(words)
         settings.study = study
         return settings
@@ -122,7 +122,7 @@ def _checked(layer: dict[str, Any], where: str) -> dict[str, Any]:
     known = [*RUN_FIELDS, *SPACE_FIELDS, *OPTION_FIELDS]
     return {
         key: typed(SearchSpace if key in SPACE_FIELDS else Config, key, value, where, known=known)
-        for key, value in layer.items()
+        for key, value in current_words(layer).items()
     }
 
 

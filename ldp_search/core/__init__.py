@@ -15,7 +15,7 @@ components by name; messages words errors.
 An import names the module that defines what it wants: the rooms hand nothing on, but for native, backends and policies.
 """
 
-from .apply import attach, detach, find
+from .apply import apply, find_controller, remove
 from .bits.allocation import Allocation
 from .bits.cost import Cost, Latency
 from .bits.relaxations import Relaxation
@@ -43,8 +43,8 @@ __all__ = [
     "SearchSpace",
     "Statistics",
     "Trajectory",
-    "attach",
-    "detach",
-    "find",
+    "apply",
+    "find_controller",
     "register",
+    "remove",
 ]

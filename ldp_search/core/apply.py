@@ -10,30 +10,30 @@ from .bits.space import SearchSpace
 from .controller.controller import Controller
 from .controller.distributed import agree, reshard
 from .model.install import ATTRIBUTE, install
-from .model.interception import Plan, QuantizedOwner
+from .model.interception import InterceptedForward, InterceptionPlan
 from .model.swap import ATTRIBUTE as RECORD
 from .model.swap import Swapped, swap, unswap
-from .profile.profiler import census, own_inputs
-from .profile.records import Survey
+from .profile import profiler
+from .profile.records import ModelProfile
 from .verify import equal, first_difference, outputs, trace
 
 
-def attach(model: nn.Module, space: SearchSpace, example_inputs=None, survey: Survey | None = None) -> nn.Module:
+def apply(model: nn.Module, space: SearchSpace, example_inputs=None, profile: ModelProfile | None = None) -> nn.Module:
     """Quantize the products of `model` in place; returns the same object. See `ldp_search.apply`.
 
-    survey: an earlier census of the same model, in place of a new one.
+    profile: an earlier profile of the same model, in place of a new one.
     """
     _check_fresh(model)
     call = None if example_inputs is None else as_call(example_inputs)
-    if survey is None:
-        survey = census(model, *call) if call else _census_of_own_inputs(model)
+    if profile is None:
+        profile = profiler.profile(model, *call) if call else _profile_on_own_inputs(model)
     before = outputs(model, *call) if call else None
-    controller = Controller(model, space, survey)
-    _take_up(model, controller)
-    if survey is None:  # then at the first real inputs
-        controller.hooks["census"] = model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True)
+    controller = Controller(model, space, profile)
+    _install(model, controller)
+    if profile is None:  # then at the first real inputs
+        controller.hooks["profile"] = model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True)
         if not isinstance(model, Swapped):  # its forward is looked up before the hook runs, so the class has to be there
-            swap(model, Plan("", controller), QuantizedOwner)
+            swap(model, InterceptionPlan("", controller), InterceptedForward)
     if call:
         _verify(model, controller, call, before)
     reshard(model)
@@ -44,7 +44,7 @@ def _check_fresh(model: nn.Module) -> None:
     """`model` is a module, complete, and no part of it is searched."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply() takes a torch.nn.Module; received {type(model).__name__} {str(model)[:60]!r}.")
-    found = find(model)
+    found = find_controller(model)
     if found is not None:
         part = next((name for name, m in model.named_modules() if m is found.model), "")
         which = "This model is" if not part else f"{part!r} in this model is"
@@ -54,14 +54,14 @@ def _check_fresh(model: nn.Module) -> None:
         raise ValueError(f"apply() needs parameters with shapes; {lazy[:5]} have none yet. Run the model once before apply().")
 
 
-def _take_up(model: nn.Module, controller: Controller) -> None:
+def _install(model: nn.Module, controller: Controller) -> None:
     model.__dict__[ATTRIBUTE] = controller
     install(controller)
-    if controller.space.saved == "half":
+    if controller.space.activations == "16bit":
         controller.hooks |= saved_activations.install(model)
 
 
-def find(model: nn.Module) -> Controller | None:
+def find_controller(model: nn.Module) -> Controller | None:
     """The controller of `model`, also through wrappers (DDP, torch.compile, PEFT, Accelerate); None without one."""
     if not isinstance(model, nn.Module):
         return None
@@ -75,9 +75,9 @@ def find(model: nn.Module) -> Controller | None:
     return None
 
 
-def detach(model: nn.Module) -> nn.Module:
-    """Undo `attach`: the original classes, no trace of the controller."""
-    controller = find(model)
+def remove(model: nn.Module) -> nn.Module:
+    """Undo `apply`: the original classes, no trace of the controller."""
+    controller = find_controller(model)
     if controller is None:
         return model
     for module in [*model.modules(), *controller.model.modules()]:
@@ -96,9 +96,9 @@ def _verify(model: nn.Module, controller: Controller, call: tuple, before: list)
         if equal(before, outputs(model, *call)):
             return
         after = trace(model, *call)
-    detach(model)
+    remove(model)
     if not equal(before, outputs(model, *call)):  # it computes something else every time, so nothing can be said
-        _take_up(model, controller)
+        _install(model, controller)
         return
     raise RuntimeError(
         f"With quantization off, {type(model).__name__} must compute what it computed before apply(), but the output of "
@@ -120,10 +120,10 @@ def as_call(example_inputs) -> tuple[tuple, dict]:
     return tuple(example_inputs), {}
 
 
-def _census_of_own_inputs(model: nn.Module) -> Survey | None:
+def _profile_on_own_inputs(model: nn.Module) -> ModelProfile | None:
     try:
-        inputs = own_inputs(model)
-        return None if inputs is None else census(model, *inputs)
+        inputs = profiler.own_inputs(model)
+        return None if inputs is None else profiler.profile(model, *inputs)
     except Exception:  # a model's default inputs may not fit the model as it was built (another picture size, another task)
         return None
 
@@ -137,7 +137,7 @@ def _count_at_first_forward(model: nn.Module, args: tuple, kwargs: dict) -> None
     controller.counting = True
     try:
         with controller.disabled(), torch.inference_mode(False):
-            survey = agree(census(model, args, kwargs).to_dict())
-            controller.settle(Survey.from_dict(survey))
+            profile = agree(profiler.profile(model, args, kwargs).to_dict())
+            controller.adopt_profile(ModelProfile.from_dict(profile))
     finally:
         controller.counting = False

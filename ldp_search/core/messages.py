@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -12,3 +13,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(word), known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"{hint} Known: {', '.join(known)}."
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """The one line on a word that is called otherwise now."""
+    warnings.warn(f"{old} is called {new} now; the old word is still taken.", FutureWarning, stacklevel=3)

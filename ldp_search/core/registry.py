@@ -10,9 +10,11 @@ import copy
 import dataclasses
 import importlib
 
-from .messages import did_you_mean
+from .messages import did_you_mean, warn_renamed
 
 _KINDS: dict[str, dict[str, type]] = {}
+_RENAMED = {("policy", "paper"): "ldp_sgd"}
+"""Names of earlier versions."""
 
 
 def register(kind: str, name: str):
@@ -31,12 +33,21 @@ def names(kind: str) -> list[str]:
     return sorted(_KINDS.get(kind, {}))
 
 
+def current_name(kind: str, name: str) -> str:
+    """The name of a component that may be given by one of an earlier version, with a warning."""
+    if (kind, name) not in _RENAMED:
+        return name
+    warn_renamed(f"{kind}={name}", f"{kind}={_RENAMED[kind, name]}")
+    return _RENAMED[kind, name]
+
+
 def component_class(kind: str, name: str) -> type:
     """The class behind a registered name or a ``module:attribute``.
 
     Raises:
         ValueError: unknown name, or a ``module:attribute`` that cannot be imported.
     """
+    name = current_name(kind, name)
     if name in _KINDS.get(kind, {}):
         return _KINDS[kind][name]
     module, colon, attribute = name.partition(":")

@@ -1,4 +1,4 @@
-"""What a forward keeps for backward, in half the bytes: the space's option `saved="half"`.
+"""What a forward keeps for backward, in half the bytes: the space's option `activations="16bit"`.
 
 Of plain training most of the memory is what autograd keeps: each product's input, and as much again by normalisations, GELU,
 softmax and attention. While the model's forward runs, every large fp32 tensor that anything saves becomes 16-bit codes: blocks

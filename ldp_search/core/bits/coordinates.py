@@ -41,16 +41,16 @@ def assign_groups(
     return index, max(1, len(known))
 
 
-def precisions(rows: Collection[str], space: SearchSpace, final: bool) -> dict[str, tuple]:
+def precisions(names: Collection[str], space: SearchSpace, final: bool) -> dict[str, tuple]:
     """{row: (lowest, highest), each of weight, input and gradient bits}.
 
-    final: all rows are known, so that a pattern that matches none is a mistake in it.
+    final: all names are known, so that a pattern that matches none is a mistake in it.
     """
-    found = {name: _precision(name, space) for name in rows}
+    found = {name: _precision(name, space) for name in names}
     for option, patterns in (("skip", space.skip), ("fixed", space.fixed)) if final else ():
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in rows):
-                raise ValueError(f"{option}: the pattern {pattern!r} matches no layer.{did_you_mean(pattern, rows)}")
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"{option}: the pattern {pattern!r} matches no layer.{did_you_mean(pattern, names)}")
     if final and all(bounds[0][0] == FULL_PRECISION for bounds in found.values()):
         raise ValueError(f"skip={space.skip} keeps every layer in full precision, so nothing is left to quantize.")
     return found

@@ -9,10 +9,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..messages import did_you_mean
-from ..registry import build, describe
+from ..messages import did_you_mean, warn_renamed
+from ..registry import build, current_name, describe
 
-MODES = ("exact", "half")
+ACTIVATIONS = ("exact", "16bit")
 
 MAX_BITS = 16
 """The most bits a code may have: fp32 arithmetic holds codes of up to 24 bits exactly, 16 keeps a margin for ranges."""
@@ -47,7 +47,7 @@ class SearchSpace:
     embeddings: bool = False  # quantize the rows that nn.Embedding looks up
     min_coverage: float = 0.0  # refuse a model of which a smaller share of the MACs would be quantized
     backend: Any = "simulate"  # how quantized products are computed: simulate, int8, reference
-    saved: str = "exact"  # what is kept for backward: exact, or half (16-bit codes of every large fp32 tensor)
+    activations: str = "exact"  # what is kept of them for backward: exact, or 16bit (codes of every large fp32 tensor)
     seed: int = 0  # of everything random that the policy and the relaxation draw
 
     def __post_init__(self):
@@ -61,7 +61,7 @@ class SearchSpace:
         for pattern, (low, high) in self.fixed.items():
             if low != high:
                 raise ValueError(f"fixed[{pattern!r}] must be one number of bits; received the range ({low}, {high}).")
-        for name, known in (("granularity", GRANULARITIES), ("saved", MODES)):
+        for name, known in (("granularity", GRANULARITIES), ("activations", ACTIVATIONS)):
             if (word := getattr(self, name)) not in known:
                 raise ValueError(f"Unknown {name} {word!r}.{did_you_mean(word, known)}")
         if self.tie and self.weight_bits != self.input_bits:
@@ -89,7 +89,7 @@ class SearchSpace:
             **dict.fromkeys(("target_cost", "cost_weight", "min_coverage"), (number, "a number")),
             "seed": (int, "a whole number"),
             "fixed": (dict, "a mapping of name patterns to bits"),
-            **dict.fromkeys(("granularity", "saved"), (str, "a word")),
+            **dict.fromkeys(("granularity", "activations"), (str, "a word")),
         }
         for name, (types, words) in wanted.items():
             value = getattr(self, name)
@@ -101,7 +101,7 @@ class SearchSpace:
     @classmethod
     def from_dict(cls, values: dict) -> SearchSpace:
         """A space from plain data; an unknown key is an error with the nearest names."""
-        known = {f.name for f in dataclasses.fields(cls)}
+        values, known = current_words(values), {f.name for f in dataclasses.fields(cls)}
         for key in values:
             if key not in known:
                 raise ValueError(f"Unknown field {key!r} of a search space.{did_you_mean(key, known)}")
@@ -128,6 +128,22 @@ class SearchSpace:
         return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in dataclasses.fields(self)} | {
             "fixed": {pattern: bits[0] for pattern, bits in self.fixed.items()}
         }
+
+
+def current_words(values: dict) -> dict:
+    """Settings in which fields and words of earlier versions are the current ones, each with a line of warning."""
+    values = dict(values)
+    if "saved" in values:
+        value = values.pop("saved")
+        word = "16bit" if value == "half" else value
+        warn_renamed(f"saved={value}", f"activations={word}")
+        values.setdefault("activations", word)
+    policy = values.get("policy")
+    if isinstance(policy, str):
+        values["policy"] = current_name("policy", policy)
+    elif isinstance(policy, dict) and isinstance(policy.get("name"), str):
+        values["policy"] = policy | {"name": current_name("policy", policy["name"])}
+    return values
 
 
 GRANULARITIES = ("network", "block", "layer")

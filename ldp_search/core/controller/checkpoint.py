@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from ..profile.records import Survey
+from ..profile.records import ModelProfile
 
 TENSORS = ("_bits", "_grads", "_ranges", "_clips", "_clip_grads", "_spent")
 
@@ -12,8 +12,8 @@ TENSORS = ("_bits", "_grads", "_ranges", "_clips", "_clip_grads", "_spent")
 def of(controller) -> dict:
     """The state: tensors on the CPU and plain data."""
     return {
-        "layers": list(controller.rows),
-        "survey": controller.survey and controller.survey.to_dict(),
+        "layers": list(controller.specs),
+        "profile": controller.profile and controller.profile.to_dict(),
         "tensors": {name: getattr(controller, name).detach().cpu().clone() for name in TENSORS},
         "clip_optimizer": copy.deepcopy(controller._clip_optimizer.state_dict()),
         "policy": controller.policy.state_dict(),
@@ -26,12 +26,12 @@ def of(controller) -> dict:
 
 def load(controller, state: dict) -> None:
     """Take over what `of` gave; a ValueError where it is of another model or space."""
-    missing = {"layers", "survey", "tensors", "policy", "trajectory", "progress"} - set(state)
+    missing = {"layers", "profile", "tensors", "policy", "trajectory", "progress"} - set(state)
     if missing:
         raise ValueError(f"The state must be what state_dict() gave; it lacks {sorted(missing)}.")
-    if not controller.counted and state["survey"] is not None:
-        controller.settle(Survey.from_dict(state["survey"]))
-    names = list(controller.rows)
+    if not controller.profiled and state["profile"] is not None:
+        controller.adopt_profile(ModelProfile.from_dict(state["profile"]))
+    names = list(controller.specs)
     if state["layers"] != names:
         other = sorted(set(state["layers"]) ^ set(names))
         raise ValueError(f"The state must be of the same quantized layers; these differ: {other[:10] or 'their order'}.")
@@ -52,4 +52,4 @@ def load(controller, state: dict) -> None:
     if "backend" in state and hasattr(controller.backend, "load_state_dict"):
         controller.backend.load_state_dict(state["backend"])
     controller._progress, controller.frozen = state["progress"], state["frozen"]
-    controller._hand_out()
+    controller._bind_views()

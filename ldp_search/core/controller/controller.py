@@ -26,8 +26,8 @@ from ..model.coverage import SKIPPED, coverage
 from ..model.install import install
 from ..model.interception import copy_with_model
 from ..model.site import Site
-from ..model.sites import Row, check_some, find_rows, holders, owned_numel
-from ..profile.records import Survey
+from ..model.sites import SiteSpec, check_some, find_sites, holders, owned_numel
+from ..profile.records import ModelProfile
 from ..registry import build
 from . import checkpoint as state
 from .distributed import average_over_ranks
@@ -40,12 +40,12 @@ CLIP_LR = 1e-3  # of the learned clips: a share of the range per step, since the
 class Controller:
     """Handle of one model's search; `ldp_search.controller(model)` finds it.
 
-    rows: {name: what has bits of its own}, layers and products outside of layers; survey: the census that they follow from,
-    None until there was one. enabled: whether the model quantizes. gathering: inputs are measured in evaluation mode too.
+    specs: {name: what has bits of its own}, layers and products outside of layers; profile: the counts that they follow from,
+    None until there was one. enabled: whether the model quantizes. calibrating: inputs are measured in evaluation mode too.
     """
 
-    def __init__(self, model: nn.Module, space: SearchSpace, survey: Survey | None = None):
-        self.model, self.space, self.enabled, self.gathering = model, space, True, False
+    def __init__(self, model: nn.Module, space: SearchSpace, profile: ModelProfile | None = None):
+        self.model, self.space, self.enabled, self.calibrating = model, space, True, False
         self.weight_quantizer, self.input_quantizer = (
             build("quantizer", q) for q in (space.weight_quantizer, space.input_quantizer)
         )
@@ -56,24 +56,24 @@ class Controller:
         self.relaxation, self.policy = build("relaxation", space.relaxation), build("policy", space.policy)
         self.generator = torch.Generator().manual_seed(space.seed)
         self._progress, self.frozen, self.hooks, self.counting = 0.0, False, {}, False
-        self.survey = survey
-        self._build(find_rows(model, space, survey))
+        self.profile = profile
+        self._build(find_sites(model, space, profile))
         self._check_policy()
         self._check_costs()
         self._bind()
 
-    def _build(self, rows: dict[str, Row]) -> None:
-        """Everything that has a place for each row."""
-        check_some(self.model, rows, self.space)
-        precision = precisions(rows, self.space, final=self.counted)
-        self.rows, self._names = rows, list(rows)
-        low, high = (torch.tensor([precision[name][k] for name in rows], dtype=torch.float32).view(-1, 3) for k in (0, 1))
-        group, groups = assign_groups(self._names, low, high, self.space.granularity, self.space.tie, holders(rows))
+    def _build(self, specs: dict[str, SiteSpec]) -> None:
+        """Everything that has a place for each site."""
+        check_some(self.model, specs, self.space)
+        precision = precisions(specs, self.space, final=self.profiled)
+        self.specs, self._names = specs, list(specs)
+        low, high = (torch.tensor([precision[name][k] for name in specs], dtype=torch.float32).view(-1, 3) for k in (0, 1))
+        group, groups = assign_groups(self._names, low, high, self.space.granularity, self.space.tie, holders(specs))
         self.problem = Problem(
             self._names,
             low,
             high,
-            self._macs_of(rows),
+            self._macs_of(specs),
             group,
             groups,
             self.space.target_cost,
@@ -81,25 +81,25 @@ class Controller:
             self.space.seed,
         )
         highest = map(tuple, high.tolist())
-        self.sites = [Site(self, name, row.axis, bits) for (name, row), bits in zip(rows.items(), highest, strict=True)]
-        self._weights = owned_numel(rows.values())
+        self.sites = [Site(self, name, spec.axis, bits) for (name, spec), bits in zip(specs.items(), highest, strict=True)]
+        self._weights = owned_numel(specs.values())
         self.trajectory = Trajectory(self._names)
-        self._allocate([row.channels for row in rows.values()])
+        self._allocate([spec.channels for spec in specs.values()])
 
-    def _macs_of(self, rows: dict[str, Row]) -> Tensor:
-        """(rows,) per sample; all alike until they are counted."""
-        return torch.tensor([row.macs if self.counted else 1 for row in rows.values()], dtype=torch.float64)
+    def _macs_of(self, specs: dict[str, SiteSpec]) -> Tensor:
+        """(sites,) per sample; all alike until they are counted."""
+        return torch.tensor([spec.macs if self.profiled else 1 for spec in specs.values()], dtype=torch.float64)
 
     @property
-    def counted(self) -> bool:
-        return self.survey is not None
+    def profiled(self) -> bool:
+        return self.profile is not None
 
     @property
     def on(self) -> bool:
         return self.enabled
 
     def searched_sites(self) -> dict[str, Site | None]:
-        """{row: its site}, None where it stays in full precision."""
+        """{name: its site}, None where it stays in full precision."""
         full = (self.problem.high[:, 0] >= FULL_PRECISION).tolist()
         return {site.name: None if kept else site for site, kept in zip(self.sites, full, strict=True)}
 
@@ -108,20 +108,20 @@ class Controller:
     def _allocate(self, channels: list[int]) -> None:
         n, device = len(self.sites), self.problem.low.device
         self._bits, self._grads = torch.zeros(n, 3, device=device), torch.zeros(n, 3, device=device)
-        self._ranges = torch.zeros(sum(row.call_sites for row in self.rows.values()), 4, device=device)
+        self._ranges = torch.zeros(sum(spec.call_sites for spec in self.specs.values()), 4, device=device)
         self._channels = channels if self.weight_quantizer.learned_clip else [0] * n
         inputs = n if self.input_quantizer.learned_clip else 0
         self._clips = torch.zeros(inputs + sum(self._channels), device=device)  # logarithms: of the inputs, then the weights
         self._clip_grads = torch.zeros_like(self._clips)
         self._clip_optimizer = torch.optim.Adam([self._clips], lr=CLIP_LR)
         self._spent = torch.zeros((), dtype=torch.float64, device=device)
-        self._hand_out()
+        self._bind_views()
 
-    def _hand_out(self) -> None:
+    def _bind_views(self) -> None:
         """Give every site its rows: leaves that share the stacked tensors' storage, with gradients that do so too."""
         learn = self.policy.needs_gradients and not self.frozen
         inputs = len(self.sites) if self.input_quantizer.learned_clip else 0
-        start, ranges = inputs, self._ranges.split([row.call_sites for row in self.rows.values()])
+        start, ranges = inputs, self._ranges.split([spec.call_sites for spec in self.specs.values()])
         for row, site in enumerate(self.sites):
             site.bits = _leaf(self._bits[row], self._grads[row] if learn else None)
             site.grad_bits = self._bits[row, 2]
@@ -144,7 +144,7 @@ class Controller:
         self._clip_optimizer.load_state_dict(state)
         self.problem = self.problem.to(device)
         self.policy.to(device)
-        self._hand_out()
+        self._bind_views()
 
     def _check_policy(self) -> None:
         if not self.policy.needs_gradients:
@@ -199,7 +199,7 @@ class Controller:
             raise ValueError(
                 f"The policy {self.policy.name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
             )
-        if not self.counted and self._progress == 0:
+        if not self.profiled and self._progress == 0:
             warnings.warn(
                 "The first step comes before any operation was counted: costs take all layers alike, and products outside of "
                 "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
@@ -239,20 +239,20 @@ class Controller:
     def layers(self) -> dict[str, LayerSpec]:
         """{layer name: LayerSpec}; MACs are 0 until they are counted (at `apply` with inputs, else at the first forward)."""
         return {
-            name: LayerSpec(name, row.kind, row.macs, numel, row.input_numel, row.calls)
-            for (name, row), numel in zip(self.rows.items(), self._weights, strict=True)
+            name: LayerSpec(name, spec.kind, spec.macs, numel, spec.input_numel, spec.calls)
+            for (name, spec), numel in zip(self.specs.items(), self._weights, strict=True)
         }
 
     def cost(self) -> costs.Cost:
         """Cost at the bits in force now, and averaged so far. Waits for the device."""
         p, bits = self.problem, torch.round(self._bits).double()
-        macs = p.macs if self.counted else torch.zeros_like(p.macs)
+        macs = p.macs if self.profiled else torch.zeros_like(p.macs)
         inference, highest = (costs.inference_bitops(p.macs, b).sum() for b in (bits, p.high.double()))
         numel = torch.tensor(self._weights, dtype=torch.float64, device=bits.device)
         left_out = sum(item.macs for item in self.coverage.left_out if item.reason != SKIPPED)
         return costs.Cost(
             training_bitops=float(costs.training_bitops(macs, bits).sum()),
-            inference_bitops=float(inference) if self.counted else 0.0,
+            inference_bitops=float(inference) if self.profiled else 0.0,
             relative=float(p.relative_cost(bits)),
             relative_inference=float(inference / highest),
             weight_mib=float(costs.weight_mib(numel, bits).sum()),
@@ -263,7 +263,7 @@ class Controller:
     @property
     def coverage(self) -> Coverage:
         """Share of the model's MACs that goes through quantized products, and what does not."""
-        return coverage(self.survey, self.rows, self.searched_sites())
+        return coverage(self.profile, self.specs, self.searched_sites())
 
     def summary(self) -> str:
         """A text table of the layers and their bits, the cost and the coverage."""
@@ -271,8 +271,8 @@ class Controller:
 
     # -- counting ---------------------------------------------------------------------------------------------------
 
-    def settle(self, survey: Survey) -> None:
-        """Take over a census that comes after `apply`: the costs, and the rows of the products outside of layers.
+    def adopt_profile(self, profile: ModelProfile) -> None:
+        """Take over a profile that comes after `apply`: the costs, and the sites of the products outside of layers.
 
         Raises:
             ValueError: the coverage is below the space's `min_coverage`, the target cost out of reach, or a pattern matches
@@ -280,30 +280,30 @@ class Controller:
         """
         before = dict(self.__dict__)
         try:
-            self._settle(survey)
+            self._adopt_profile(profile)
         except Exception:  # nothing is half taken over: the next forward says the same again
             self.__dict__.update(before)
-            self._hand_out()
+            self._bind_views()
             self.policy.bind(self.problem)
             raise
-        if "census" in self.hooks:
-            self.hooks.pop("census").remove()
+        if "profile" in self.hooks:
+            self.hooks.pop("profile").remove()
         install(self)
 
-    def _settle(self, survey: Survey) -> None:
-        self.survey, before = survey, self.bits()
-        rows = find_rows(self.model, self.space, survey)
+    def _adopt_profile(self, profile: ModelProfile) -> None:
+        self.profile, before = profile, self.bits()
+        specs = find_sites(self.model, self.space, profile)
         if self._progress > 0:  # what a training has learned stays; what it has not met so far stays out
-            rows = {name: row for name, row in rows.items() if name in self.rows}
+            specs = {name: spec for name, spec in specs.items() if name in self.specs}
         device = self._bits.device
-        if list(rows) == self._names:
-            precisions(rows, self.space, final=True)
-            self.rows, self.problem = rows, dataclasses.replace(self.problem, macs=self._macs_of(rows).to(device))
+        if list(specs) == self._names:
+            precisions(specs, self.space, final=True)
+            self.specs, self.problem = specs, dataclasses.replace(self.problem, macs=self._macs_of(specs).to(device))
             self.policy.problem = self.problem
-            self._ranges = torch.zeros(sum(row.call_sites for row in rows.values()), 4, device=device)
-            self._hand_out()
+            self._ranges = torch.zeros(sum(spec.call_sites for spec in specs.values()), 4, device=device)
+            self._bind_views()
         else:
-            self._build(rows)
+            self._build(specs)
             self.to(device)
         self._check_costs()
         if self._progress == 0:
@@ -313,7 +313,7 @@ class Controller:
                 self._bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32)
 
     def _check_costs(self) -> None:
-        if not self.counted:
+        if not self.profiled:
             return
         found = self.coverage
         if found.share < self.space.min_coverage:
@@ -339,7 +339,7 @@ class Controller:
     @property
     def ranges(self) -> Tensor:
         """(call sites, 4) moving averages, as sums: of each input's minimum, maximum and mean magnitude, and of 1 (their mass).
-        A row has one call site, more where its module runs more than once in a forward.
+        A site has one call site, more where its module runs more than once in a forward.
         """
         return self._ranges
 
@@ -347,7 +347,7 @@ class Controller:
         """Round the bits in force to integers and keep them: `step` records, but nothing moves any more."""
         self._bits.round_()
         self.frozen = True
-        self._hand_out()
+        self._bind_views()
 
     def finalize(self, loader=None, forward=None, batches: int = 50) -> Allocation:
         """Freeze the bits at integers and re-estimate batch-norm statistics and input ranges at them (see `finalize.py`)."""
@@ -370,7 +370,7 @@ class Controller:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._hand_out()  # pickle does not keep storages shared
+        self._bind_views()  # pickle does not keep storages shared
 
 
 def _leaf(values: Tensor, grad: Tensor | None) -> Tensor:

@@ -40,7 +40,7 @@ def _reestimate(model, controller, loader, forward, batches) -> None:
         raise ValueError(f"finalize needs at least one batch of a loader; {type(loader).__name__} gave none. Pass a fresh one.")
     try:
         model.eval()
-        controller.gathering = True  # the sites then take the batch's ranges and average them
+        controller.calibrating = True  # the sites then take the batch's ranges and average them
         for norm in norms:
             norm.reset_running_stats()
             norm.train()
@@ -50,7 +50,7 @@ def _reestimate(model, controller, loader, forward, batches) -> None:
             forward(batch)
         average_over_ranks([s for norm in norms for s in (norm.running_mean, norm.running_var)] + [controller.ranges])
     finally:
-        controller.gathering = False
+        controller.calibrating = False
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, training in modes.items():

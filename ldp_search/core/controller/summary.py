@@ -15,13 +15,13 @@ def summarize(controller) -> str:
             f"{b.weight:>2} {b.input:>2} {b.grad:>2}  {_ranges(problem.low[row].tolist(), problem.high[row].tolist())}"
         )
     cost, coverage = controller.cost(), controller.coverage
-    if not controller.counted:
+    if not controller.profiled:
         return "\n".join([*lines, "MACs are not counted yet: give example_inputs to apply(), or run one forward."])
     lines += [
         f"training {cost.training_bitops / 1e9:,.3f} GBitOPs a sample = {cost.relative:.3f} of the highest bits; "
         f"inference {cost.inference_bitops / 1e9:,.3f} GBitOPs = {cost.relative_inference:.3f}; "
         f"weights {cost.weight_mib:,.3f} MiB",
-        f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {controller.survey.inputs}",
+        f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {controller.profile.inputs}",
     ]
     if hasattr(controller.backend, "report"):
         lines.append(controller.backend.report(list(bits)))

@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 from ..bits.specs import Coverage, LeftOut
-from ..profile.records import ACTIVATIONS, CONSTANTS, Found, Survey
-from .sites import Row, row_name
+from ..profile.records import ACTIVATIONS, CONSTANTS, ModelProfile, ProductProfile
+from .sites import SiteSpec, site_name
 
 SKIPPED = "kept in full precision (skip)"
 THE_MODEL = "(the model itself)"  # its name among its own modules is empty
 
 
-def coverage(survey: Survey | None, rows: dict[str, Row], sites: dict) -> Coverage:
-    """sites: {row: None where it stays in full precision}."""
+def coverage(profile: ModelProfile | None, specs: dict[str, SiteSpec], sites: dict) -> Coverage:
+    """sites: {spec: None where it stays in full precision}."""
     left: list[LeftOut] = []
-    for name, tally in survey.tallies.items() if survey else ():
-        label, row = name or THE_MODEL, rows.get(name)
-        if row is not None and row.module is not None:
+    for name, module_profile in profile.modules.items() if profile else ():
+        label, spec = name or THE_MODEL, specs.get(name)
+        if spec is not None and spec.module is not None:
             if sites[name] is None:
-                left.append(LeftOut(label, sum(tally.macs.values()), SKIPPED))
+                left.append(LeftOut(label, sum(module_profile.macs.values()), SKIPPED))
             continue
         left += [
             LeftOut(label, macs, f"{op}: no product that can be quantized where it is called")
-            for op, macs in tally.rest.items()
+            for op, macs in module_profile.other_macs.items()
         ]
-        for found in tally.found:
-            reason = _reason(found, row_name(name, found), sites)
+        for found in module_profile.products:
+            reason = _reason(found, site_name(name, found), sites)
             if reason is not None:
                 left.append(LeftOut(label, found.macs, reason))
-    total = sum(sum(t.macs.values()) for t in survey.tallies.values()) if survey else 0
+    total = sum(sum(t.macs.values()) for t in profile.modules.values()) if profile else 0
     left = [item for item in left if item.macs]
     missing = sum(item.macs for item in left)
     return Coverage(1 - missing / total if total else 0.0, sorted(left, key=lambda item: -item.macs))
 
 
-def _reason(found: Found, row: str | None, sites: dict) -> str | None:
+def _reason(found: ProductProfile, spec: str | None, sites: dict) -> str | None:
     """Why products are left out; None: they are not."""
     if found.weight == CONSTANTS:
         return f"{found.function} of two weights: nothing of a sample is in it"
-    if row not in sites:
+    if spec not in sites:
         if found.weight == ACTIVATIONS:
             return f"{found.function} of two activations; attention=True quantizes it"
         return f"{found.function}: met only after the training had begun"
-    return SKIPPED if sites[row] is None else None
+    return SKIPPED if sites[spec] is None else None

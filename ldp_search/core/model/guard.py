@@ -17,7 +17,7 @@ running = _Running()
 
 
 @contextmanager
-def own_products():
+def not_intercepted():
     """Within this context the running owners keep their hands off: a layer inside them computes."""
     if not running.owners:
         yield

@@ -17,8 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from ..products import unfused
-from ..products.torch_functions import ATTENTION, Product, find, trailing
-from .guard import own_products, running
+from ..products.torch_functions import ATTENTION, TorchProduct, find, trailing
+from .guard import not_intercepted, running
 from .swap import ATTRIBUTE, Swapped
 
 _VIEW_NAMES = (
@@ -29,7 +29,7 @@ _VIEWS = frozenset(getattr(space, name) for space in (Tensor, torch) for name in
 
 
 @dataclass
-class Plan:
+class InterceptionPlan:
     """Which sites the products of one module's own forward belong to; None in place of a site: full precision.
 
     tensors: (module, attribute, site) of the parameters and buffers that are operands, themselves or in views; looked up anew
@@ -73,10 +73,10 @@ def copy_with_model(record, controller, memo: dict):
     return made
 
 
-class Products(TorchFunctionMode):
+class InterceptProducts(TorchFunctionMode):
     """Quantizes the products that one owner calls itself; those of the modules inside it are theirs."""
 
-    def __init__(self, plan: Plan, training: bool):
+    def __init__(self, plan: InterceptionPlan, training: bool):
         super().__init__()
         self.plan, self.training, self.known = plan, training, plan.known()
         self.met: dict[tuple, int] = {}  # kind of call with a computed weight -> the newest one's place
@@ -105,13 +105,13 @@ class Products(TorchFunctionMode):
             if func in _VIEWS and torch.compiler.is_compiling():
                 self._follow(args[0], out)
             return out
-        site, weight = self._belongs(product, product.pair(args, kwargs))
+        site, weight = self._belongs(product, product.operands(args, kwargs))
         if site is None:
             return func(*args, **kwargs)
-        with own_products():  # what quantizing itself computes is not to be quantized
+        with not_intercepted():  # what quantizing itself computes is not to be quantized
             return site.call(product, func, args, kwargs, weight, self.training)
 
-    def _belongs(self, product: Product, pair) -> tuple[object, int | None]:
+    def _belongs(self, product: TorchProduct, pair) -> tuple[object, int | None]:
         """(site, which operand is its weight) of a product."""
         first, second = (self._site_of(x) for x in pair)
         if first and second:  # two weights: nothing of a sample is in it
@@ -123,7 +123,7 @@ class Products(TorchFunctionMode):
             key = (product.name, which, trailing(product, pair[which]))
             if key in self.plan.computed:
                 return self._computed(key), which
-        if not product.by_role:
+        if not product.second_is_weight:
             return self.plan.activations, None
         if product.name not in self.plan.generated:
             _warn_of_the_unknown(self.plan, product)
@@ -150,7 +150,7 @@ class Products(TorchFunctionMode):
             self.known += [(view, found[0]) for view in (views if isinstance(views, list | tuple) else [views])]
 
 
-def _warn_of_the_unknown(plan: Plan, product: Product) -> None:
+def _warn_of_the_unknown(plan: InterceptionPlan, product: TorchProduct) -> None:
     plan.generated[product.name] = None  # once
     warnings.warn(
         f"{plan.name or 'The model'} calls {product.name} on a weight that it did not use when its products were counted; it "
@@ -159,20 +159,20 @@ def _warn_of_the_unknown(plan: Plan, product: Product) -> None:
     )
 
 
-class QuantizedOwner(Swapped):
+class InterceptedForward(Swapped):
     """Mixin before the original class of a module that owns products."""
 
     def run(self, forward, args, kwargs):
         plan = self.__dict__[ATTRIBUTE]
         if not plan.on or plan.empty:
             return forward(self, *args, **kwargs)
-        with Products(plan, self.training):
+        with InterceptProducts(plan, self.training):
             return forward(self, *args, **kwargs)
 
 
-class KeptOut(Swapped):
+class FullPrecisionLayer(Swapped):
     """Mixin of a module left in full precision: the owners that it lies in keep their hands off its products."""
 
     def run(self, forward, args, kwargs):
-        with own_products():
+        with not_intercepted():
             return forward(self, *args, **kwargs)

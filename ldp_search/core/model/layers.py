@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..products.bilinear import ConvolutionProduct, LinearProduct, padded
-from .guard import own_products
+from .guard import not_intercepted
 from .swap import ATTRIBUTE, Swapped, original_class, quantized_class
 
 
@@ -29,7 +29,7 @@ class QuantizedLayer(Swapped):
             return forward(self, *args, **kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
         if site is None or not site.on or has_no_range(x):
-            with own_products():
+            with not_intercepted():
                 return forward(self, *args, **kwargs)
         return _FORWARDS[self._ldp_kind](self, site, *args, **kwargs)
 

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from ..backends import Call, finish
 from ..bits.space import FULL_PRECISION
-from ..products.torch_functions import Product
-from ..quantize import fused_grids
+from ..products.torch_functions import TorchProduct
 from ..quantize.fake_quantize import fake_quantize, quantize_gradient
+from ..quantize.fused_grids import fused_grids
 from ..quantize.grid import Grid, Statistics, measure
-from .guard import own_products
+from .guard import not_intercepted
 from .interception import copy_with_model
 from .layers import has_no_range
 
@@ -53,15 +53,15 @@ class Site:
 
     def layer(self, layer: nn.Module, x: Tensor, product) -> Tensor:
         """Q(x) * Q(weight) + bias of a layer, with the gradient of the result quantized."""
-        with own_products():
+        with not_intercepted():
             return self.product(x, layer.weight, layer.bias, product, layer.training, (self.axis,))
 
     def product(self, x: Tensor, w: Tensor, bias: Tensor | None, product, training: bool, axes: tuple) -> Tensor:
         """The same of a product of `products/bilinear.py`; axes: of the output channels in the weight."""
         c = self._on_device_of(x)
-        if (training or c.gathering) and not c.relaxation.interpolates:
+        if (training or c.calibrating) and not c.relaxation.interpolates:
             quantizers = c.weight_quantizer, c.input_quantizer
-            grids = fused_grids.grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
+            grids = fused_grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
             if grids is not None:  # the same as below in fewer operations
                 grad_bits = self.grad_bits if self.quantize_grad else None
                 return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
@@ -74,19 +74,19 @@ class Site:
         grids = x_grid(input_bits), w_grid(weight_bits)
         return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
 
-    def call(self, product: Product, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:
+    def call(self, product: TorchProduct, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:
         """`function(*args, **kwargs)`, a product met outside of layers, of quantized operands.
 
         Args:
             weight: which operand is the weight (0 or 1). None: neither is; both then have their own ranges in evaluation too,
                 and the second one takes the weight bits.
         """
-        pair = product.pair(args, kwargs)
+        pair = product.operands(args, kwargs)
         if any(has_no_range(x) for x in pair):
             return function(*args, **kwargs)
         self._on_device_of(pair[0])
-        axes = () if weight is None else product.kept(weight, pair[weight], args)
-        layer = product.layer(args, kwargs) if weight == 1 else None
+        axes = () if weight is None else product.channel_axes(weight, pair[weight], args)
+        layer = product.as_layer_call(args, kwargs) if weight == 1 else None
         if layer is not None:
             return self.product(*layer, training, axes)
         if weight is None:
@@ -96,7 +96,7 @@ class Site:
             grids = grids if weight == 1 else grids[::-1]
         bits = [self.bits[1], self.bits[0]] if weight != 0 else [self.bits[0], self.bits[1]]
         pair = [self._rounded(x, b, grid) for x, b, grid in zip(pair, bits, grids, strict=True)]
-        args, kwargs = product.replaced(args, kwargs, pair)
+        args, kwargs = product.with_operands(args, kwargs, pair)
         y = function(*args, **kwargs)
         return quantize_gradient(y, self.bits[2].detach(), self.controller.grad_quantizer) if self.quantize_grad else y
 
@@ -138,7 +138,7 @@ class Site:
 
     def _input_grid(self, x: Tensor, training: bool):
         stats, clip = self._input_statistics(x, training), self._input_clip()
-        live = training or self.controller.gathering
+        live = training or self.controller.calibrating
         return lambda bits: self.controller.input_quantizer.grid(stats, bits, live, clip)
 
     def _own_grid(self, x: Tensor):
@@ -153,7 +153,7 @@ class Site:
         ranges = self._next_ranges()
         if ranges is None:
             return batch
-        if training or self.controller.gathering:
+        if training or self.controller.calibrating:
             ranges.lerp_(torch.stack([*batch, torch.ones_like(batch.low)]).to(ranges.dtype), MOMENTUM)
             return batch
         known = ranges[3] > 0  # before any training there is no average: the batch's own range serves

@@ -1,4 +1,4 @@
-"""The rows of a search: what has bits of its own. Layers, found by their class; and what the census met outside of them."""
+"""The sites of a search: what has bits of its own. Layers, found by their class; and what the profiler met outside of them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ..bits.space import SearchSpace
-from ..profile.records import ACTIVATIONS, CONSTANTS, GENERATED, Found, Survey
+from ..profile.records import ACTIVATIONS, CONSTANTS, GENERATED, ModelProfile, ProductProfile
 from .layers import channel_axis, kind_of
 
 PRODUCTS = "products"
-"""Kind of the row of one module's products of two activations; also the end of its name."""
+"""Kind of the site of one module's products of two activations; also the end of its name."""
 MOST_CALL_SITES = 4  # of a weight in one forward of its owner; more are a loop over time or experts, with one range for all
 
 
 @dataclass
-class Row:
-    """One row. macs, input_numel: per sample; calls: products per forward; call_sites: how many input ranges it keeps.
+class SiteSpec:
+    """What a site is. macs, input_numel: per sample; calls: products per forward; call_sites: how many input ranges it keeps.
 
     axis: of a layer's weight, along which output channels run; channels: how many learned clips its weight has (0 outside of
     layers). weights: the tensors that are stored in its bits. module: the layer whose class changes, None outside of layers.
@@ -36,46 +36,44 @@ class Row:
     input_numel: int = 0
 
 
-def find_rows(model: nn.Module, space: SearchSpace, survey: Survey | None) -> dict[str, Row]:
-    """{name: row} in the order of the model's modules; without a survey those of the layers alone."""
-    rows, tensors = {}, dict([*model.named_buffers(), *model.named_parameters()])
+def find_sites(model: nn.Module, space: SearchSpace, profile: ModelProfile | None) -> dict[str, SiteSpec]:
+    """{name: spec} in the order of the model's modules; without a profile those of the layers alone."""
+    specs, tensors = {}, dict([*model.named_buffers(), *model.named_parameters()])
     for name, module in model.named_modules():
         kind = kind_of(type(module))
         if kind and (kind != "Embedding" or space.embeddings):
             axis = channel_axis(module)
-            row = rows[name] = Row(name, kind, axis, module.weight.shape[axis], [module.weight], module)
-            tally = survey and survey.tallies.get(name)
-            if tally:
-                row.macs, row.calls, row.input_numel = sum(tally.macs.values()), tally.calls, tally.input_numel
-                row.call_sites = max(1, tally.calls)
-    for owner, found in outside(survey, rows):
-        name = row_name(owner, found)
+            spec = specs[name] = SiteSpec(name, kind, axis, module.weight.shape[axis], [module.weight], module)
+            counts = profile and profile.modules.get(name)
+            if counts:
+                spec.macs, spec.calls, spec.input_numel = sum(counts.macs.values()), counts.calls, counts.input_numel
+                spec.call_sites = max(1, counts.calls)
+    for owner, found in outside(profile, specs):
+        name = site_name(owner, found)
         if name is None or (found.weight == ACTIVATIONS and not space.attention):
             continue
-        row = rows.setdefault(name, Row(name, PRODUCTS if found.weight == ACTIVATIONS else found.function))
-        row.macs, row.calls, row.input_numel = (
-            row.macs + found.macs,
-            row.calls + found.calls,
-            row.input_numel + found.input_numel,
-        )
+        spec = specs.setdefault(name, SiteSpec(name, PRODUCTS if found.weight == ACTIVATIONS else found.function))
+        spec.macs += found.macs
+        spec.calls += found.calls
+        spec.input_numel += found.input_numel
         weight = tensors.get(found.weight)
-        if row.module is None and isinstance(weight, nn.Parameter) and not any(w is weight for w in row.weights):
-            row.weights.append(weight)
-        within = found.calls // max(1, survey.tallies[owner].calls)
+        if spec.module is None and isinstance(weight, nn.Parameter) and not any(w is weight for w in spec.weights):
+            spec.weights.append(weight)
+        within = found.calls // max(1, profile.modules[owner].calls)
         if found.weight != ACTIVATIONS and not found.stacked and within <= MOST_CALL_SITES:
-            row.call_sites = max(row.call_sites, row.calls)
-    return _in_order(model, rows)
+            spec.call_sites = max(spec.call_sites, spec.calls)
+    return _in_order(model, specs)
 
 
-def outside(survey: Survey | None, rows: dict[str, Row]):
-    """(owner, what was found) of all that the census met outside of layers."""
-    for owner, tally in survey.tallies.items() if survey else ():
-        if owner not in rows or rows[owner].module is None:
-            yield from ((owner, found) for found in tally.found)
+def outside(profile: ModelProfile | None, specs: dict[str, SiteSpec]):
+    """(owner, what was found) of all that the profiler met outside of layers."""
+    for owner, counts in profile.modules.items() if profile else ():
+        if owner not in specs or specs[owner].module is None:
+            yield from ((owner, found) for found in counts.products)
 
 
-def row_name(owner: str, found: Found) -> str | None:
-    """The row of a product outside of layers: its weight's (named by the layer that it lies in), or one of its owner's own."""
+def site_name(owner: str, found: ProductProfile) -> str | None:
+    """The spec of a product outside of layers: its weight's (named by the layer that it lies in), or one of its owner's own."""
     if found.weight == CONSTANTS:
         return None
     if found.weight in (ACTIVATIONS, GENERATED):
@@ -84,8 +82,8 @@ def row_name(owner: str, found: Found) -> str | None:
     return plain.removesuffix(".weight").lstrip(".")
 
 
-def _in_order(model: nn.Module, rows: dict[str, Row]) -> dict[str, Row]:
-    """The rows in the order of the modules that they lie in."""
+def _in_order(model: nn.Module, specs: dict[str, SiteSpec]) -> dict[str, SiteSpec]:
+    """The specs in the order of the modules that they lie in."""
     place = {name: i for i, (name, _) in enumerate(model.named_modules())}
 
     def key(name: str):
@@ -93,26 +91,26 @@ def _in_order(model: nn.Module, rows: dict[str, Row]) -> dict[str, Row]:
             name = name.rpartition(".")[0]
         return place[name]
 
-    return {name: rows[name] for name in sorted(rows, key=key)}
+    return {name: specs[name] for name in sorted(specs, key=key)}
 
 
-def owned_numel(rows) -> list[int]:
-    """Elements of each row's weights, 0 for those whose storage an earlier one owns (ties)."""
+def owned_numel(specs) -> list[int]:
+    """Elements of each spec's weights, 0 for those whose storage an earlier one owns (ties)."""
     seen, out = set(), []
-    for row in rows:
-        out.append(sum(weight.numel() for weight in row.weights if id(weight) not in seen))
-        seen.update(id(weight) for weight in row.weights)
+    for spec in specs:
+        out.append(sum(weight.numel() for weight in spec.weights if id(weight) not in seen))
+        seen.update(id(weight) for weight in spec.weights)
     return out
 
 
-def holders(rows: dict[str, Row]) -> list[str]:
-    """For each row the first one with the same weight: itself, but for ties."""
+def holders(specs: dict[str, SiteSpec]) -> list[str]:
+    """For each spec the first one with the same weight: itself, but for ties."""
     first: dict[int, str] = {}
-    return [first.setdefault(id(row.weights[0]), name) if row.weights else name for name, row in rows.items()]
+    return [first.setdefault(id(spec.weights[0]), name) if spec.weights else name for name, spec in specs.items()]
 
 
-def check_some(model: nn.Module, rows: dict[str, Row], space: SearchSpace) -> None:
-    if not rows:
+def check_some(model: nn.Module, specs: dict[str, SiteSpec], space: SearchSpace) -> None:
+    if not specs:
         raise ValueError(
             f"{type(model).__name__} has nothing that can be quantized: no layer (Linear, convolutions"
             f"{', Embedding' if space.embeddings else '; Embedding with embeddings=True'}), and no other product with a weight "

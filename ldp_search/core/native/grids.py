@@ -36,7 +36,7 @@ def reads(bits: Tensor) -> bool:
     return bits.is_cpu and bits.dtype == torch.float32
 
 
-class Scale(NamedTuple):
+class GridWithSlope(NamedTuple):
     """A tensor's own grid, fp32, broadcastable against it. offset: None where zero is on the grid. slope: flat dscale/dbits."""
 
     scale: Tensor
@@ -44,15 +44,17 @@ class Scale(NamedTuple):
     slope: Tensor
 
 
-def grid(x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, ranges: Tensor | None, momentum: float) -> Scale:
-    """`Scale` of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: 0-d."""
+def grid(
+    x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, ranges: Tensor | None, momentum: float
+) -> GridWithSlope:
+    """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: 0-d."""
     scale, low, slope = (torch.empty(size, dtype=torch.float32) for size in (each, each, shape[1:2]))
     averages = None if ranges is None else ranges.data_ptr()
     _kernel("ldp_grid")(
         x.data_ptr(), _TYPES[x.dtype], _Shape(*shape), form, bits.data_ptr(), averages, momentum, scale.data_ptr(),
         low.data_ptr(), slope.data_ptr(), _threads(x.numel()),
     )  # fmt: skip
-    return Scale(scale, low if form == MINMAX else None, slope)
+    return GridWithSlope(scale, low if form == MINMAX else None, slope)
 
 
 def shift(bits: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:

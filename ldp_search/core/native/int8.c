@@ -92,6 +92,19 @@ void ldp8_column_sums(const int8_t *v, int64_t rows, int64_t columns, int32_t *s
     }
 }
 
+/* -- from codes to values --------------------------------------------------------------------------------------------------- */
+
+/* y_ij = codes_ij * scale_i + offset; each: scales differ from row to row, else there is one */
+void ldp8_floats(const int8_t *codes, float *y, int64_t rows, int64_t columns, const float *scales, int each, const float *offset,
+        int threads) {
+    float o = *offset;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        float s = scales[each ? i : 0];
+        for (int64_t j = i * columns; j < (i + 1) * columns; j++) y[j] = (float)codes[j] * s + o;
+    }
+}
+
 /* -- from sums to values ---------------------------------------------------------------------------------------------------- */
 
 /* y_ij = sums_ij * by_j + (row_i * across_j + column_ij); y may be the memory of sums. column: `period` rows that take turns. */

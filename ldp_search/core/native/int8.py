@@ -18,6 +18,7 @@ _SIGNATURES = {
     "ldp8_input": (_P, _I, _L, _P, _P, _P, _P, _P, _P, _P, _I),
     "ldp8_row_sums": (_P, _L, _L, _P, _I),
     "ldp8_column_sums": (_P, _L, _L, _P, _I),
+    "ldp8_floats": (_P, _P, _L, _L, _P, _I, _P, _I),
     "ldp8_values": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _L, _I),
     "ldp8_product": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _P, _I, _P, _L, _P, _P, _I),
     "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _P, _I, _P, _L, _P, _P, _I, _P, _I),
@@ -48,13 +49,24 @@ def quantize(x: Tensor, grid, shift: Tensor, cells: bool) -> tuple[Tensor, Tenso
     return values, packed
 
 
-def sums(values: Tensor, dim: int) -> Tensor:
+def code_sums(values: Tensor, dim: int) -> Tensor:
     """values.sum(dim) of a contiguous int8 matrix, int32."""
     rows, columns = values.shape
     out = torch.empty(columns if dim == 0 else rows, dtype=torch.int32)
     kernel = _kernel("ldp8_column_sums" if dim == 0 else "ldp8_row_sums")
     kernel(values.data_ptr(), rows, columns, out.data_ptr(), _threads(values.numel()))
     return out
+
+
+def to_float(values: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """values * scale + offset of contiguous codes, fp32; scale: one for all, or one for each index of dimension 0."""
+    y = torch.empty(values.shape, dtype=torch.float32)
+    rows = len(values)
+    _kernel("ldp8_floats")(
+        values.data_ptr(), y.data_ptr(), rows, values.numel() // rows, scale.data_ptr(), scale.numel() > 1, offset.data_ptr(),
+        _threads(values.numel()),
+    )  # fmt: skip
+    return y
 
 
 def _turns(column: Tensor, columns: int) -> tuple[Tensor, int]:
@@ -64,37 +76,37 @@ def _turns(column: Tensor, columns: int) -> tuple[Tensor, int]:
     return column, column.numel() // columns
 
 
-def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
-    """sums * by + row[:, None] * across + column; fp32 takes the memory of `sums`."""
-    y = sums.view(torch.float32) if dtype == torch.float32 else torch.empty(sums.shape, dtype=dtype)
-    by, across = (t.expand(sums.shape[1]).contiguous() for t in (by, across))
-    column, period = _turns(column, sums.shape[1])
-    row = row.expand(sums.shape[0]).contiguous()
+def to_values(accumulators: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
+    """accumulators * by + row[:, None] * across + column; fp32 takes the memory of `accumulators`."""
+    y = accumulators.view(torch.float32) if dtype == torch.float32 else torch.empty(accumulators.shape, dtype=dtype)
+    by, across = (t.expand(accumulators.shape[1]).contiguous() for t in (by, across))
+    column, period = _turns(column, accumulators.shape[1])
+    row = row.expand(accumulators.shape[0]).contiguous()
     _kernel("ldp8_values")(
-        sums.data_ptr(), y.data_ptr(), _TYPES[dtype], *sums.shape, by.data_ptr(), row.data_ptr(), across.data_ptr(),
-        column.data_ptr(), period, _threads(sums.numel()),
+        accumulators.data_ptr(), y.data_ptr(), _TYPES[dtype], *accumulators.shape, by.data_ptr(), row.data_ptr(),
+        across.data_ptr(), column.data_ptr(), period, _threads(accumulators.numel()),
     )  # fmt: skip
     return y
 
 
 def product(
-    sums: Tensor, left, left_sums: Tensor, right, right_sums: Tensor, length: int, bias: Tensor | None, dtype
+    accumulators: Tensor, left, left_sums: Tensor, right, right_sums: Tensor, length: int, bias: Tensor | None, dtype
 ) -> Tensor:
-    """What `to_values` makes of the sums of two matrices of codes; fp32 takes the memory of `sums`."""
-    y = sums.view(torch.float32) if dtype == torch.float32 else torch.empty(sums.shape, dtype=dtype)
-    rows, columns = sums.shape
+    """What `to_values` makes of the products of two matrices of codes; fp32 takes the memory of `accumulators`."""
+    y = accumulators.view(torch.float32) if dtype == torch.float32 else torch.empty(accumulators.shape, dtype=dtype)
+    rows, columns = accumulators.shape
     bias = None if bias is None else bias.float().contiguous()
     space = torch.empty(3 * columns + rows, dtype=torch.float32)
     _kernel("ldp8_product")(
-        sums.data_ptr(), y.data_ptr(), _TYPES[dtype], rows, columns, left.scale.data_ptr(), left.offset.data_ptr(),
+        accumulators.data_ptr(), y.data_ptr(), _TYPES[dtype], rows, columns, left.scale.data_ptr(), left.offset.data_ptr(),
         left_sums.data_ptr(), right.scale.data_ptr(), right.offset.data_ptr(), right.scale.numel() > 1, right_sums.data_ptr(),
-        length, _at(bias), space.data_ptr(), _threads(sums.numel()),
+        length, _at(bias), space.data_ptr(), _threads(accumulators.numel()),
     )  # fmt: skip
     return y
 
 
 def input_gradient(
-    sums: Tensor,
+    accumulators: Tensor,
     planes: int,
     scale: Tensor,
     column: Tensor,
@@ -104,13 +116,13 @@ def input_gradient(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """(dL/dx of `dtype`, and where there are cells (1,) dL/dscale, or (3,) with dL/dlow and dL/dhigh where values are cut)."""
-    rows, columns = sums.shape[0], sums.shape[1] // planes
+    rows, columns = accumulators.shape[0], accumulators.shape[1] // planes
     in_place = planes == 1 and dtype == torch.float32
-    gx = sums.view(torch.float32) if in_place else torch.empty(rows, columns, dtype=dtype)
+    gx = accumulators.view(torch.float32) if in_place else torch.empty(rows, columns, dtype=dtype)
     (column, period), results = _turns(column, columns), torch.empty(3 if clip else 1, dtype=torch.float32)
     _kernel("ldp8_input_gradient")(
-        sums.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale.data_ptr(), scale.numel() > 1,
-        column.data_ptr(), period, values.data_ptr(), _at(packed), clip, results.data_ptr(), _threads(sums.numel()),
+        accumulators.data_ptr(), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, scale.data_ptr(), scale.numel() > 1,
+        column.data_ptr(), period, values.data_ptr(), _at(packed), clip, results.data_ptr(), _threads(accumulators.numel()),
     )  # fmt: skip
     return gx, results
 

@@ -52,7 +52,7 @@ def codes(x: Tensor, grid, shape: tuple, shift: Tensor) -> Tensor:
     return y
 
 
-def sums(g: Tensor, x: Tensor, grid, shape: tuple) -> Tensor:
+def grid_gradients(g: Tensor, x: Tensor, grid, shape: tuple) -> Tensor:
     """dL/dscale in the shape of the grid, or of a clipping one dL/dscale, dL/dlow and dL/dhigh, stacked; g becomes 0 where x
     is clipped.
     """

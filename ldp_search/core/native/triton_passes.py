@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from . import triton_kernels as kernels
-from .grids import Scale
+from .grids import GridWithSlope
 from .triton_kernels import COLUMN, ONE, ROW
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -150,7 +150,7 @@ def measure(x: Tensor, shape: tuple[int, int, int], spread: bool) -> Tensor:
     return _reduce(x, shape, spread, kernels.RANGE)
 
 
-def sums(g: Tensor, x: Tensor, grid, shape: tuple[int, int, int]) -> Tensor:
+def grid_gradients(g: Tensor, x: Tensor, grid, shape: tuple[int, int, int]) -> Tensor:
     """dL/dscale in the shape of the grid, or of a clipping one dL/dscale, dL/dlow and dL/dhigh, stacked; g becomes 0 where x
     is clipped.
     """
@@ -167,11 +167,13 @@ def sums(g: Tensor, x: Tensor, grid, shape: tuple[int, int, int]) -> Tensor:
 # -- grids in closed form, as those of grids.py and gradients.py: made with the range, without small operations ---------------
 
 
-def grid(x, shape, each: list[int], form: int, bits: Tensor, ranges: Tensor | None, momentum: float) -> Scale:
-    """`Scale` of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: 0-d."""
+def grid(
+    x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, ranges: Tensor | None, momentum: float
+) -> GridWithSlope:
+    """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: 0-d."""
     form = (kernels.MINMAX, kernels.SYMMETRIC)[form]
     scale, low, slope = _reduce(x, shape, False, form, bits, ranges, momentum).unbind()
-    return Scale(scale.view(each), low.view(each) if form == kernels.MINMAX else None, slope)
+    return GridWithSlope(scale.view(each), low.view(each) if form == kernels.MINMAX else None, slope)
 
 
 def bits_gradient(w: Tensor | None, w_slope: Tensor, x: Tensor | None, x_slope: Tensor) -> Tensor:

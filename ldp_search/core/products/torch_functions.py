@@ -12,45 +12,45 @@ from .bilinear import ConvolutionProduct, LinearProduct, padded
 
 
 @dataclass(frozen=True)
-class Product:
-    """A function whose arguments `operands` (names, for calls by keyword; the first one at position `first`) are multiplied.
+class TorchProduct:
+    """A function that multiplies the arguments `operand_names` (for calls by keyword; the first one at position `first`).
 
-    by_role: its second operand is a weight whatever it was computed from, as a generated kernel is.
+    second_is_weight: its second operand is a weight whatever it was computed from, as a generated kernel is.
     """
 
     name: str
-    operands: tuple[str, str]
+    operand_names: tuple[str, str]
     first: int = 0
-    by_role = False
+    second_is_weight = False
 
-    def pair(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor] | None:
+    def operands(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor] | None:
         """The two operands; None where they are not two dense floating-point tensors."""
         found = [self._one(args, kwargs, i) for i in (0, 1)]
         return tuple(found) if all(map(_is_dense, found)) else None
 
     def _one(self, args, kwargs, which):
         place = self.first + which
-        return args[place] if len(args) > place else kwargs.get(self.operands[which])
+        return args[place] if len(args) > place else kwargs.get(self.operand_names[which])
 
-    def replaced(self, args: tuple, kwargs: dict, pair) -> tuple[tuple, dict]:
+    def with_operands(self, args: tuple, kwargs: dict, pair) -> tuple[tuple, dict]:
         """The arguments with other operands."""
         args, kwargs = list(args), dict(kwargs)
         for which, value in enumerate(pair):
             if len(args) > self.first + which:
                 args[self.first + which] = value
             else:
-                kwargs[self.operands[which]] = value
+                kwargs[self.operand_names[which]] = value
         return tuple(args), kwargs
 
-    def kept(self, which: int, operand: Tensor, args: tuple) -> tuple[int, ...]:
+    def channel_axes(self, which: int, operand: Tensor, args: tuple) -> tuple[int, ...]:
         """Axes of an operand that the sum leaves: its output channels, where it is a weight."""
-        raise TypeError(f"{type(self).__name__} must define kept(which, operand, args).")
+        raise TypeError(f"{type(self).__name__} must define channel_axes(which, operand, args).")
 
-    def length(self, pair, args: tuple) -> int:
+    def reduction_length(self, pair, args: tuple) -> int:
         """How many products a sum has (one: an outer product)."""
         return pair[0].shape[-1]
 
-    def layer(self, args: tuple, kwargs: dict) -> tuple | None:
+    def as_layer_call(self, args: tuple, kwargs: dict) -> tuple | None:
         """(x, weight, bias, product of `bilinear.py`) where the call is that of a layer; None: it has no such form."""
         return None
 
@@ -59,44 +59,44 @@ def _is_dense(x) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and x.layout == torch.strided
 
 
-class Matmul(Product):
+class Matmul(TorchProduct):
     """Sums over the last axis of the first operand and the last but one of the second."""
 
-    def kept(self, which, operand, args):
+    def channel_axes(self, which, operand, args):
         summed = operand.dim() - 1 if which == 0 or operand.dim() == 1 else operand.dim() - 2
         return tuple(d for d in range(operand.dim()) if d != summed)
 
 
-class Linear(Product):
-    by_role = True
+class Linear(TorchProduct):
+    second_is_weight = True
 
-    def kept(self, which, operand, args):
+    def channel_axes(self, which, operand, args):
         return tuple(range(operand.dim() - 1))
 
-    def layer(self, args, kwargs):
-        x, w = self.pair(args, kwargs)
+    def as_layer_call(self, args, kwargs):
+        x, w = self.operands(args, kwargs)
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
         return (x, w, bias, LinearProduct()) if w.dim() == 2 else None
 
 
 @dataclass(frozen=True)
-class Convolution(Product):
+class Convolution(TorchProduct):
     dims: int = 2
     transposed: bool = False
-    by_role = True
+    second_is_weight = True
 
     _OPTIONS = {False: ("bias", "stride", "padding", "dilation", "groups"),
                 True: ("bias", "stride", "padding", "output_padding", "groups", "dilation")}  # fmt: skip
     _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
 
-    def kept(self, which, operand, args):
+    def channel_axes(self, which, operand, args):
         return (1 if self.transposed else 0,)
 
-    def length(self, pair, args):
+    def reduction_length(self, pair, args):
         return 2  # a convolution of one channel with a kernel of one element would be an odd way to scale
 
-    def layer(self, args, kwargs):
-        x, w = self.pair(args, kwargs)
+    def as_layer_call(self, args, kwargs):
+        x, w = self.operands(args, kwargs)
         if x.dim() != self.dims + 2:
             return None
         given = dict(zip(self._OPTIONS[self.transposed], args[2:], strict=False)) | kwargs
@@ -115,10 +115,10 @@ def _each(value, dims: int):
     return value * dims if len(value) == 1 else value
 
 
-class Einsum(Product):
+class Einsum(TorchProduct):
     """Of an equation and two tensors, given one by one or as a list."""
 
-    def pair(self, args, kwargs):
+    def operands(self, args, kwargs):
         tensors = self._tensors(args)
         return tensors if not kwargs and tensors is not None and all(map(_is_dense, tensors)) else None
 
@@ -127,7 +127,7 @@ class Einsum(Product):
         tensors = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
         return tuple(tensors) if len(tensors) == 2 and isinstance(args[0], str) else None
 
-    def replaced(self, args, kwargs, pair):
+    def with_operands(self, args, kwargs, pair):
         return (args[0], *pair), kwargs
 
     @staticmethod
@@ -139,12 +139,12 @@ class Einsum(Product):
             result = "".join(sorted(c for c in set(every) if every.count(c) == 1))
         return *inputs.split(","), result
 
-    def kept(self, which, operand, args):
+    def channel_axes(self, which, operand, args):
         *inputs, result = self._letters(args)
         letters = _aligned(inputs[which], operand.dim())
         return tuple(d for d, letter in enumerate(letters) if letter in result or letter == ".")
 
-    def length(self, pair, args):
+    def reduction_length(self, pair, args):
         *inputs, result = self._letters(args)
         length, seen = 1, result + "."
         for letters, operand in zip(inputs, pair, strict=True):
@@ -165,7 +165,7 @@ _BMM = Matmul("bmm", ("input", "mat2"))
 _ADDMM = Matmul("addmm", ("mat1", "mat2"), first=1)
 _BADDBMM = Matmul("baddbmm", ("batch1", "batch2"), first=1)
 _GROUPED = Matmul("grouped_mm", ("self", "mat2"))
-ATTENTION = Product("scaled_dot_product_attention", ("query", "key"))
+ATTENTION = TorchProduct("scaled_dot_product_attention", ("query", "key"))
 """Two products in one function: counted as it is, opened (`unfused.py`) where it is quantized."""
 
 PRODUCTS = {
@@ -190,17 +190,17 @@ _BY_NAME = {"transformers.grouped_mm_fallback": Matmul("grouped_mm", ("input", "
 """Operations that other packages add to torch.ops when they are imported."""
 
 
-def find(function, args: tuple, kwargs: dict) -> Product | None:
+def find(function, args: tuple, kwargs: dict) -> TorchProduct | None:
     """What `function` multiplies in this call; None: it is no product of two tensors, or sums over nothing."""
     product = PRODUCTS.get(function)
     if product is None:
         product = _BY_NAME.get(str(function)) if isinstance(function, torch._ops.OpOverloadPacket) else None
     if product is None:
         return None
-    pair = product.pair(args, kwargs)
-    return product if pair is not None and product.length(pair, args) > 1 else None
+    pair = product.operands(args, kwargs)
+    return product if pair is not None and product.reduction_length(pair, args) > 1 else None
 
 
-def trailing(product: Product, tensor: Tensor) -> tuple[int, ...]:
+def trailing(product: TorchProduct, tensor: Tensor) -> tuple[int, ...]:
     """What of its shape tells a computed weight again: the leading dimensions of a matrix product may count tokens."""
-    return tuple(tensor.shape if product.by_role else tensor.shape[-2:])
+    return tuple(tensor.shape if product.second_is_weight else tensor.shape[-2:])

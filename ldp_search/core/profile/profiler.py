@@ -1,4 +1,4 @@
-"""The census: one forward of counting. Multiply-accumulates of every module, and what it multiplies outside of layers.
+"""The profiler: one forward of counting. Multiply-accumulates of every module, and what it multiplies outside of layers.
 
 torch's FlopCounterMode knows the operations; the module in whose forward an operation runs is charged for it. A second mode
 sees the functions called and tells whether an operand is a parameter or buffer, was computed from such alone, or depends on
@@ -17,12 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..products import unfused
 from ..products.torch_functions import find
-from .provenance import Sources
-from .records import Found, Survey, Tally
+from .provenance import Provenance
+from .records import ModelProfile, ModuleProfile, ProductProfile
 from .sandbox import buffers_kept, copied
 
 
-def census(model: nn.Module, args: tuple, kwargs: dict) -> Survey:
+def profile(model: nn.Module, args: tuple, kwargs: dict) -> ModelProfile:
     """Run one forward in evaluation mode, without gradient, and count. Buffers, modes and random state stay as they were."""
     watch = _Watch(model)
     modes = {module: module.training for module in model.modules()}
@@ -45,7 +45,7 @@ def census(model: nn.Module, args: tuple, kwargs: dict) -> Survey:
         for module, training in modes.items():
             module.training = training
     batch = batch_size(args, kwargs, getattr(model, "main_input_name", None))
-    return Survey(_per_sample(watch.tallies, batch), shapes(args, kwargs))
+    return ModelProfile(_per_sample(watch.modules, batch), shapes(args, kwargs))
 
 
 class _Watch(TorchFunctionMode):
@@ -55,9 +55,9 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.counter = FlopCounterMode(display=False, custom_mapping=_more_operations())
         self.counter.mod_tracker = _NoModules()
-        self.tallies: dict[str, Tally] = {}
+        self.modules: dict[str, ModuleProfile] = {}
         self.stack: list[tuple[str, Counter, Counter]] = []  # module, counts at its start, counts of its children
-        self.sources = Sources(model)
+        self.provenance = Provenance(model)
         self.places: Counter = Counter()
 
     def total(self) -> Counter:
@@ -66,10 +66,10 @@ class _Watch(TorchFunctionMode):
 
     def enter(self, name: str):
         def hook(module, inputs, keywords):
-            tally = self.tallies.setdefault(name, Tally())
-            tally.calls += 1
-            self.sources.meet(module, name)
-            tally.input_numel += sum(x.numel() for x in inputs[:1] if isinstance(x, Tensor))
+            module_profile = self.modules.setdefault(name, ModuleProfile())
+            module_profile.calls += 1
+            self.provenance.enter_module(module, name)
+            module_profile.input_numel += sum(x.numel() for x in inputs[:1] if isinstance(x, Tensor))
             self.stack.append((name, self.total(), Counter()))
 
         return hook
@@ -77,8 +77,8 @@ class _Watch(TorchFunctionMode):
     def leave(self, module, inputs, output):
         name, before, children = self.stack.pop()
         whole = self.total() - before
-        self.tallies[name].macs += whole - children
-        self.tallies[name].rest += whole - children
+        self.modules[name].macs += whole - children
+        self.modules[name].other_macs += whole - children
         if self.stack:
             self.stack[-1][2].update(whole)
 
@@ -91,16 +91,16 @@ class _Watch(TorchFunctionMode):
         before = None if product is None else self.total()
         out = func(*args, **kwargs)
         if product is not None and self.stack:
-            self._note(product, product.pair(args, kwargs), self.total() - before)
-        self.sources.follow(func, args, kwargs, out, product is not None)
+            self._note(product, product.operands(args, kwargs), self.total() - before)
+        self.provenance.record(func, args, kwargs, out, product is not None)
         return out
 
     def _note(self, product, pair, macs: Counter) -> None:
-        tally = self.tallies[self.stack[-1][0]]
-        found = self.sources.classify(product, pair)
-        known = next((f for f in tally.found if _alike(f, found)), None)
+        module_profile = self.modules[self.stack[-1][0]]
+        found = self.provenance.classify(product, pair)
+        known = next((f for f in module_profile.products if _alike(f, found)), None)
         if known is None:
-            tally.found.append(known := found)
+            module_profile.products.append(known := found)
         known.macs += sum(macs.values())
         known.calls += 1
         if found.shape is not None:
@@ -108,16 +108,16 @@ class _Watch(TorchFunctionMode):
             known.places.append(self.places[alike])
             self.places[alike] += 1
         known.input_numel += pair[1 - (found.operand if found.operand is not None else 1)].numel()
-        tally.rest.subtract(macs)
+        module_profile.other_macs.subtract(macs)
 
 
-def _alike(one: Found, other: Found) -> bool:
+def _alike(one: ProductProfile, other: ProductProfile) -> bool:
     key = lambda f: (f.function, f.weight, f.operand, f.shape)  # noqa: E731
     return key(one) == key(other)
 
 
 class _NoModules:
-    """In place of FlopCounterMode's own record of the running modules, which this census keeps itself. Theirs asks for graphs
+    """In place of FlopCounterMode's own record of the running modules, which the profiler keeps itself. Theirs asks for graphs
     behind tensors that have none without gradient.
     """
 
@@ -148,14 +148,14 @@ def _more_operations() -> dict:
     return found
 
 
-def _per_sample(tallies: dict[str, Tally], batch: int) -> dict[str, Tally]:
-    for tally in tallies.values():
-        tally.macs = Counter({op: n // batch for op, n in tally.macs.items()})
-        tally.rest = Counter({op: n // batch for op, n in tally.rest.items() if n // batch > 0})
-        tally.input_numel //= batch
-        for found in tally.found:
+def _per_sample(modules: dict[str, ModuleProfile], batch: int) -> dict[str, ModuleProfile]:
+    for module_profile in modules.values():
+        module_profile.macs = Counter({op: n // batch for op, n in module_profile.macs.items()})
+        module_profile.other_macs = Counter({op: n // batch for op, n in module_profile.other_macs.items() if n // batch > 0})
+        module_profile.input_numel //= batch
+        for found in module_profile.products:
             found.macs, found.input_numel = found.macs // batch, found.input_numel // batch
-    return tallies
+    return modules
 
 
 def batch_size(args: tuple, kwargs: dict, main: str | None = None) -> int:

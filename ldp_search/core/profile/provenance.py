@@ -1,4 +1,4 @@
-"""Where tensors come from: during a census, which of them are parameters or buffers, or were computed from such alone."""
+"""Where tensors come from: while a model is profiled, which are parameters or buffers, or made of such alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..products.torch_functions import ATTENTION, trailing
-from .records import ACTIVATIONS, CONSTANTS, GENERATED, Found
+from .records import ACTIVATIONS, CONSTANTS, GENERATED, ProductProfile
 
 
 class Source(NamedTuple):
@@ -19,7 +19,7 @@ class Source(NamedTuple):
     multiplied: bool
 
 
-class Sources:
+class Provenance:
     """Which tensors are parameters or buffers, or were computed from them alone, and from which one."""
 
     def __init__(self, model: nn.Module):
@@ -30,7 +30,7 @@ class Sources:
         self.stacks = {name for name, t in tensors.items() if t.dim() > 2}
         self.computed: dict[int, tuple[weakref.ref, str, bool]] = {}  # id -> the tensor, what it comes from, by a product
 
-    def meet(self, module: nn.Module, prefix: str) -> None:
+    def enter_module(self, module: nn.Module, prefix: str) -> None:
         """A module begins: whoever shards a model (FSDP) has put gathered tensors in the place of its parameters by now."""
         for name, tensor in module.named_parameters(prefix=prefix):
             if id(tensor) not in self.names and name in self.sizes:
@@ -45,7 +45,7 @@ class Sources:
         held, name, multiplied = self.computed.get(id(tensor), (lambda: None, "", False))
         return Source(name, False, multiplied) if held() is tensor else None
 
-    def follow(self, function, args: tuple, kwargs: dict, out, product: bool) -> None:
+    def record(self, function, args: tuple, kwargs: dict, out, product: bool) -> None:
         """Note what a function made of constants alone; forget what it changed."""
         name = getattr(function, "__name__", "")
         if args and isinstance(args[0], Tensor) and (name == "__setitem__" or name.endswith("_") and not name.endswith("__")):
@@ -67,24 +67,28 @@ class Sources:
                 self.names.pop(id(tensor), None)
                 self.computed.pop(id(tensor), None)
 
-    def classify(self, product, pair) -> Found:
+    def classify(self, product, pair) -> ProductProfile:
         """A product with nothing counted yet."""
         sources = [self._weight(product, which, x) for which, x in enumerate(pair)]
         if None not in sources:
-            return Found(product.name, CONSTANTS)
+            return ProductProfile(product.name, CONSTANTS)
         operand = 1 if sources[1] is not None else 0
         if sources[operand] is None:
-            return Found(product.name, GENERATED, 1) if product.by_role else Found(product.name, ACTIVATIONS)
+            return (
+                ProductProfile(product.name, GENERATED, 1)
+                if product.second_is_weight
+                else ProductProfile(product.name, ACTIVATIONS)
+            )
         name, direct, _ = sources[operand]
         stacked = direct and name in self.stacks and pair[operand].numel() < self.sizes[name]
-        return Found(product.name, name, operand, None if direct else trailing(product, pair[operand]), stacked)
+        return ProductProfile(product.name, name, operand, None if direct else trailing(product, pair[operand]), stacked)
 
     def _weight(self, product, which: int, tensor: Tensor) -> Source | None:
         """The source of an operand that is a weight: where its role does not say so, a projected constant (a learned query)
         is an activation like those that it meets; and where it does, the other one is an input even if it is a table.
         """
         source = self.source(tensor)
-        if product.by_role:
+        if product.second_is_weight:
             return source if which == 1 else None
         return None if source is None or source.multiplied or product is ATTENTION else source
 

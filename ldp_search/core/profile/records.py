@@ -1,4 +1,4 @@
-"""What a census finds, as plain data: what every module multiplies, and with which weights."""
+"""What the profiler finds, as plain data: what every module multiplies, and with which weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ACTIVATIONS, GENERATED, CONSTANTS = "activations", "generated", "constants"
 
 
 @dataclass
-class Found:
+class ProductProfile:
     """Products of one kind that one module calls itself.
 
     weight: full name of the parameter or buffer that one operand is or comes from, or one of the three words above.
@@ -31,36 +31,37 @@ class Found:
 
 
 @dataclass
-class Tally:
-    """What one module did itself (its children excluded), per sample. macs, rest: {operation: MACs}, all and those in no
-    function that can be quantized where it is called. found: those that can.
+class ModuleProfile:
+    """What one module did itself (its children excluded), per sample. macs, other_macs: {operation: MACs}, all and those in no
+    function that can be quantized where it is called. products: those that can.
     """
 
     macs: Counter = field(default_factory=Counter)
-    rest: Counter = field(default_factory=Counter)
-    found: list[Found] = field(default_factory=list)
+    other_macs: Counter = field(default_factory=Counter)
+    products: list[ProductProfile] = field(default_factory=list)
     calls: int = 0
     input_numel: int = 0
 
 
 @dataclass
-class Survey:
-    """The result of a census: {module name: Tally}, and the inputs' shapes in words. Plain data, `to_dict` and back."""
+class ModelProfile:
+    """{module name: ModuleProfile}, and the inputs' shapes in words. Plain data, `to_dict` and back."""
 
-    tallies: dict[str, Tally]
+    modules: dict[str, ModuleProfile]
     inputs: str = ""
 
     def to_dict(self) -> dict:
-        tallies = {
-            name: vars(t) | {"macs": dict(t.macs), "rest": dict(t.rest), "found": [dict(vars(f)) for f in t.found]}
-            for name, t in self.tallies.items()
+        modules = {
+            name: vars(t)
+            | {"macs": dict(t.macs), "other_macs": dict(t.other_macs), "products": [dict(vars(f)) for f in t.products]}
+            for name, t in self.modules.items()
         }
-        return {"tallies": tallies, "inputs": self.inputs}
+        return {"modules": modules, "inputs": self.inputs}
 
     @classmethod
-    def from_dict(cls, values: dict) -> Survey:
-        tallies = {}
-        for name, t in values["tallies"].items():
-            found = [Found(**f | {"shape": None if f["shape"] is None else tuple(f["shape"])}) for f in t["found"]]
-            tallies[name] = Tally(Counter(t["macs"]), Counter(t["rest"]), found, t["calls"], t["input_numel"])
-        return cls(tallies, values["inputs"])
+    def from_dict(cls, values: dict) -> ModelProfile:
+        modules = {}
+        for name, t in values["modules"].items():
+            found = [ProductProfile(**f | {"shape": None if f["shape"] is None else tuple(f["shape"])}) for f in t["products"]]
+            modules[name] = ModuleProfile(Counter(t["macs"]), Counter(t["other_macs"]), found, t["calls"], t["input_numel"])
+        return cls(modules, values["inputs"])

@@ -71,7 +71,7 @@ def backward(g: Tensor, x: Tensor, grid: Grid, need_grid: bool, x_q: Tensor | No
         return g, (None, None, None)
     passes = native if native.takes(x, g) else cuda.passes(x, g, parameters=grid)
     if passes is not None and (shape := native.grid_shape(x, grid)) is not None:
-        found = passes.sums(g, x, grid, shape)
+        found = passes.grid_gradients(g, x, grid, shape)
         return g, (None, None, None) if not need_grid else (found, None, None) if grid.low is None else tuple(found.unbind())
     return _backward(g, x, grid, need_grid, x_q)
 

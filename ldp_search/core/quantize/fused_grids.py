@@ -16,7 +16,7 @@ from .grid import Grid
 from .quantizers import form
 
 
-def grids(x: Tensor, w: Tensor, axes: tuple, bits: Tensor, quantizers: tuple, next_ranges, momentum: float):
+def fused_grids(x: Tensor, w: Tensor, axes: tuple, bits: Tensor, quantizers: tuple, next_ranges, momentum: float):
     """(grid of x, grid of w), or None where this is not the way.
 
     Args:

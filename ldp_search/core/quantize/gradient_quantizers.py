@@ -93,7 +93,7 @@ class GradQuantizer:
         scale, offset, most = grid = self.grid(g, bits)
         shift = torch.zeros_like(most) if offset is None else torch.exp2(bits - 1)
         values = round_stochastically_(_places(g, grid)).sub_(shift).clamp_(-128, 127).to(torch.int8)
-        return GradCodes(values, scale, shift * scale if offset is None else shift * scale + offset)
+        return GradCodes(values, scale, shift if offset is None else shift * scale + offset)
 
     def _by_kernel(self, g: Tensor, bits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
         """(rounded g, scale, offset) by a kernel that knows this quantizer's grid; None: not by one."""

@@ -16,7 +16,7 @@ import ldp_search
 from ...config.overlay import ConfigError, as_component
 from ...config.settings import Settings
 from ...config.task_file import display_name
-from ...core.apply import find
+from ...core.apply import find_controller
 from ...core.controller.summary import elide
 from .. import models
 from ..tasks import build_task
@@ -46,7 +46,7 @@ class _Subject:
         for part in self.parts:
             loss = self.forward(part)
             loss.backward()
-        ldp = find(self.module)
+        ldp = find_controller(self.module)
         if ldp is not None:
             self.progress += SMALL_STEP
             ldp.step(self.progress, loss=loss.detach())

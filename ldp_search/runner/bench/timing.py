@@ -64,7 +64,7 @@ def _wait(device: torch.device) -> None:
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes that autograd keeps for backward after `forward`, in distinct storages, parameters excluded. Runs backward too.
 
-    Of what saved="half" packs, the codes and their ranges count. forward: to a loss.
+    Of what activations="16bit" packs, the codes and their ranges count. forward: to a loss.
     """
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}

@@ -14,7 +14,7 @@ masking.py      tokens hidden for masked language modelling
 masks.py, pairs.py, paired_augmentation.py, mask_folders.py, scenes.py   pictures with masks
 """
 
-from .bad_rows import Faults, picture_file
+from .bad_rows import BadRows, picture_file
 from .columns import pick_column, pick_split
 from .errors import DataError
 from .labels import Classes, one_class_note
@@ -24,7 +24,7 @@ from .subsets import check_share, hold_out, shared_split, subset
 __all__ = [
     "Classes",
     "DataError",
-    "Faults",
+    "BadRows",
     "check_share",
     "first_rows",
     "hold_out",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SHOWN = 5
 
 
-class Faults:
+class BadRows:
     """The bad rows of one split.
 
     Args:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .bad_rows import Faults
+from .bad_rows import BadRows
 from .errors import DataError
 
 
@@ -24,7 +24,7 @@ class Classes:
         """wanted: how many there must be; 0: as many as the column has."""
         self.wanted, self.names, self.declared = wanted, [], False
 
-    def labels(self, split: Any, column: str, split_name: str, faults: Faults) -> list[int]:
+    def labels(self, split: Any, column: str, split_name: str, faults: BadRows) -> list[int]:
         """The class index of every row; -1 of those that have none, which `faults` hears of.
 
         Raises:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .bad_rows import Faults
+from .bad_rows import BadRows
 from .masks import MaskValues, open_mask
 from .pictures import open_picture
 from .stores import FULLY_CHECKED
@@ -138,7 +138,7 @@ class Pairs:
         return digest.digest()
 
 
-def checked_pairs(read: PairReader, rows: list[int], faults: Faults) -> Pairs:
+def checked_pairs(read: PairReader, rows: list[int], faults: BadRows) -> Pairs:
     """The good ones among `rows`. All are decoded for it; of large sets a thousand, spread over them, and headers of the rest:
     what is wrong with a whole set (its classes, its sizes) is found so, and single broken ones are replaced later.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .bad_rows import Faults
+from .bad_rows import BadRows
 
 MODES = {1: "L", 3: "RGB"}
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -36,7 +36,7 @@ def open_picture(item: Any, channels: int):
 
 
 def decode(
-    encoded: Sequence[Any], rows: Sequence[int], channels: int, size: int | None, faults: Faults
+    encoded: Sequence[Any], rows: Sequence[int], channels: int, size: int | None, faults: BadRows
 ) -> dict[int, np.ndarray]:
     """{row: (H, W) or (H, W, 3) uint8} of encoded pictures, resized to size x size; `faults` hears of the others.
 

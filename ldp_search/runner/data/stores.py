@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .bad_rows import Faults
+from .bad_rows import BadRows
 from .pictures import augment, decode, normalize, open_picture, random_bits, stacked
 from .seeded import sample_bits, seeded
 
@@ -90,7 +90,7 @@ class Encoded:
         return digest.digest()
 
 
-def check_pictures(split: Any, column: str, rows: list[int], channels: int, faults: Faults) -> None:
+def check_pictures(split: Any, column: str, rows: list[int], channels: int, faults: BadRows) -> None:
     """Tell `faults` of the pictures that cannot be decoded; of large sets, of those whose header is broken."""
     from PIL import Image
 
@@ -108,7 +108,7 @@ def check_pictures(split: Any, column: str, rows: list[int], channels: int, faul
 
 
 def load_pictures(
-    split: Any, column: str, rows: list[int], channels: int, size: int | None, faults: Faults
+    split: Any, column: str, rows: list[int], channels: int, size: int | None, faults: BadRows
 ) -> tuple[InMemory, list[int]]:
     """The good ones among `rows` decoded in memory, and which rows they are. Raises DataError as `faults` says."""
     arrays = decode(list(split.select(rows)[column]), rows, channels, size, faults)

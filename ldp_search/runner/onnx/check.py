@@ -44,7 +44,7 @@ def own_error(ldp, args: tuple, kwargs: dict, expected) -> float:
         noise = torch.randn(output.shape, generator=generator).to(output)
         return output * (1 + SMALL_CHANGE * noise)
 
-    hooks = [row.module.register_forward_hook(change) for row in ldp.rows.values() if row.module is not None]
+    hooks = [spec.module.register_forward_hook(change) for spec in ldp.specs.values() if spec.module is not None]
     try:
         changed = ldp.model(*args, **kwargs)
     finally:

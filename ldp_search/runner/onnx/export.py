@@ -114,11 +114,11 @@ def _check(ldp, path: Path) -> None:
     bits = ldp.bits()
     unknown = [
         site.name
-        for site, row in zip(ldp.sites, ldp.rows.values(), strict=True)
-        if row.module is not None and row.kind != "Embedding" and row.calls and max(bits[site.name][:2]) <= CONTAINER_BITS
+        for site, spec in zip(ldp.sites, ldp.specs.values(), strict=True)
+        if spec.module is not None and spec.kind != "Embedding" and spec.calls and max(bits[site.name][:2]) <= CONTAINER_BITS
         if not site.ranges[:, 3].all()
     ]
-    if unknown or not ldp.counted:
+    if unknown or not ldp.profiled:
         listed = ", ".join(unknown[:10]) or "any layer"
         raise ValueError(
             f"Export needs the range of every layer's input, but none is known of {listed}: train, or call "
@@ -144,9 +144,9 @@ def _write(ldp, graph, nodes: dict[str, list]):
 
     writer, float_layers, rounded_again = Writer(graph.graph), {}, []
     bits = ldp.bits()
-    for site, (name, row) in zip(ldp.sites, ldp.rows.items(), strict=True):
-        layer = row.module
-        reason = _why_float(bits[name], row, nodes[name])
+    for site, (name, spec) in zip(ldp.sites, ldp.specs.items(), strict=True):
+        layer = spec.module
+        reason = _why_float(bits[name], spec, nodes[name])
         if reason is not None:
             float_layers[name] = reason
             if bits[name].weight < FULL_PRECISION and layer is not None:
@@ -169,13 +169,13 @@ def _write(ldp, graph, nodes: dict[str, list]):
     return writer, float_layers, rounded_again
 
 
-def _why_float(bits, row, nodes: list) -> str | None:
+def _why_float(bits, spec, nodes: list) -> str | None:
     """Why a layer has no integer form here; None: it has one."""
     if bits.weight >= FULL_PRECISION:
         return "kept in full precision (skip)"
-    if row.module is None:
+    if spec.module is None:
         return "its products are functions outside of a layer, whose operands stay unrounded in the file"
-    if row.kind == "Embedding":
+    if spec.kind == "Embedding":
         return "its rows are looked up, not multiplied; they are at their bits"
     if max(bits.weight, bits.input) > CONTAINER_BITS:
         return f"{bits.weight} weight bits and {bits.input} input bits do not fit in 8-bit containers"

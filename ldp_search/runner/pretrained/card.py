@@ -92,10 +92,10 @@ def _what(ldp: Controller, record: dict[str, Any]) -> str:
 
 def _costs(ldp: Controller, record: dict[str, Any]) -> str:
     summary, coverage = record["summary"], record["summary"]["coverage"]
-    if record["survey"] is None:
+    if record["profile"] is None:
         return "Costs are not known: no input was given to count operations on."
     plain = sum(layer["weight_numel"] for layer in record["layers"].values()) * 4 / 2**20
-    on = f"; counted on {ldp.survey.inputs}" if ldp.survey.inputs else ""
+    on = f"; counted on {ldp.profile.inputs}" if ldp.profile.inputs else ""
     rows = [
         ("training cost", f"{summary['mean_relative_cost']:.3f}", "of the highest bits everywhere, averaged over the training"),
         ("inference cost", f"{summary['relative_inference_cost']:.3f}", "of the highest bits everywhere"),

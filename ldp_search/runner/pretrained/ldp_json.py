@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from ... import __version__
 from ...api import controller
-from ...core import Controller, SearchSpace, attach
+from ...core import Controller, SearchSpace, apply
+from ...core.bits.space import current_words
 from ...core.controller.finalize import allocation
-from ...core.profile.records import Survey
+from ...core.profile.records import ModelProfile
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RECORD = "ldp.json"
 _TRANSIENT = ("_grads", "_clip_grads")  # tensors of a controller that mean nothing between two steps
 
@@ -39,8 +40,8 @@ def make_record(ldp: Controller, how: dict[str, Any], weights: dict[str, Any]) -
         "summary": result.summary,
         "frozen": state["frozen"],
         "progress": state["progress"],
-        "survey": ldp.survey.to_dict() if ldp.counted else None,
-        "state": {name: _plain(value) for name, value in state["tensors"].items() if name not in _TRANSIENT},
+        "profile": ldp.profile.to_dict() if ldp.profiled else None,
+        "state": {name[1:]: _plain(value) for name, value in state["tensors"].items() if name not in _TRANSIENT},
     }
 
 
@@ -80,28 +81,47 @@ def read_record(folder: Path) -> dict[str, Any]:
         found = record["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a whole record of save_pretrained ({error}): copy it again.") from error
-    if found != FORMAT_VERSION:
+    if found == 2:
+        record = _from_version_2(record)
+    elif found != FORMAT_VERSION:
         raise ValueError(
             f"{path} must be of format version {FORMAT_VERSION}; it is of {found!r}, made with ldp_search "
             f"{record.get('made_with', {}).get('ldp_search')}. Load it with that version, or save it again with this one."
         )
-    missing = {"model", "weights", "space", "layers", "frozen", "progress", "survey", "state"} - set(record)
+    missing = {"model", "weights", "space", "layers", "frozen", "progress", "profile", "state"} - set(record)
     if missing:
         raise ValueError(f"{path} is not a whole record of save_pretrained: it lacks {sorted(missing)}. Copy it again.")
     return record
 
 
+def _from_version_2(record: dict[str, Any]) -> dict[str, Any]:
+    """The record in the words of today."""
+    record = dict(record)
+    counts = record.pop("survey", None)
+    if counts is not None:
+        modules = {
+            name: {{"rest": "other_macs", "found": "products"}.get(key, key): value for key, value in module.items()}
+            for name, module in counts["tallies"].items()
+        }
+        counts = {"modules": modules, "inputs": counts["inputs"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nobody typed these words
+        space = current_words(record["space"])
+    state = {name.removeprefix("_"): value for name, value in record["state"].items()}
+    return record | {"format_version": FORMAT_VERSION, "profile": counts, "space": space, "state": state}
+
+
 def restore(model: nn.Module, record: dict[str, Any]) -> None:
     """Apply the recorded space to `model`, then the recorded counts and state; ValueError where its layers are others."""
-    space, survey = record["space"], record["survey"] and Survey.from_dict(record["survey"])
+    space, profile = record["space"], record["profile"] and ModelProfile.from_dict(record["profile"])
     try:
-        attach(model, SearchSpace.from_dict(space), survey=survey)
+        apply(model, SearchSpace.from_dict(space), profile=profile)
     except (ValueError, OSError):
         if not record["frozen"] or space["policy"] == "static":
             raise
         # The policy (a recorded schedule, a module of one's own) may be out of reach here; frozen bits do not need it.
         warnings.warn(f"The policy {space['policy']!r} cannot be made here; the bits are frozen and stay.", stacklevel=3)
-        attach(model, SearchSpace.from_dict(space | {"policy": "static"}), survey=survey)
+        apply(model, SearchSpace.from_dict(space | {"policy": "static"}), profile=profile)
     ldp = controller(model)
     state = ldp.state_dict()
     if state["layers"] != list(record["layers"]):
@@ -110,7 +130,7 @@ def restore(model: nn.Module, record: dict[str, Any]) -> None:
             f"The model must have the quantized layers of the record, but {differing[:5] or 'their order'} differ."
         )
     for name, values in record["state"].items():
-        own = state["tensors"][name]
+        own = state["tensors"][f"_{name}"]
         if math.prod(own.shape) != torch.tensor(values).numel():
             raise ValueError(f"{name} of the record must have the shape {tuple(own.shape)}: the model has other layers.")
         own.copy_(torch.tensor(values, dtype=own.dtype).view(own.shape))

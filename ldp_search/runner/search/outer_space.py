@@ -6,7 +6,7 @@
         lr: {low: 0.03, high: 0.3, log: true}                 # a range; both ends integers: integers
         policy: [learned, cyclic]                             # a choice
         policy.cycles: {low: 2, high: 32, log: true, if: {policy: cyclic}}
-        policy.lr@paper: {low: 0.1, high: 3, log: true, if: {policy: paper}}
+        policy.lr@ldp_sgd: {low: 0.1, high: 3, log: true, if: {policy: ldp_sgd}}
       enqueue:                                                # tried first, after the defaults
         - {policy: cyclic, policy.cycles: 8}
 

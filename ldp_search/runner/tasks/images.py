@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from .. import models
 from ..data import (
+    BadRows,
     Classes,
     DataError,
-    Faults,
     check_share,
     first_rows,
     hold_out,
@@ -127,7 +127,7 @@ class ImageClassification(Task):
             raise DataError(f"The column {image!r} must hold pictures; it holds {split.features[image]}.")
         split = split.cast_column(image, datasets.Image(decode=False))
         rows = subset(len(split), limit, self.seed)
-        faults = Faults(name, self.bad_rows, lambda row: picture_file(split[row][image]), self.origins.get(name))
+        faults = BadRows(name, self.bad_rows, lambda row: picture_file(split[row][image]), self.origins.get(name))
         found = self.classes.labels(split.select_columns([label]), label, name, faults)
         if d.pipeline == "memory":
             store, rows = load_pictures(split, image, rows, d.channels, d.size, faults)

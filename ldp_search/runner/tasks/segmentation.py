@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...config.overlay import ConfigError
 from .. import models
-from ..data import DataError, Faults, first_rows, load_splits, pick_column, pick_split, shared_split, subset
+from ..data import BadRows, DataError, first_rows, load_splits, pick_column, pick_split, shared_split, subset
 from ..data.mask_folders import LAYOUTS, names_in, paired_folders
 from ..data.masks import MaskValues, open_mask
 from ..data.paired_augmentation import moved
@@ -109,7 +109,7 @@ class Segmentation(Task):
             )
         values = MaskValues(len(self.names), d.ignore, d.ids, d.reduce_zero_label)
         reader = PairReader(split, image, mask, values, d.size, use == "train")
-        faults = Faults(name, self.bad_rows, reader.file)
+        faults = BadRows(name, self.bad_rows, reader.file)
         pairs = checked_pairs(reader, rows, faults)
         self.notes += (faults.note,) if faults.note else ()
         return pairs

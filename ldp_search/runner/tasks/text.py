@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import models
-from ..data import Classes, DataError, Faults, first_rows, one_class_note, pick_column, pick_split, subset
+from ..data import BadRows, Classes, DataError, first_rows, one_class_note, pick_column, pick_split, subset
 from ..data.source_text import packages
 from ..data.tokenized import Ragged, padded, tokenize
 from . import metrics as measures
@@ -94,7 +94,7 @@ class TextClassification(TextTask):
         name, split = pick_split(self.splits, names, use, can_hold_out=True)
         split = first_rows(split, limit, use)
         texts, label = self._text_columns(split), pick_column(split, d.label, "label")
-        faults = Faults(name, self.bad_rows, lambda row: self.file, self.origins.get(name))
+        faults = BadRows(name, self.bad_rows, lambda row: self.file, self.origins.get(name))
         rows = subset(len(split), limit, self.seed)
         numbers = d.classes == 1
         found = _numbers(split, label, faults) if numbers else self.classes.labels(split, label, name, faults)
@@ -190,7 +190,7 @@ class TextClassification(TextTask):
         return out
 
 
-def _numbers(split: Any, column: str, faults: Faults) -> list[float]:
+def _numbers(split: Any, column: str, faults: BadRows) -> list[float]:
     """Labels that are numbers; nan of those that are not, which `faults` hears of."""
     out = []
     for row, value in enumerate(split[column][:]):

@@ -76,7 +76,7 @@ def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_s
 def forward(x: Codes, w: Codes, bias: Tensor | None, product, kernel, dtype: torch.dtype) -> Tensor:
     """Q(x) * Q(w) + bias (samples, height, width, outputs) from codes of x, channels last, and w (outputs, taps * inputs)."""
     where = kernel, product.stride, product.padding, product.dilation
-    sums, rows = products(x.values, w.values.t(), *where, True)
+    accumulators, rows = products(x.values, w.values.t(), *where, True)
     size, outputs = tuple(x.values.shape[1:3]), len(w.values)
     w_scale, w_offset, taps = w.scale.view(-1), w.offset.view(-1), kernel[0] * kernel[1]
     of_taps = w.values.view(outputs, taps, -1).sum(2, dtype=torch.int32) * w_scale[:, None] + (
@@ -84,7 +84,7 @@ def forward(x: Codes, w: Codes, bias: Tensor | None, product, kernel, dtype: tor
     )
     column = x.offset * (inside(size, *where).to(w_scale.device) @ of_taps.t())
     column = column if bias is None else column + bias.float()
-    y = integers.to_values(sums, x.scale * w_scale, x.scale * rows, w_offset, column, dtype)
+    y = integers.to_values(accumulators, x.scale * w_scale, x.scale * rows, w_offset, column, dtype)
     return y.view(len(x.values), *_places(size, *where), outputs)
 
 
@@ -123,13 +123,13 @@ def input_gradient(g: Codes, w_q: Tensor, product, number: int) -> InputGradient
     where = kernel, (1, 1), padding, product.dilation
     turned = w_q.flip(2, 3).permute(2, 3, 0, 1)  # (height, width, outputs, inputs)
     values, scale = integers.planes(turned.reshape(-1, w_q.shape[1]), number)
-    sums, _ = products(g.values, values, *where, False)
+    accumulators, _ = products(g.values, values, *where, False)
     valid = inside(tuple(g.values.shape[1:3]), *where).to(scale.device)
     column = g.offset * (valid @ turned.sum(2).view(valid.shape[1], -1))
     scale = scale * g.scale
     if scale.dim():  # one a sample
         scale = scale.view(-1, 1).expand(-1, len(valid)).flatten()
-    return InputGradient(sums, number, scale, column)
+    return InputGradient(accumulators, number, scale, column)
 
 
 def turns(product, kernel) -> bool:

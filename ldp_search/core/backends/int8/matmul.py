@@ -49,13 +49,16 @@ class Codes(NamedTuple):
 
     def to_float(self) -> Tensor:
         """The values on the grid, fp32."""
+        one_a_row = self.offset.numel() == 1 and self.scale.numel() in (1, self.scale.shape[:1].numel())
+        if one_a_row and self.values.is_contiguous() and native.takes(self.scale) and native.takes(self.offset):
+            return kernels.to_float(self.values, self.scale, self.offset)
         return self.values.float().mul_(self.scale).add_(self.offset)
 
     def sum(self, dim: int) -> Tensor:
         """Of the values over rows (0) or columns (1); int32."""
         for values, axis in ((self.values, dim), (self.values.t(), 1 - dim)):
             if values.is_contiguous() and native.takes(self.scale):
-                return kernels.sums(values, axis)
+                return kernels.code_sums(values, axis)
         return self.values.sum(dim, dtype=torch.int32)
 
 
@@ -78,7 +81,7 @@ def _plain_strides(t: Tensor) -> Tensor:
 
 def row_sums(values: Tensor) -> Tensor:
     """values.sum(1) of a contiguous int8 matrix, int32."""
-    return kernels.sums(values, 1) if serves(values) else values.sum(1, dtype=torch.int32)
+    return kernels.code_sums(values, 1) if serves(values) else values.sum(1, dtype=torch.int32)
 
 
 _ONE = torch.ones(())
@@ -139,36 +142,43 @@ def as_matrix(g: GradCodes) -> Codes:
     return Codes(values, scale, g.offset)
 
 
-def to_values(sums: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
-    """sums * by + row[:, None] * across + column, for vectors that belong to rows and columns. Overwrites `sums`.
+def to_values(accumulators: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
+    """accumulators * by + row[:, None] * across + column, for vectors of rows and columns. Overwrites `accumulators`.
 
     column: the same for all rows, or a matrix whose rows take turns.
     """
     if dtype in native.FLOATS and native.takes(by):
-        return kernels.to_values(sums, by, row, across, column, dtype)
-    y = sums.float().mul_(by).addcmul_(row[:, None], across)
+        return kernels.to_values(accumulators, by, row, across, column, dtype)
+    y = accumulators.float().mul_(by).addcmul_(row[:, None], across)
     y.view(-1, *column.shape).add_(column) if column.dim() == 2 else y.add_(column)
     return y.to(dtype)
 
 
 def forward(x: Codes, w: Codes, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x_q @ w_q^T + bias from codes (rows, inputs) and (outputs, inputs)."""
-    sums = product(x.values, w.values.t())
-    return to_product(sums, x, x.sum(1), w, w.sum(1), x.values.shape[1], bias, dtype)
+    accumulators = product(x.values, w.values.t())
+    return to_product(accumulators, x, x.sum(1), w, w.sum(1), x.values.shape[1], bias, dtype)
 
 
 def to_product(
-    sums: Tensor, left: Codes, left_sums: Tensor, right: Codes, right_sums: Tensor, length: int, bias: Tensor | None, dtype
+    accumulators: Tensor,
+    left: Codes,
+    left_sums: Tensor,
+    right: Codes,
+    right_sums: Tensor,
+    length: int,
+    bias: Tensor | None,
+    dtype,
 ) -> Tensor:
     """left_q @ right_q + bias from the product of their codes, and their codes summed over the `length` summed over. Overwrites
-    `sums`. left: with one scale for all; right: with one for all or one a column.
+    `accumulators`. left: with one scale for all; right: with one for all or one a column.
     """
     if dtype in native.FLOATS and native.takes(left.scale):
-        return kernels.product(sums, left, left_sums, right, right_sums, length, bias, dtype)
+        return kernels.product(accumulators, left, left_sums, right, right_sums, length, bias, dtype)
     scale, offset = right.scale.view(-1), right.offset.view(-1)
     column = left.offset * (scale * right_sums + length * offset)
     column = column if bias is None else column + bias.float()
-    return to_values(sums, left.scale * scale, left.scale * left_sums, offset, column, dtype)
+    return to_values(accumulators, left.scale * scale, left.scale * left_sums, offset, column, dtype)
 
 
 def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
@@ -177,8 +187,8 @@ def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
     if scale.numel() > 1:
         g = g._replace(scale=torch.ones_like(g.offset))
     left, right = (x, g) if transposed else (g, x)
-    sums = product(left.values.t(), right.values)
-    gw = to_product(sums, left, left.sum(0), right, right.sum(0), len(g.values), None, torch.float32)
+    accumulators = product(left.values.t(), right.values)
+    gw = to_product(accumulators, left, left.sum(0), right, right.sum(0), len(g.values), None, torch.float32)
     return gw.mul_(scale) if scale.numel() > 1 else gw
 
 
@@ -197,12 +207,12 @@ def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 
 class InputGradient(NamedTuple):
-    """dL/dx as the products of integers left it: sums (rows, planes * inputs), int32; column: as in `to_values`.
+    """dL/dx as the products of integers left it: accumulators (rows, planes * inputs), int32; column: as in `to_values`.
 
     scale: one for all (0-d) or one a row (rows,).
     """
 
-    sums: Tensor
+    accumulators: Tensor
     planes: int
     scale: Tensor
     column: Tensor
@@ -210,12 +220,12 @@ class InputGradient(NamedTuple):
     def to_float(self) -> Tensor:
         """(rows, inputs), fp32."""
         inputs = self.column.shape[-1]
-        sums = self.sums[:, :inputs].float()
+        accumulators = self.accumulators[:, :inputs].float()
         if self.planes == 2:
-            sums = self.sums[:, inputs:].add(sums, alpha=256)
-        sums.mul_(self.scale.view(-1, 1))
-        sums.view(-1, *self.column.shape if self.column.dim() == 2 else self.column.shape).add_(self.column)
-        return sums
+            accumulators = self.accumulators[:, inputs:].add(accumulators, alpha=256)
+        accumulators.mul_(self.scale.view(-1, 1))
+        accumulators.view(-1, *self.column.shape if self.column.dim() == 2 else self.column.shape).add_(self.column)
+        return accumulators
 
 
 def input_gradient(g: Codes, w_q: Tensor, number: int) -> InputGradient:
@@ -230,7 +240,7 @@ def input_backward(gx: InputGradient, x: Codes, packed: Tensor | None, grid: Gri
         g, of_grid = rounding_error.backward(gx.to_float(), x.values, packed, grid, need_grid)
         return g.to(dtype), of_grid
     clip = grid.low is not None
-    g, sums = kernels.input_gradient(*gx, x.values, packed, clip, dtype)
+    g, found = kernels.input_gradient(*gx, x.values, packed, clip, dtype)
     if packed is None or not need_grid:
         return g, (None, None, None)
-    return g, tuple(t.view(grid.scale.shape) for t in sums.unbind()) if clip else (sums.view(grid.scale.shape), None, None)
+    return g, tuple(t.view(grid.scale.shape) for t in found.unbind()) if clip else (found.view(grid.scale.shape), None, None)

@@ -3,8 +3,8 @@
 from ..problem import Problem, Signals
 from .base import Policy, Schedule
 from .cyclic import Cyclic
+from .ldp_sgd import LdpSgd
 from .learned import Learned
-from .paper import Paper
 from .progressive import Progressive
 from .ramp import Ramp
 from .random import Random
@@ -14,7 +14,7 @@ from .static import Static
 __all__ = [
     "Cyclic",
     "Learned",
-    "Paper",
+    "LdpSgd",
     "Policy",
     "Problem",
     "Progressive",

@@ -1,0 +1,186 @@
+"""What can be known of the Triton kernels without a device: interpreted, compiled ahead, and when they are chosen.
+
+Nothing here has run on a device; `benchmarks/step_cuda.py` repeats the comparisons on one.
+"""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ldp_search.core import native
+from ldp_search.core.native import cuda
+from ldp_search.core.quantize import fake_quantize as fq
+from ldp_search.core.quantize.grid import Grid, measure
+from ldp_search.core.registry import build as component
+from ldp_search.core.registry import names
+
+triton = pytest.importorskip("triton", reason="triton comes with torch for CUDA")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime import driver  # noqa: E402
+
+from ldp_search.core.native import triton_kernels as kernels  # noqa: E402
+from ldp_search.core.native import triton_passes as passes  # noqa: E402
+
+HERE = Path(__file__).parent
+ARCHITECTURES = (80, 90)  # A100, H100
+
+
+def test_interpreted_kernels_equal_the_formulas():
+    """In a process of its own: triton reads TRITON_INTERPRET as it is imported."""
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "interpreted_triton.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+class Compiling:
+    """Stands in for triton's driver where there is no device: what a launch would compile for this architecture."""
+
+    def __init__(self, architecture: int):
+        self.target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return self.target
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def compiled(request, tmp_path, monkeypatch):
+    """Calls of the passes compile instead of launching; {(kernel, number of the call): its PTX}, assembled by ptxas."""
+    made = {}
+
+    def compile_it(kernel, x, programs, elements, *arguments, **constants):
+        result = kernel.warmup(*arguments, grid=programs, **constants, **passes.options(elements))
+        assert len(result.asm["cubin"]) > 1000
+        made[kernel.fn.__name__, len(made)] = result.asm["ptx"]
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(passes, "_launch", compile_it)
+    for kernel in [value for value in vars(kernels).values() if isinstance(value, triton.JITFunction)]:
+        monkeypatch.setattr(kernel, "device_caches", copy.copy(kernel.device_caches))
+        kernel.device_caches.clear()
+    monkeypatch.setattr(driver, "_active", Compiling(request.param))
+    return made
+
+
+def is_exact(code: str) -> bool:
+    """Whether each operation rounds by itself, and none flushes small numbers but floor, where nothing hangs on it."""
+    code = code.replace("cvt.rmi.ftz.f32.f32", "")
+    return "div.rn.f32" in code and not re.search(r"\bfma\.|\.ftz|div\.(approx|full)", code)
+
+
+ONE, MANY = torch.zeros(()), torch.zeros(64)
+WHOLE, ROWS, COLUMNS = (1, 1, 2**14), (4, 64, 64), (256, 64, 1)  # shapes of 2^14 elements
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "grid"),
+    [
+        (torch.float32, WHOLE, Grid(ONE, None, ONE, ONE)),
+        (torch.bfloat16, WHOLE, Grid(ONE, ONE)),
+        (torch.float16, ROWS, Grid(MANY)),
+        (torch.float32, COLUMNS, Grid(MANY, MANY, MANY, MANY)),
+    ],
+    ids=["fp32, clipped", "bf16, affine", "fp16, a grid a row", "fp32, a grid a column"],
+)
+def test_passes_compile_to_exact_operations(dtype, shape, grid, compiled):
+    x = torch.zeros(2**14, dtype=dtype)
+    passes.rounded(x, grid, shape, dtype)
+    passes.stochastic(x, grid.scale, grid.offset, ONE, torch.tensor(1), dtype, shape, variance=grid.low is not None)
+    passes.measure(x, shape, True)
+    passes.grid_gradients(x.clone(), x, grid, shape)
+    rounding, stochastic, ranges, sums = compiled.values()
+    assert all(map(is_exact, (rounding, stochastic, sums)))
+    assert ("min.NaN.f32" in rounding) == (grid.low is not None)
+    assert {torch.bfloat16: "cvt.rn.bf16", torch.float16: "cvt.rn.f16", torch.float32: "st.global"}[dtype] in rounding
+    assert "ld.global.v4" in rounding, "sixteen bytes a load"
+    assert "ld.global.b64" in stochastic, "the seed is read by the kernel"
+    assert not re.search(r"\batom\.|\bred\.", ranges + sums), "a result repeats"
+
+
+def test_grids_in_closed_form_compile(compiled):
+    x, averages, seed = torch.zeros(2**17), torch.zeros(4), torch.tensor(1)
+    passes.grid(x, (1, 1, 2**17), [], 0, ONE, averages, 0.1)
+    passes.grid(x[: 2**14], ROWS, [64], 1, ONE, None, 0.0)
+    passes.affine(x, ONE, seed, x.dtype)
+    passes.symmetric(x[: 2**14], ROWS, ONE, seed, x.dtype)
+    passes.bits_gradient(MANY, MANY, ONE, ONE)
+    assert [name for name, _ in compiled] == [
+        "range_kernel", "fold_range_kernel", "range_kernel", "range_kernel", "fold_range_kernel", "stochastic_kernel",
+        "range_kernel", "stochastic_kernel", "bits_gradient_kernel",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def on_a_device(monkeypatch):
+    """CUDA tensors without a device or values, for which the Triton passes are chosen; yields the names of kernels launched."""
+    launched = []
+    monkeypatch.setattr(passes, "_launch", lambda kernel, *_, **constants: launched.append(kernel.fn.__name__))
+    monkeypatch.setattr(cuda, "_passes", passes)
+    monkeypatch.setattr(cuda, "_PLAIN", (*cuda._PLAIN, torch._subclasses.fake_tensor.FakeTensor))
+    with FakeTensorMode():
+        yield launched
+
+
+@pytest.mark.parametrize("name", names("grad_quantizer"))
+def test_nothing_waits_for_the_device(name, on_a_device):
+    """A fake tensor has no values: whatever would read one on the host, and so wait for it, raises here."""
+    x = torch.empty(64, 32, 8, 8, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    grid = Grid(*measure(x, 1, spread=True), *measure(x, 1)[:1])
+    y, (g, (scale, low, _)) = fq.rounded(x, grid), fq.backward(torch.empty_like(x), x, grid, True)
+    z = component("grad_quantizer", name)(x, torch.tensor(8.0, device="cuda"))
+    assert {result.device.type for result in (*grid, y, g, scale, low, z)} == {"cuda"}
+    assert y.stride() == z.stride() == x.stride() and y.dtype == torch.float32 and z.dtype == x.dtype
+    assert scale.shape == low.shape == (1, 32, 1, 1)
+    assert {"range_kernel", "round_kernel", "grid_gradients_kernel", "stochastic_kernel"} <= set(on_a_device)
+
+
+def test_a_small_tensor_is_one_launch(on_a_device):
+    x = torch.empty(256, 128, device="cuda")
+    grid = Grid(torch.empty((), device="cuda"))
+    for f in (lambda: measure(x), lambda: fq.rounded(x, grid), lambda: fq.backward(x, x, grid, True)):
+        on_a_device.clear()
+        f()
+        assert len(on_a_device) == 1
+
+
+def test_what_the_triton_kernels_do_not_take(on_a_device):
+    x = torch.empty(4, 6, device="cuda")
+    assert cuda.passes(x) is passes
+    for other in (x[:, ::2], x.double(), x[:0], x.cpu(), torch.empty(1, device="cuda").expand(2**31)):
+        assert cuda.passes(other) is None
+    assert cuda.passes(x, x.t()) is None, "of another layout"
+    assert cuda.passes(x, parameters=[None, torch.empty(())]) is None, "a grid elsewhere"
+    with native.disabled():
+        assert cuda.passes(x) is None and cuda.status() == "switched off by disabled()"
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"), [({"LDP_NATIVE": "0"}, "LDP_NATIVE=0"), ({}, "no driver")], ids=["switched off", "no driver"]
+)
+def test_without_a_working_device_the_formulas_serve_silently(environment, words, monkeypatch, recwarn):
+    def capability(device):
+        raise RuntimeError("no driver\nand more")
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(cuda, "_passes", None)
+    monkeypatch.setattr(cuda, "_reason", None)
+    assert cuda.status().startswith("not tried yet")
+    with FakeTensorMode():
+        assert cuda.passes(torch.empty(3, device="cuda")) is None
+    assert cuda.status() == f"off: RuntimeError: {words}" and not recwarn.list

@@ -1,0 +1,85 @@
+"""A network and settings so small that a run takes a second; `model=tiny:net` finds it, since tests/helpers/ is on the path."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+_DATA = "task=digits limit=160 eval_limit=50"
+WORDS = f"{_DATA} model=tiny:net batch_size=32 epochs=3 trackers=none log_every=2 checkpoint_every=2".split()
+"""A run of 15 steps, with checkpoints and lines of metrics every other step."""
+
+
+def net(num_classes: int, in_chans: int, width: int = 6) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_chans, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(2 * width, num_classes),
+    )  # fmt: skip
+
+
+def plain_net(num_classes: int, in_chans: int) -> nn.Module:
+    """Nothing in it looks at the batch as a whole."""
+    return nn.Sequential(nn.Conv2d(in_chans, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, num_classes))
+
+
+def slow_net(num_classes: int, in_chans: int) -> nn.Module:
+    """The same, but a step takes long enough to be killed in."""
+    model = net(num_classes, in_chans)
+    model.register_forward_hook(lambda *_: time.sleep(0.03))
+    return model
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "ldp_search.run", *words]
+
+
+def environment() -> dict[str, str]:
+    paths = [ROOT, *(ROOT / "tests" / room for room in ("helpers", "core", "integrations")), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(str(p) for p in paths if p), "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(*script: str) -> subprocess.CompletedProcess:
+    """Two processes on this machine; none of them outlives the call."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *script]
+    options = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(words, start_new_session=True, **options)
+    try:
+        out, err = process.communicate(timeout=250)
+    finally:
+        process.terminate()  # it ends its workers, which are leaders of sessions of their own
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def start(folder: Path, lines: int, *words: str) -> subprocess.Popen:
+    """A run in a process of its own, that has written some lines of metrics."""
+    process = subprocess.Popen(command(*words, f"output={folder}"), env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline, file = time.monotonic() + 150, folder / "metrics.jsonl"
+    while process.poll() is None and not (file.exists() and file.read_text().count("\n") >= lines):
+        if time.monotonic() > deadline:
+            process.kill()
+            raise TimeoutError(process.communicate()[1])
+        time.sleep(0.01)
+    return process
+
+
+def timeless_metrics(folder: Path) -> list[str]:
+    """Lines of metrics.jsonl without the clock."""
+    return [line.partition(', "seconds"')[0] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_result(one: Path, other: Path) -> None:
+    """Everything that a run computes is bitwise the same in two folders."""
+    assert timeless_metrics(one) == timeless_metrics(other)
+    for name in ("model.safetensors", "schedule.parquet", "allocation.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
