@@ -54,13 +54,10 @@ class Controller:
     @own_defaults()
     def __init__(self, model: nn.Module, space: SearchSpace, profile: ModelProfile | None = None):
         self.model, self.space, self.enabled, self.calibrating = model, space, True, False
-        self.weight_quantizer, self.input_quantizer = (
-            build("quantizer", q) for q in (space.weight_quantizer, space.input_quantizer)
-        )
-        self.grad_quantizer, self.backend = (
-            build("grad_quantizer", space.grad_quantizer),
-            build("backend", space.backend),
-        )
+        self.weight_quantizer = build("quantizer", space.weight_quantizer)
+        self.input_quantizer = build("quantizer", space.input_quantizer)
+        self.grad_quantizer = build("grad_quantizer", space.grad_quantizer)
+        self.backend = build("backend", space.backend)
         self.searches_clips = self.weight_quantizer.searches_clip or self.input_quantizer.searches_clip
         self.straight = self.input_quantizer.straight_through, self.weight_quantizer.straight_through
         self.relaxation, self.policy = build("relaxation", space.relaxation), build("policy", space.policy)
@@ -327,9 +324,7 @@ class Controller:
 
     @property
     def ranges(self) -> Tensor:
-        """(call sites, 4) moving averages, as sums: of each input's minimum, maximum and mean magnitude, and of 1 (their mass).
-        A site has one call site, more where its module runs more than once in a forward.
-        """
+        """`BitTensors.ranges`: moving averages of the inputs, (call sites, 4)."""
         return self.tensors.ranges
 
     def freeze(self) -> None:
