@@ -53,6 +53,7 @@ class DamageSensor:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        self.record.clear()
         self.meter.load_state_dict(state["meter"])
         self.rates, self._rate, self.warming_up = state["rates"].clone(), state["rate"], state["warming_up"]
 

@@ -19,7 +19,7 @@ from .quantizers import Quantizer
 
 FACTOR, BOUNDS = 0.84, 16
 """The search tries so many bounds, each this share of the one before: from the largest magnitude down to 0.07 of it."""
-SAMPLE = 2048  # values that a search looks at
+SAMPLE = 1024  # values that a search looks at
 CHANNELS = 16  # of a weight, that a search looks at
 UNCLIPPED = 1e30  # a bound, in units of the mean magnitude, that cuts nothing off
 
