@@ -187,7 +187,7 @@ def main(words: list[str]) -> int:
             sys.exit(f"Unknown word {word!r}; known: {', '.join(options)}")
         options[key] = type(options[key])(value)
     if not torch.cuda.is_available():
-        sys.exit("There is no CUDA device here. benchmarks/step.py measures the CPU; tests/test_triton.py needs no device.")
+        sys.exit("There is no CUDA device here; tests/core/test_triton.py needs none, and benchmarks/step.py measures the CPU.")
     only, results = options["only"].split(","), {}
     cuda.passes(torch.zeros(1, device="cuda"))
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, Triton passes {cuda.status()}")

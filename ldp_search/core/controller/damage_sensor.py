@@ -15,12 +15,12 @@ SMOOTHING = 0.9  # share of the past that a measurement keeps; they are `sense_e
 class DamageSensor:
     """record: what the sites write into. meter: the past, smoothed. rates: (sites,) effective learning rates of the weights.
 
-    warming_up: the optimizer's learning rate has risen since the last measurement.
+    warming_up: the optimizer's learning rate has risen since the last measurement; True until there are two.
     """
 
     def __init__(self, specs: list[SiteSpec], levels: Tensor):
         self.specs, self.record = specs, Sensed(len(specs), levels)
-        self.meter, self.rates, self.warming_up = DamageMeter(SMOOTHING), effective_rates([[]] * len(specs)), False
+        self.meter, self.rates, self.warming_up = DamageMeter(SMOOTHING), effective_rates([[]] * len(specs)), True
         self._rate: float | None = None  # at the last measurement
 
     def measure(self, optimizer=None) -> None:
@@ -31,7 +31,7 @@ class DamageSensor:
         self.record.clear()
         self.rates = effective_rates([_weights(spec) for spec in self.specs], optimizer)
         rate = learning_rate(optimizer)
-        self.warming_up, self._rate = self._rate is not None and rate > self._rate, rate
+        self.warming_up, self._rate = self._rate is None or rate > self._rate, rate
 
     @property
     def ready(self) -> bool:

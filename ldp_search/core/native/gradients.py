@@ -29,6 +29,11 @@ def _kernel(name: str):
     return function
 
 
+def draw_seed(device: torch.device) -> int:
+    """From torch's generator of the CPU: `torch.manual_seed` and a resumed run repeat what follows from it."""
+    return torch.empty((), dtype=torch.int64, device=device).random_().item()
+
+
 def affine(g: Tensor, bits: Tensor, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(g between its minimum and maximum on 2^bits levels, (scale, offset)); codes: moved by half of their range."""
     y, made = torch.empty_like(g, dtype=dtype), empty(2, torch.float32)

@@ -16,9 +16,13 @@ import triton
 import triton.language as tl
 
 ONE, ROW, COLUMN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # what of a tile has a grid of its own
+# What is made of a range: nothing, a quantizer's grid, or that of a gradient; the odd ones are affine.
+RANGE, MINMAX, SYMMETRIC, GRAD_AFFINE, GRAD_SYMMETRIC = (tl.constexpr(n) for n in range(5))
 LOWEST, HIGHEST = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)
 INFINITY_KEY = tl.constexpr(0x7F800000)
 ROUNDS = tl.constexpr(7)
+LN2 = tl.constexpr(0.6931471805599453)
+SMALLEST, TINY = tl.constexpr(1e-30), tl.constexpr(1.1754943508222875e-38)  # scales: SMALLEST_SCALE, and that of gradients
 
 
 # -- arithmetic of one tile ---------------------------------------------------------------------------------------------------
@@ -62,7 +66,7 @@ def _of(pointer, row, col, row_mask, col_mask, channels, EACH: tl.constexpr):
 # -- rounding -----------------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["rows", "channels", "blocks"])
+@triton.jit(do_not_specialize=["scale", "offset", "low", "high", "rows", "channels", "blocks"])
 def round_kernel(
     x, y, scale, offset, low, high, rows, length, channels, blocks, EACH: tl.constexpr, R: tl.constexpr, C: tl.constexpr
 ):  # fmt: skip
@@ -117,7 +121,7 @@ def _up_or_down(x, y, noise, scale, offset, top, row, col, rows, length, channel
     return tl.where(mask, s * s * (f * (1.0 - f)), 0.0)
 
 
-@triton.jit(do_not_specialize=["rows", "channels", "blocks"])
+@triton.jit(do_not_specialize=["scale", "offset", "most", "rows", "channels", "blocks"])
 def stochastic_kernel(
     x, y, seed, scale, offset, most, variance, rows, length, channels, blocks, EACH: tl.constexpr, R: tl.constexpr,
     C: tl.constexpr,
@@ -157,21 +161,68 @@ def stochastic_kernel(
 
 
 @triton.jit
-def _write_range(out, at, mask, channels, low, high, total, count, SPREAD: tl.constexpr):
-    tl.store(out + at, _value(low, high, low), mask=mask)
-    tl.store(out + channels + at, _value(low, high, high), mask=mask)
-    if SPREAD:
-        tl.store(out + 2 * channels + at, tl.div_rn(total, count), mask=mask)
+def _power_of_two(b):
+    """2^b, exact where b is whole."""
+    whole = tl.floor(b)
+    return ((whole.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True) * tl.exp2(b - whole)
 
 
-@triton.jit(do_not_specialize=["outer", "channels", "splits", "tiles", "wide"])
-def range_kernel(
-    x, out, parts, outer, channels, inner, splits, tiles, wide, count, SPREAD: tl.constexpr, EACH: tl.constexpr,
-    A: tl.constexpr, B: tl.constexpr,
+@triton.jit
+def _write_grid(out, at, mask, channels, low, high, bits, FORM: tl.constexpr):
+    """(3, channels) of scale, minimum, and dscale/dbits, or of a gradient the largest code: the quantizers in closed form."""
+    levels = _power_of_two(bits) + tl.zeros_like(low)
+    if FORM == SYMMETRIC:
+        levels = tl.where(low < 0.0, 0.5 * levels, levels)
+    if FORM == GRAD_SYMMETRIC:
+        levels = 0.5 * levels
+    span = tl.maximum(-low, high, propagate_nan=tl.PropagateNan.ALL)
+    if FORM % 2 == 1:
+        span = high - low
+    value = tl.div_rn(span, levels - 1.0)
+    third, smallest = levels - 1.0, TINY
+    if FORM < GRAD_AFFINE:
+        third, smallest = -LN2 * tl.div_rn(levels, levels - 1.0) * value, SMALLEST
+        third = tl.where(value < SMALLEST, 0.0, third)
+    tl.store(out + at, tl.maximum(value, smallest, propagate_nan=tl.PropagateNan.ALL), mask=mask)
+    tl.store(out + channels + at, low, mask=mask)
+    tl.store(out + 2 * channels + at, third, mask=mask)
+
+
+@triton.jit
+def _move(average, now, momentum, mask):
+    before = tl.load(average, mask=mask)
+    tl.store(average, before + momentum * (now - before), mask=mask)
+
+
+@triton.jit
+def _finish(
+    out, at, mask, channels, low, high, total, count, bits, averages, momentum, SPREAD: tl.constexpr, FORM: tl.constexpr
 ):  # fmt: skip
-    """out: (2 or 3, channels) of minimum, maximum, mean magnitude; parts: (3, splits, channels) instead, to be folded.
+    """What is made of channels' ranges, given as keys."""
+    lowest, highest = _value(low, high, low), _value(low, high, high)
+    if FORM == RANGE:
+        tl.store(out + at, lowest, mask=mask)
+        tl.store(out + channels + at, highest, mask=mask)
+        if SPREAD:
+            tl.store(out + 2 * channels + at, tl.div_rn(total, count), mask=mask)
+    else:
+        _write_grid(out, at, mask, channels, lowest, highest, tl.load(bits), FORM)
+        if averages is not None:
+            _move(averages + at, lowest, momentum, mask)
+            _move(averages + 1 + at, highest, momentum, mask)
+            _move(averages + 2 + at, highest, momentum, mask)
+            _move(averages + 3 + at, tl.zeros_like(highest) + 1.0, momentum, mask)
 
-    tiles: (A, B) each, of A outer positions, `wide` of them next to each other. count: elements of a channel, a float.
+
+@triton.jit(do_not_specialize=["outer", "channels", "splits", "tiles", "wide", "bits"])
+def range_kernel(
+    x, out, parts, outer, channels, inner, splits, tiles, wide, count, bits, averages, momentum, SPREAD: tl.constexpr,
+    FORM: tl.constexpr, EACH: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """out: (2 or 3, channels) of minimum, maximum, mean magnitude, or what `_write_grid` makes of them.
+
+    parts: (3, splits, channels) instead, to be folded. tiles: (A, B) each, of A outer positions, `wide` of them next to each
+    other. count: elements of a channel, a float. averages: (4,) of minimum, maximum (twice) and mass, moved by `momentum`.
     """
     unit, split = tl.program_id(0), tl.program_id(1)
     first = unit * B if EACH == COLUMN else unit * inner
@@ -193,7 +244,7 @@ def range_kernel(
         at = unit
     mask = at < channels
     if parts is None:
-        _write_range(out, at, mask, channels, low, high, total, count, SPREAD)
+        _finish(out, at, mask, channels, low, high, total, count, bits, averages, momentum, SPREAD, FORM)
     else:
         at = split * channels + at
         tl.store(parts + at, low, mask=mask)
@@ -202,8 +253,11 @@ def range_kernel(
             tl.store(parts + 2 * splits * channels + at, total.to(tl.int32, bitcast=True), mask=mask)
 
 
-@triton.jit(do_not_specialize=["channels", "splits"])
-def fold_range_kernel(parts, out, channels, splits, count, SPREAD: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
+@triton.jit(do_not_specialize=["channels", "splits", "bits"])
+def fold_range_kernel(
+    parts, out, channels, splits, count, bits, averages, momentum, SPREAD: tl.constexpr, FORM: tl.constexpr, S: tl.constexpr,
+    C: tl.constexpr,
+):  # fmt: skip
     """`out` of range_kernel from its parts."""
     split, col = tl.arange(0, S), tl.program_id(0) * C + tl.arange(0, C)
     mask = (split < splits)[:, None] & (col < channels)[None, :]
@@ -214,7 +268,7 @@ def fold_range_kernel(parts, out, channels, splits, count, SPREAD: tl.constexpr,
     if SPREAD:
         sums = tl.load(parts + 2 * splits * channels + at, mask=mask, other=0)
         total = tl.sum(sums.to(tl.float32, bitcast=True), axis=0)
-    _write_range(out, col, col < channels, channels, low, high, total, count, SPREAD)
+    _finish(out, col, col < channels, channels, low, high, total, count, bits, averages, momentum, SPREAD, FORM)
 
 
 @triton.jit
@@ -226,7 +280,7 @@ def _of_unit(pointer, unit, col, limit, EACH: tl.constexpr):
         return tl.load(pointer + unit)
 
 
-@triton.jit(do_not_specialize=["outer", "channels", "splits", "tiles", "wide"])
+@triton.jit(do_not_specialize=["scale", "offset", "low", "high", "outer", "channels", "splits", "tiles", "wide"])
 def grid_gradients_kernel(
     x, g, scale, offset, low, high, out, outer, channels, inner, splits, tiles, wide, EACH: tl.constexpr, A: tl.constexpr,
     B: tl.constexpr,
@@ -267,3 +321,20 @@ def grid_gradients_kernel(
     if low is not None:
         tl.store(out + splits * channels + part, below, mask=mask)
         tl.store(out + 2 * splits * channels + part, above, mask=mask)
+
+
+@triton.jit(do_not_specialize=["w", "w_slope", "x", "x_slope", "channels"])
+def bits_gradient_kernel(w, w_slope, x, x_slope, out, channels, C: tl.constexpr):
+    """out: dL/dbits (weight, input, gradient) from dL/dscale and dscale/dbits of both operands; None: zero."""
+    of_w, of_x = 0.0, 0.0
+    if w is not None:
+        total = tl.zeros([C], tl.float32)
+        for start in range(0, channels, C):
+            at = start + tl.arange(0, C)
+            total += tl.load(w + at, mask=at < channels, other=0.0) * tl.load(w_slope + at, mask=at < channels, other=0.0)
+        of_w = tl.sum(total, axis=0)
+    if x is not None:
+        of_x = tl.load(x) * tl.load(x_slope)
+    tl.store(out, of_w)
+    tl.store(out + 1, of_x)
+    tl.store(out + 2, 0.0)

@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from . import triton_kernels as kernels
+from .grids import GridWithSlope
 from .triton_kernels import COLUMN, ONE, ROW
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -30,14 +31,18 @@ def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+def options(elements: int) -> dict:
+    """Of a launch whose programs have tiles of so many elements."""
+    return {"num_warps": min(8, max(1, elements // 512)), "enable_fp_fusion": False}
+
+
 def _launch(kernel, x: Tensor, programs: tuple[int, ...], elements: int, *arguments, **constants) -> None:
-    """On the device of x, whichever is the current one; `elements` of a tile decide the warps. Waits for nothing."""
-    options = {"num_warps": min(8, max(1, elements // 512)), "enable_fp_fusion": False}
+    """On the device of x, whichever is the current one. Waits for nothing."""
     if not x.is_cuda or x.device.index == torch.cuda.current_device():
-        kernel[programs](*arguments, **constants, **options)
+        kernel[programs](*arguments, **constants, **options(elements))
         return
     with torch.cuda.device(x.device):
-        kernel[programs](*arguments, **constants, **options)
+        kernel[programs](*arguments, **constants, **options(elements))
 
 
 def _rows(shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -120,22 +125,29 @@ def _split(shape: tuple[int, int, int]) -> tuple:
     return units, splits, tiles, wide, a, b, each, (outer, channels, inner)
 
 
-def measure(x: Tensor, shape: tuple[int, int, int], spread: bool) -> Tensor:
-    """(2 or 3, channels): minimum, maximum, and mean magnitude."""
+def _reduce(x: Tensor, shape: tuple[int, int, int], spread: bool, form, bits=None, averages=None, momentum=0.0) -> Tensor:
+    """(2, channels) minimum and maximum, with `spread` the mean magnitude, or (3, channels) of what `form` makes of them."""
     units, splits, tiles, wide, a, b, each, (outer, channels, inner) = _split(shape)
-    out = torch.empty(2 + spread, channels, dtype=torch.float32, device=x.device)
+    rows = 2 + spread if form == kernels.RANGE else 3
+    out = torch.empty(rows, channels, dtype=torch.float32, device=x.device)
     parts = None if splits == 1 else torch.empty(3, splits, channels, dtype=torch.int32, device=x.device)
-    count = float(outer * inner)
+    made = float(outer * inner), bits, averages, momentum
+    constants = {"SPREAD": spread, "FORM": form.value}
     _launch(
-        kernels.range_kernel, x, (units, splits), a * b, x, out, parts, outer, channels, inner, splits, tiles, wide, count,
-        SPREAD=spread, EACH=each, A=a, B=b,
+        kernels.range_kernel, x, (units, splits), a * b, x, out, parts, outer, channels, inner, splits, tiles, wide, *made,
+        **constants, EACH=each, A=a, B=b,
     )  # fmt: skip
     if parts is not None:
         s = _power(splits)
         c = min(_power(channels), SUM_TILE // s)
         programs = (triton.cdiv(channels, c),)
-        _launch(kernels.fold_range_kernel, x, programs, s * c, parts, out, channels, splits, count, SPREAD=spread, S=s, C=c)
+        _launch(kernels.fold_range_kernel, x, programs, s * c, parts, out, channels, splits, *made, **constants, S=s, C=c)
     return out
+
+
+def measure(x: Tensor, shape: tuple[int, int, int], spread: bool) -> Tensor:
+    """(2 or 3, channels): minimum, maximum, and mean magnitude."""
+    return _reduce(x, shape, spread, kernels.RANGE)
 
 
 def grid_gradients(g: Tensor, x: Tensor, grid, shape: tuple[int, int, int]) -> Tensor:
@@ -150,3 +162,36 @@ def grid_gradients(g: Tensor, x: Tensor, grid, shape: tuple[int, int, int]) -> T
     )  # fmt: skip
     out = out[:, 0] if splits == 1 else out.sum(1)
     return out.view(grid.scale.shape if grid.low is None else (3, *grid.scale.shape))
+
+
+# -- grids in closed form, as those of grids.py and gradients.py: made with the range, without small operations ---------------
+
+
+def grid(
+    x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, ranges: Tensor | None, momentum: float
+) -> GridWithSlope:
+    """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: 0-d."""
+    form = (kernels.MINMAX, kernels.SYMMETRIC)[form]
+    scale, low, slope = _reduce(x, shape, False, form, bits, ranges, momentum).unbind()
+    return GridWithSlope(scale.view(each), low.view(each) if form == kernels.MINMAX else None, slope)
+
+
+def bits_gradient(w: Tensor | None, w_slope: Tensor, x: Tensor | None, x_slope: Tensor) -> Tensor:
+    """(3,) dL/dbits from dL/dscale of weight and input; None: zero."""
+    out, w = torch.empty(3, dtype=torch.float32, device=w_slope.device), None if w is None else w.contiguous()
+    channels = w_slope.numel()
+    c = min(_power(channels), 1024)
+    _launch(kernels.bits_gradient_kernel, w_slope, (1,), c, w, w_slope, x, x_slope, out, channels, C=c)
+    return out
+
+
+def affine(g: Tensor, bits: Tensor, seed: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(g between its minimum and maximum on 2^bits levels, (scale, offset))."""
+    made = _reduce(g, (1, 1, g.numel()), False, kernels.GRAD_AFFINE, bits)
+    return stochastic(g, made[0], made[1], made[2], seed, dtype), made[:2].flatten()
+
+
+def symmetric(g: Tensor, shape, bits: Tensor, seed: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(g with one symmetric grid a channel of `shape` = (outer, channels, inner), the (channels,) scales)."""
+    made = _reduce(g, shape, False, kernels.GRAD_SYMMETRIC, bits)
+    return stochastic(g, made[0], None, made[2], seed, dtype, shape), made[0]

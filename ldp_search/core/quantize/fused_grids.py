@@ -1,4 +1,4 @@
-"""The grids of a layer's two operands in training, where both quantizers have a closed form that the CPU's kernels know.
+"""The grids of a layer's two operands in training, where both quantizers have a closed form that the kernels know.
 
 One call and one node of the graph take the place of some thirty operations on tensors of a few elements. Quantizers of others,
 learned clips, evaluation, other devices and types go by `Quantizer.grid` and autograd, with the same results.
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..native import grids as kernels
+from ..native import cuda
+from ..native import grids as on_cpu
 from .grid import Grid
 from .quantizers import form
 
@@ -23,26 +24,33 @@ def fused_grids(x: Tensor, w: Tensor, axes: tuple, bits: Tensor, quantizers: tup
             moving averages of the input's statistics, to be moved here by `momentum`, or None.
     """
     w_form, x_form = map(form, quantizers)
-    if w_form is None or x_form is None or not native.takes(x) or not native.takes(w):
+    if w_form is None or x_form is None or (kernels := _kernels(x, w, bits)) is None:
         return None
-    if not kernels.reads(bits) or (shape := native.shape_along(w, axes)) is None:
+    if (shape := native.shape_along(w, axes)) is None:
         return None
     each = [n if d in axes else 1 for d, n in enumerate(w.shape)] if axes else []
-    at = bits.data_ptr()
-    of_x = kernels.grid(x, (1, 1, x.numel()), [], x_form, at + 4, next_ranges(), momentum)
-    of_w = kernels.grid(w, shape, each, w_form, at)
+    of_weight, of_input, *_ = bits.detach().unbind()
+    of_x = kernels.grid(x, (1, 1, x.numel()), [], x_form, of_input, next_ranges(), momentum)
+    of_w = kernels.grid(w, shape, each, w_form, of_weight, None, 0.0)
     x_scale, w_scale = of_x.scale, of_w.scale
     if bits.requires_grad and torch.is_grad_enabled():
-        x_scale, w_scale = _Scales.apply(bits, of_x, of_w)
+        x_scale, w_scale = _Scales.apply(bits, of_x, of_w, kernels)
     return Grid(x_scale, of_x.offset), Grid(w_scale, of_w.offset)
+
+
+def _kernels(x: Tensor, w: Tensor, bits: Tensor):
+    """The module whose `grid` and `bits_gradient` serve both operands."""
+    if native.takes(x) and native.takes(w):
+        return on_cpu if on_cpu.reads(bits) else None
+    return cuda.passes(x, parameters=(bits,)) and cuda.passes(w, parameters=(bits,))
 
 
 class _Scales(torch.autograd.Function):
     """bits -> scales of input and weight, found already with their slopes."""
 
     @staticmethod
-    def forward(ctx, bits, of_x, of_w):
-        ctx.slopes = of_x.slope, of_w.slope
+    def forward(ctx, bits, of_x, of_w, kernels):
+        ctx.slopes, ctx.kernels, ctx.others = (of_x.slope, of_w.slope), kernels, len(bits) - 3
         ctx.set_materialize_grads(False)
         return of_x.scale, of_w.scale
 
@@ -50,4 +58,5 @@ class _Scales(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gx, gw):
         x_slope, w_slope = ctx.slopes
-        return kernels.bits_gradient(gw, w_slope, gx, x_slope), None, None
+        found = ctx.kernels.bits_gradient(gw, w_slope, gx, x_slope)
+        return torch.nn.functional.pad(found, (0, ctx.others)) if ctx.others else found, None, None, None

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import native
 from ..native import cuda
-from ..native import gradients as kernels
+from ..native import gradients as on_cpu
 from ..native.grids import reads
 from ..registry import register
 from .grid import measure
@@ -62,11 +62,6 @@ def round_stochastically_(x: Tensor) -> Tensor:
     return x.add_(0.5 + 2**-17).add_(noise, alpha=2**-16).floor_()
 
 
-def draw_seed() -> int:
-    """From torch's generator: `torch.manual_seed` and a resumed run repeat what follows from it."""
-    return torch.empty((), dtype=torch.int64, device="cpu").random_().item()
-
-
 class GradQuantizer:
     """Base of the gradient quantizers. A new one defines `grid`; where dL/dx and dL/dw want different grids, `parts` too."""
 
@@ -101,7 +96,7 @@ class GradQuantizer:
         return GradCodes(values, scale, shift if offset is None else shift * scale + offset)
 
     def _by_kernel(self, g: Tensor, bits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(rounded g, scale, offset) by one of the CPU's kernels; None: by the formula."""
+        """(rounded g, scale, offset) by a kernel that knows this quantizer's grid; None: not by one."""
         return None
 
     def pair(self, g: Tensor, input_bits: Tensor | None, weight_bits: Tensor | None, channel_dim: int) -> tuple[Tensor, Tensor]:
@@ -144,6 +139,14 @@ def _places(g: Tensor, grid: GradGrid) -> Tensor:
     return g / grid.scale if grid.offset is None else torch.sub(g, grid.offset).div_(grid.scale)
 
 
+def _kernels(g: Tensor, bits: Tensor, dtype: torch.dtype):
+    """The module whose `affine` and `symmetric` serve g; those of CUDA give values, no codes."""
+    if native.takes(g):
+        return on_cpu if reads(bits) else None
+    passes = cuda.passes(g, parameters=(bits,))
+    return passes if passes is not None and dtype in passes.FLOATS and bits.dtype == torch.float32 else None
+
+
 @register("grad_quantizer", "stochastic")
 @dataclass
 class Stochastic(GradQuantizer):
@@ -155,9 +158,9 @@ class Stochastic(GradQuantizer):
         return GradGrid(((high - low) / most).clamp_min(TINY), low, most)
 
     def _by_kernel(self, g, bits, dtype):
-        if type(self).grid is not Stochastic.grid or not (native.takes(g) and reads(bits)):
+        if type(self).grid is not Stochastic.grid or (kernels := _kernels(g, bits, dtype)) is None:
             return None
-        values, grid = kernels.affine(g, bits, draw_seed(), dtype)
+        values, grid = kernels.affine(g, bits, kernels.draw_seed(g.device), dtype)
         return values, *grid.unbind()
 
 
@@ -176,12 +179,12 @@ class SymmetricStochastic(GradQuantizer):
         return GradGrid((torch.maximum(-low, high).float() / most).clamp_min(TINY), None, most)
 
     def _by_kernel(self, g, bits, dtype):
-        if type(self).grid is not SymmetricStochastic.grid or not (native.takes(g) and reads(bits)):
+        if type(self).grid is not SymmetricStochastic.grid or (kernels := _kernels(g, bits, dtype)) is None:
             return None
         axes = self.axes(g)
         if (shape := _slices(g, axes)) is None:
             return None
-        values, scales = kernels.symmetric(g, shape, bits, draw_seed(), dtype)
+        values, scales = kernels.symmetric(g, shape, bits, kernels.draw_seed(g.device), dtype)
         scale = scales.view([n if d in axes else 1 for d, n in enumerate(g.shape)] if axes else [])
         return values, scale, scale.new_zeros(())
 

@@ -3,6 +3,7 @@
 Nothing here has run on a device; `benchmarks/step_cuda.py` repeats the comparisons on one.
 """
 
+import copy
 import os
 import re
 import subprocess
@@ -22,13 +23,13 @@ from ldp_search.core.registry import names
 
 triton = pytest.importorskip("triton", reason="triton comes with torch for CUDA")
 from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime import driver  # noqa: E402
 
 from ldp_search.core.native import triton_kernels as kernels  # noqa: E402
 from ldp_search.core.native import triton_passes as passes  # noqa: E402
 
 HERE = Path(__file__).parent
 ARCHITECTURES = (80, 90)  # A100, H100
-GRIDS = {"symmetric": {"offset", "low", "high"}, "affine": {"low", "high"}, "affine, clipped": set()}  # name: what is None
 
 
 def test_interpreted_kernels_equal_the_formulas():
@@ -39,36 +40,39 @@ def test_interpreted_kernels_equal_the_formulas():
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
 
 
-def ptx(kernel, architecture: int, dtype: str, constants: dict) -> str:
-    """The kernel's PTX, compiled without a device and assembled by ptxas, for aligned pointers and rows."""
-    pointers = {"x": dtype, "y": dtype, "g": dtype, "seed": "i64", "parts": "i32"}
-    signature, values, attributes = {}, {}, {}
-    for i, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name], values[(i,)] = "constexpr", constants[name]
-        elif name == "count":
-            signature[name] = "fp32"
-        elif name in ("x", "y", "g", "seed", "scale", "offset", "low", "high", "most", "variance", "out", "parts"):
-            signature[name], attributes[(i,)] = "*" + pointers.get(name, "fp32"), [["tt.divisibility", 16]]
-        else:
-            signature[name] = "i32"
-            if name in ("length", "inner"):
-                attributes[(i,)] = [["tt.divisibility", 16]]
-    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"enable_fp_fusion": False})
-    assert len(made.asm["cubin"]) > 1000
-    return made.asm["ptx"]
+class Compiling:
+    """Stands in for triton's driver where there is no device: what a launch would compile for this architecture."""
+
+    def __init__(self, architecture: int):
+        self.target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return self.target
 
 
-@pytest.fixture
-def compiler_cache(tmp_path, monkeypatch):
+@pytest.fixture(params=ARCHITECTURES)
+def compiled(request, tmp_path, monkeypatch):
+    """Calls of the passes compile instead of launching; {(kernel, number of the call): its PTX}, assembled by ptxas."""
+    made = {}
+
+    def compile_it(kernel, x, programs, elements, *arguments, **constants):
+        result = kernel.warmup(*arguments, grid=programs, **constants, **passes.options(elements))
+        assert len(result.asm["cubin"]) > 1000
+        made[kernel.fn.__name__, len(made)] = result.asm["ptx"]
+
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-
-
-ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES)
-TILES = {0: {"R": 1, "C": 2048}, 1: {"R": 8, "C": 64}, 2: {"R": 16, "C": 32}}  # one grid, a grid a row, a grid a column
-FORMS = [("fp32", 0, "affine, clipped"), ("bf16", 0, "affine"), ("fp16", 1, "symmetric"), ("fp32", 2, "affine")]
-FORM = pytest.mark.parametrize(("dtype", "each", "form"), FORMS)
+    monkeypatch.setattr(passes, "_launch", compile_it)
+    for kernel in [value for value in vars(kernels).values() if isinstance(value, triton.JITFunction)]:
+        monkeypatch.setattr(kernel, "device_caches", copy.copy(kernel.device_caches))
+        kernel.device_caches.clear()
+    monkeypatch.setattr(driver, "_active", Compiling(request.param))
+    return made
 
 
 def is_exact(code: str) -> bool:
@@ -77,39 +81,46 @@ def is_exact(code: str) -> bool:
     return "div.rn.f32" in code and not re.search(r"\bfma\.|\.ftz|div\.(approx|full)", code)
 
 
-@ARCHITECTURE
-@FORM
-def test_rounding_compiles_to_exact_operations(architecture, dtype, each, form, compiler_cache):
-    code = ptx(kernels.round_kernel, architecture, dtype, {"EACH": each, **TILES[each], **dict.fromkeys(GRIDS[form])})
-    assert is_exact(code) and ("min.NaN.f32" in code) == (form == "affine, clipped")
-    assert {"bf16": "cvt.rn.bf16", "fp16": "cvt.rn.f16", "fp32": "st.global"}[dtype] in code
-    assert each or "ld.global.v4" in code, "sixteen bytes a load"
+ONE, MANY = torch.zeros(()), torch.zeros(64)
+WHOLE, ROWS, COLUMNS = (1, 1, 2**14), (4, 64, 64), (256, 64, 1)  # shapes of 2^14 elements
 
 
-@ARCHITECTURE
-@FORM
-def test_stochastic_rounding_compiles(architecture, dtype, each, form, compiler_cache):
-    constants = {"EACH": each, **TILES[each], **dict.fromkeys({"offset", "variance"} if form == "symmetric" else ())}
-    code = ptx(kernels.stochastic_kernel, architecture, dtype, constants)
-    assert is_exact(code) and "ld.global.b64" in code, "the seed is read by the kernel"
+@pytest.mark.parametrize(
+    ("dtype", "shape", "grid"),
+    [
+        (torch.float32, WHOLE, Grid(ONE, None, ONE, ONE)),
+        (torch.bfloat16, WHOLE, Grid(ONE, ONE)),
+        (torch.float16, ROWS, Grid(MANY)),
+        (torch.float32, COLUMNS, Grid(MANY, MANY, MANY, MANY)),
+    ],
+    ids=["fp32, clipped", "bf16, affine", "fp16, a grid a row", "fp32, a grid a column"],
+)
+def test_passes_compile_to_exact_operations(dtype, shape, grid, compiled):
+    x = torch.zeros(2**14, dtype=dtype)
+    passes.rounded(x, grid, shape, dtype)
+    passes.stochastic(x, grid.scale, grid.offset, ONE, torch.tensor(1), dtype, shape, variance=grid.low is not None)
+    passes.measure(x, shape, True)
+    passes.grid_gradients(x.clone(), x, grid, shape)
+    rounding, stochastic, ranges, sums = compiled.values()
+    assert all(map(is_exact, (rounding, stochastic, sums)))
+    assert ("min.NaN.f32" in rounding) == (grid.low is not None)
+    assert {torch.bfloat16: "cvt.rn.bf16", torch.float16: "cvt.rn.f16", torch.float32: "st.global"}[dtype] in rounding
+    assert "ld.global.v4" in rounding, "sixteen bytes a load"
+    assert "ld.global.b64" in stochastic, "the seed is read by the kernel"
+    assert not re.search(r"\batom\.|\bred\.", ranges + sums), "a result repeats"
 
 
-@ARCHITECTURE
-@FORM
-def test_reductions_compile(architecture, dtype, each, form, compiler_cache):
-    tile = {"EACH": each, "A": 1 if each == 0 else 8, "B": 512 if each == 0 else 64}
-    shared = {"SPREAD": True, **tile, **({} if each == 0 else {"parts": None})}
-    for code in (
-        ptx(kernels.range_kernel, architecture, dtype, shared),
-        ptx(kernels.grid_gradients_kernel, architecture, dtype, {**tile, **dict.fromkeys(GRIDS[form])}),
-    ):
-        assert "atom" not in code and "red.global" not in code, "a result repeats"
-        assert not re.search(r"\bfma\.|\.ftz|div\.(approx|full)", code)
-
-
-@ARCHITECTURE
-def test_the_second_launch_of_a_reduction_compiles(architecture, compiler_cache):
-    assert ptx(kernels.fold_range_kernel, architecture, "fp32", {"SPREAD": True, "S": 512, "C": 1})
+def test_grids_in_closed_form_compile(compiled):
+    x, averages, seed = torch.zeros(2**17), torch.zeros(4), torch.tensor(1)
+    passes.grid(x, (1, 1, 2**17), [], 0, ONE, averages, 0.1)
+    passes.grid(x[: 2**14], ROWS, [64], 1, ONE, None, 0.0)
+    passes.affine(x, ONE, seed, x.dtype)
+    passes.symmetric(x[: 2**14], ROWS, ONE, seed, x.dtype)
+    passes.bits_gradient(MANY, MANY, ONE, ONE)
+    assert [name for name, _ in compiled] == [
+        "range_kernel", "fold_range_kernel", "range_kernel", "range_kernel", "fold_range_kernel", "stochastic_kernel",
+        "range_kernel", "stochastic_kernel", "bits_gradient_kernel",
+    ]  # fmt: skip
 
 
 @pytest.fixture

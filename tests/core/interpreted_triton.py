@@ -11,18 +11,23 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
+from torch import nn
 from triton.runtime import interpreter
 
+import ldp_search
 from ldp_search.core import native
 from ldp_search.core.native import cuda
 from ldp_search.core.native import triton_passes as passes
+from ldp_search.core.native.library import switched_off
 from ldp_search.core.quantize import fake_quantize as fq
+from ldp_search.core.quantize.gradient_quantizers import GradGrid, GradQuantizer
 from ldp_search.core.quantize.grid import Grid, measure
+from ldp_search.core.quantize.quantizers import MinMax, Symmetric, form
 from ldp_search.core.registry import build as component
 from ldp_search.core.registry import names
 
 if os.environ.get("TRITON_INTERPRET") != "1":
-    raise RuntimeError("These tests interpret the kernels: run them with TRITON_INTERPRET=1, as tests/test_triton.py does.")
+    raise RuntimeError("These tests interpret the kernels: run them with TRITON_INTERPRET=1, as test_triton.py does.")
 
 LAYOUTS = {  # name: (tensor, axis of its channels or None)
     "whole": (lambda: torch.randn(3, 5, 7), None),
@@ -54,13 +59,13 @@ def bf16_rounds_as_a_device_does(monkeypatch):
     monkeypatch.setattr(interpreter, "_convert_float", converted)
 
 
-@pytest.fixture(autouse=True, params=["tiles as they are", "small tiles"])
-def tiles(request, monkeypatch):
-    """Small ones let small tensors take many programs, and a reduction its second launch."""
-    if request.param == "small tiles":
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Small tensors then take many programs, and a reduction its second launch."""
+    with monkeypatch.context() as patch:
         for name, value in {"TILE": 256, "SUM_TILE": 64, "ALONE": 2, "SPLITS": 7}.items():
-            monkeypatch.setattr(passes, name, value)
-    return request.param
+            patch.setattr(passes, name, value)
+        yield patch
 
 
 @pytest.fixture
@@ -72,9 +77,9 @@ def chosen(monkeypatch):
         f = getattr(passes, name)
         return lambda *arguments: (ran.append(name), f(*arguments))[1]
 
-    for name in ("measure", "rounded", "stochastic", "sums"):
+    for name in ("measure", "rounded", "stochastic", "grid_gradients", "grid"):
         monkeypatch.setattr(passes, name, by_name(name))
-    monkeypatch.setattr(cuda, "passes", lambda *tensors, parameters=(): passes)
+    monkeypatch.setattr(cuda, "passes", lambda *tensors, parameters=(): None if switched_off() else passes)
     monkeypatch.setattr(native, "takes", lambda *tensors: False)
     return ran
 
@@ -127,6 +132,23 @@ def test_rounding_is_bitwise_the_formula(layout, dtype):
     for grid in grids(x, axes, 0.6):
         y = passes.rounded(x, grid, shape, dtype)
         assert torch.equal(y, fq._rounded(x.float(), grid).to(dtype)) and y.stride() == x.stride()
+
+
+@LAYOUT
+def test_tiles_as_they_are(layout, small_tiles):
+    small_tiles.undo()
+    x, axes, shape = tensor(layout)
+    stats, grid = formula(lambda: measure(x, axes, True)), list(grids(x, axes, 0.6))[-1]
+    torch.testing.assert_close(passes.measure(x, shape, True), torch.stack([s.flatten() for s in stats]), rtol=1e-5, atol=1e-7)
+    assert torch.equal(passes.rounded(x, grid, shape, x.dtype), fq._rounded(x, grid))
+    g = x.clone()
+    found = passes.grid_gradients(g, x, grid, shape)
+    want_g, want = formula(lambda: fq._backward(x.clone(), x, grid, True, None))
+    assert torch.equal(g, want_g)
+    torch.testing.assert_close(found, torch.stack(want), rtol=1e-4, atol=1e-4)
+    scale = torch.full_like(grid.scale, 0.4)
+    y = passes.stochastic(x, scale, None, torch.tensor(99.0), torch.tensor(7), x.dtype, shape)
+    assert ((y - x).abs() <= 1.001 * scale).all() and not torch.equal(y, x)
 
 
 def test_rounding_gives_the_type_that_is_asked_for():
@@ -205,11 +227,11 @@ def test_stochastic_rounding_with_a_scale_a_slice(layout, with_offset):
     torch.testing.assert_close(variance, want.flatten(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", ["channels outermost", "channels innermost"])
+@pytest.mark.parametrize("layout", ["blocks and a bit", "channels outermost"])
 def test_stochastic_rounding_has_no_bias_and_no_pattern(layout):
     x, _, shape = tensor(layout)
     x, one, most = torch.full_like(x, 0.3), torch.ones(shape[1]), torch.tensor(7.0)
-    seeds = torch.arange(30)
+    seeds = torch.arange(16)
     draws = torch.stack([passes.stochastic(x, one, None, most, seed, torch.float32, shape) for seed in seeds])
     error, deviation = draws.flatten(1) - x.flatten(), 0.21**0.5
     assert abs(float(error.mean())) < 5 * deviation / error.numel() ** 0.5
@@ -229,6 +251,64 @@ def test_seeds_follow_torchs_generator():
     assert torch.equal(first, again) and not torch.equal(first, second)
 
 
+@LAYOUT
+@pytest.mark.parametrize("quantizer", [MinMax(), Symmetric()], ids=["minmax", "symmetric"])
+def test_grids_in_closed_form_are_the_quantizers(layout, quantizer):
+    drawn, axes, shape = tensor(layout)
+    each = [n if d in axes else 1 for d, n in enumerate(drawn.shape)] if axes else []
+    for x, number in ((drawn, 3.0), (drawn.abs(), 4.5), (torch.zeros_like(drawn), 8.0)):
+        bits = torch.tensor(number, requires_grad=True)
+        scale, offset, slope = passes.grid(x, shape, each, form(quantizer), bits.detach(), None, 0.0)
+        want = formula(lambda x=x, bits=bits: quantizer.grid(measure(x, axes), bits, True))
+        torch.testing.assert_close(scale, want.scale.detach(), rtol=1e-6 if number % 1 else 0, atol=0)
+        assert (offset is None) == (want.offset is None) and (offset is None or torch.equal(offset, want.offset))
+        torch.testing.assert_close(slope.sum(), torch.autograd.grad(want.scale.sum(), bits)[0], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_range_that_is_not_finite_shows_in_the_grid(value):
+    x = torch.randn(200)
+    x[77] = value
+    for number in (0, 1):
+        assert not passes.grid(x, (1, 1, 200), [], number, torch.tensor(4.0), None, 0.0).scale.isfinite()
+
+
+def test_moving_averages_by_hand():
+    ranges, x = torch.tensor([-1.0, 1.0, 1.0, 1.0]), torch.tensor([[-3.0, 5.0]]).repeat(1, 100)
+    passes.grid(x, (1, 1, 200), [], 0, torch.tensor(4.0), ranges, 0.1)
+    torch.testing.assert_close(ranges, torch.tensor([-1.2, 1.4, 1.4, 1.0]))
+
+
+@pytest.mark.parametrize("channels", [1, 5, 1500])
+def test_the_gradient_of_bits_is_summed_over_channels(channels):
+    w, w_slope, x, x_slope = torch.randn(channels, 1), torch.randn(channels), torch.tensor(3.0), torch.tensor([0.5])
+    both, without_w = passes.bits_gradient(w, w_slope, x, x_slope), passes.bits_gradient(None, w_slope, x, x_slope)
+    torch.testing.assert_close(both, torch.stack([(w.flatten() * w_slope).sum(), torch.tensor(1.5), torch.tensor(0.0)]))
+    assert without_w.tolist() == [0, 1.5, 0] and passes.bits_gradient(w, w_slope, None, x_slope)[1:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("name", names("grad_quantizer"))
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_gradient_quantizers_come_through_the_seam(name, memory, chosen):
+    x = torch.randn(3, 5, 4, 7).to(memory_format=memory)
+    quantizer, bits = component("grad_quantizer", name), torch.tensor(4.0)
+    for part in quantizer.parts(1):
+        y = part(x, bits)
+        assert chosen.pop() == "stochastic" and y.stride() == x.stride()
+        scale, offset, _ = formula(lambda part=part: part.grid(x, bits))
+        codes = (y if offset is None else y - offset) / scale
+        assert (codes - codes.round()).abs().max() < 1e-4 and ((y - x).abs() / scale).max() < 1.001
+
+
+def test_a_gradient_quantizer_of_ones_own_comes_through_the_seam(chosen):
+    class Fixed(GradQuantizer):
+        def grid(self, g, bits):
+            return GradGrid(torch.tensor(0.25), None, torch.tensor(100.0))
+
+    y = Fixed()(torch.randn(9, 9), torch.tensor(4.0))
+    assert chosen == ["stochastic"] and torch.equal(y * 4, (y * 4).round())
+
+
 @pytest.mark.parametrize("quantizer", names("quantizer"))
 def test_the_seam_gives_the_formulas_values(quantizer, chosen):
     x, axes, _ = tensor("channels outermost")
@@ -236,19 +316,26 @@ def test_the_seam_gives_the_formulas_values(quantizer, chosen):
     grid = component("quantizer", quantizer).grid(stats, torch.tensor(3.0), False, torch.full_like(stats.low, 0.7))
     y = fq.rounded(x, grid)
     g, (scale, *_) = fq.backward(torch.ones_like(x), x, grid, True)
-    assert chosen == ["measure", "rounded", "sums"]
+    assert chosen == ["measure", "rounded", "grid_gradients"]
     assert torch.equal(y, fq._rounded(x, grid))
     want_g, want = formula(lambda: fq._backward(torch.ones_like(x), x, grid, True, None))
     assert torch.equal(g, want_g)
     torch.testing.assert_close(scale, want[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", names("grad_quantizer"))
-def test_gradient_quantizers_come_through_the_seam(name, chosen):
-    x, _, _ = tensor("whole")
-    quantizer, bits = component("grad_quantizer", name), torch.tensor(4.0)
-    y = quantizer(x, bits)
-    assert "stochastic" in chosen
-    scale, offset, _ = quantizer.grid(x, bits)
-    codes = (y if offset is None else y - offset) / scale
-    assert (codes - codes.round()).abs().max() < 1e-4 and ((y - x).abs() / scale).max() < 1.001
+@pytest.mark.parametrize("quantizer", names("quantizer"))
+def test_a_training_step_is_that_of_the_formulas(quantizer, chosen):
+    """Outputs, gradients of weights and of bits, and moving averages; gradients themselves are not rounded, so all is exact."""
+    results = []
+    for by in (lambda f: f(), formula):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+        x, options = torch.randn(2, 3, 6, 6), {"weight_quantizer": quantizer, "input_quantizer": quantizer}
+        space = ldp_search.SearchSpace(bits=(3, 8), grad_bits=32, target_cost=0.5, **options)
+        ldp = ldp_search.controller(formula(lambda model=model, space=space, x=x: ldp_search.apply(model, space, x[:1])))
+        y = by(lambda model=model, x=x: model(x))
+        by(lambda y=y: y.square().sum().backward())
+        results.append([y, *(p.grad for p in model.parameters()), ldp._grads, ldp._ranges])
+    assert {"rounded", "grid_gradients", "measure" if quantizer == "clip" else "grid"} <= set(chosen)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
