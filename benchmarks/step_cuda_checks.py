@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from contextlib import nullcontext
 
+import torch
+from torch import nn
+
+import ldp_search
 from ldp_search.core import native
 from ldp_search.core.native import cuda
 from ldp_search.core.quantize import fake_quantize as fq
@@ -107,10 +111,29 @@ def graph_differs() -> bool:
     return not torch.equal(rounded, run()[0]) or torch.equal(first, drawn) or not close(first, x, 1.001 * scale)
 
 
+def step_differs() -> bool:
+    """Outputs, gradients and moving averages of a step whose gradients are not rounded."""
+    results = []
+    for off in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 10)).cuda()
+        x = torch.randn(64, 16, 8, 8, device="cuda")
+        ldp_search.apply(model, {"bits": (3, 8), "grad_bits": 32, "target_cost": 0.5}, x[:1])
+        with native.disabled() if off else nullcontext():
+            y = model(x)
+            y.square().mean().backward()
+        ldp = ldp_search.controller(model)
+        results.append([y, *(p.grad for p in model.parameters()), ldp.parameters()["bits"].grad])
+    return not all(close(a, b, 1e-3 * b.abs().max()) for a, b in zip(*results, strict=True))
+
+
+OTHERS = {"a scale a sample": slices_differ, "a captured graph": graph_differs, "a step": step_differs}
+
+
 def run_checks(enough_time) -> dict[str, list[str]]:
     """{case: what differs}, empty where all is well; enough_time(): whether another case fits."""
     wrong, done = {}, 0
-    for name, differs in {"a scale a sample": slices_differ, "a captured graph": graph_differs}.items():
+    for name, differs in OTHERS.items():
         if differs():
             wrong[name] = ["results"]
     for name, dtype in CASES:
@@ -119,5 +142,5 @@ def run_checks(enough_time) -> dict[str, list[str]]:
         done += 1
         if found := different(name, dtype):
             wrong[f"{name}, {dtype}"] = found
-    print(f"checks: {done} of {len(CASES)} layouts, a scale a sample, a captured graph; different: {wrong or 'nothing'}")
+    print(f"checks: {done} of {len(CASES)} layouts, {', '.join(OTHERS)}; different: {wrong or 'nothing'}")
     return wrong

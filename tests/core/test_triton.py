@@ -56,7 +56,7 @@ class Compiling:
         return self.target
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture
 def compiled(request, tmp_path, monkeypatch):
     """Calls of the passes compile instead of launching; {(kernel, number of the call): its PTX}, assembled by ptxas."""
     made = {}
@@ -86,14 +86,15 @@ WHOLE, ROWS, COLUMNS = (1, 1, 2**14), (4, 64, 64), (256, 64, 1)  # shapes of 2^1
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape", "grid"),
+    ("compiled", "dtype", "shape", "grid"),
     [
-        (torch.float32, WHOLE, Grid(ONE, None, ONE, ONE)),
-        (torch.bfloat16, WHOLE, Grid(ONE, ONE)),
-        (torch.float16, ROWS, Grid(MANY)),
-        (torch.float32, COLUMNS, Grid(MANY, MANY, MANY, MANY)),
+        (80, torch.float32, WHOLE, Grid(ONE, None, ONE, ONE)),
+        (90, torch.bfloat16, WHOLE, Grid(ONE, ONE)),
+        (80, torch.float16, ROWS, Grid(MANY)),
+        (90, torch.float32, COLUMNS, Grid(MANY, MANY, MANY, MANY)),
     ],
     ids=["fp32, clipped", "bf16, affine", "fp16, a grid a row", "fp32, a grid a column"],
+    indirect=["compiled"],
 )
 def test_passes_compile_to_exact_operations(dtype, shape, grid, compiled):
     x = torch.zeros(2**14, dtype=dtype)
@@ -110,6 +111,7 @@ def test_passes_compile_to_exact_operations(dtype, shape, grid, compiled):
     assert not re.search(r"\batom\.|\bred\.", ranges + sums), "a result repeats"
 
 
+@pytest.mark.parametrize("compiled", ARCHITECTURES, indirect=True)
 def test_grids_in_closed_form_compile(compiled):
     x, averages, seed = torch.zeros(2**17), torch.zeros(4), torch.tensor(1)
     passes.grid(x, (1, 1, 2**17), [], 0, ONE, averages, 0.1)
