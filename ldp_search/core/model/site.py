@@ -64,8 +64,19 @@ class Site:
 
     def product(self, x: Tensor, w: Tensor, bias: Tensor | None, product, training: bool, axes: tuple) -> Tensor:
         """The same of a product of `products/bilinear.py`; axes: of the output channels in the weight."""
-        c = self._on_device_of(x)
-        errors = self._look(x, w, axes) if self._looks(training) else None
+        self._on_device_of(x)
+        multiply = self._multiply_looking if self._looks(training) else self._multiply
+        return multiply(x, w, bias, product, training, axes)
+
+    @torch.compiler.disable
+    def _multiply_looking(self, x: Tensor, w: Tensor, bias: Tensor | None, product, training: bool, axes: tuple) -> Tensor:
+        return self._multiply(x, w, bias, product, training, axes, self._look(x, w, axes))
+
+    def _multiply(
+        self, x: Tensor, w: Tensor, bias: Tensor | None, product, training: bool, axes: tuple, errors: tuple | None = None
+    ) -> Tensor:
+        """errors: what `_look` found; None: it did not look."""
+        c = self.controller
         if (training or c.calibrating) and not c.relaxation.interpolates and errors is None:
             quantizers = c.weight_quantizer, c.input_quantizer
             grids = fused_grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
@@ -88,7 +99,8 @@ class Site:
         if not senses:
             return c.backend(call)
         forward = lambda a, b: product.forward(a, b, None)  # noqa: E731
-        return _sensed(call, Sense(c.sensor.record, self.row, forward, *errors, self.bits, axes, product.channel_dim))
+        sense = Sense(c.sensor.record, self.row, forward, *errors, self.bits, axes, product.channel_dim)
+        return Simulate()(call._replace(sense=sense))  # in floating point, whatever the backend
 
     def call(self, product: TorchProduct, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:
         """`function(*args, **kwargs)`, a product met outside of layers, of quantized operands.
@@ -100,13 +112,25 @@ class Site:
         pair = product.operands(args, kwargs)
         if any(has_no_range(x) for x in pair):
             return function(*args, **kwargs)
-        c = self._on_device_of(pair[0])
+        self._on_device_of(pair[0])
         axes = () if weight is None else product.channel_axes(weight, pair[weight], args)
-        x, w = pair if weight != 0 else pair[::-1]
         layer = product.as_layer_call(args, kwargs) if weight == 1 else None
         if layer is not None:
             return self.product(*layer, training, axes)
-        errors = self._look(x, w, axes, own=weight is None) if self._looks(training) else None
+        call = self._call_looking if self._looks(training) else self._call
+        return call(product, function, args, kwargs, weight, training, axes)
+
+    @torch.compiler.disable
+    def _call_looking(self, product: TorchProduct, function, args: tuple, kwargs: dict, weight, training: bool, axes: tuple):
+        x, w = product.operands(args, kwargs)[:: 1 if weight != 0 else -1]
+        errors = self._look(x, w, axes, own=weight is None)
+        return self._call(product, function, args, kwargs, weight, training, axes, errors)
+
+    def _call(
+        self, product: TorchProduct, function, args: tuple, kwargs: dict, weight, training: bool, axes: tuple, errors=None
+    ) -> Tensor:
+        c, pair = self.controller, product.operands(args, kwargs)
+        x, w = pair if weight != 0 else pair[::-1]
         if weight is None:
             grids = [self._own_grid(x) for x in pair]
         else:
@@ -155,13 +179,12 @@ class Site:
     def _looks(self, training: bool) -> bool:
         """Whether this call looks at samples of its operands: for the best bounds, or for what rounding costs."""
         c = self.controller
-        return (training and c.sensing) or (c.calibrating and c.searches_clips)
+        return ((training and c.sensing) or (c.calibrating and c.searches_clips)) and not transformed()
 
     def _senses(self, training: bool) -> bool:
         c = self.controller
         return training and c.sensing and c.sensor is not None and torch.is_grad_enabled()
 
-    @torch.compiler.disable
     def _look(self, x: Tensor, w: Tensor, axes: tuple, own: bool = False) -> tuple[Tensor, Tensor]:
         """(levels,) squared errors of both operands at each number of bits; their bounds move, but for an operand's `own`."""
         c, moves = self.controller, not own and not _recomputing()
@@ -236,12 +259,6 @@ class Site:
         if len(self.ranges) > 1:
             self.call_site = (self.call_site + 1) % len(self.ranges)
         return ranges
-
-
-@torch.compiler.disable
-def _sensed(call: Call, sense: Sense) -> Tensor:
-    """The product in floating point whatever the backend, shown to `sense`."""
-    return Simulate()(call._replace(sense=sense))
 
 
 def _recomputing() -> bool:
