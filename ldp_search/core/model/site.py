@@ -86,7 +86,8 @@ class Site:
         x_grid, w_grid = self._input_grid(x, training), self._weight_grid(w, axes)
         weight_bits, input_bits, *_ = self.bits.unbind()  # at once: one node of the graph
         grad_bits = self.grad_bits if self.quantize_grad else None
-        if c.relaxation.interpolates:  # a mixture of two grids lies on neither, so the backend gets none
+        senses = errors is not None and self._senses(training)
+        if c.relaxation.interpolates and not senses:  # a mixture of two grids lies on neither, so the backend gets none
             call = Call(x, w, bias, None, None, product, grad_bits, c.grad_quantizer)
             x_straight, w_straight = c.straight
             return finish(call, _mix(x, input_bits, x_grid, x_straight), _mix(w, weight_bits, w_grid, w_straight))
@@ -95,7 +96,7 @@ class Site:
         )  # fmt: skip
         if transformed():
             return under_transform(call)
-        if errors is None or not self._senses(training):
+        if not senses:
             return c.backend(call)
         forward = lambda a, b: product.forward(a, b, None)  # noqa: E731
         sense = Sense(c.sensor.record, self.row, forward, *errors, self.bits, axes, product.channel_dim)
