@@ -55,7 +55,9 @@ def test_before_its_first_step_the_gradient_itself_tells(name):
     weight.grad = torch.randn(64)
     optimizer = OPTIMIZERS[name]([weight])
     lr = optimizer.param_groups[0]["lr"]
-    assert float(effective_rates([[weight]], optimizer)) == pytest.approx(lr / float(weight.grad.square().mean().sqrt()), rel=1e-5)
+    assert float(effective_rates([[weight]], optimizer)) == pytest.approx(
+        lr / float(weight.grad.square().mean().sqrt()), rel=1e-5
+    )
     optimizer.step()
     later = float(effective_rates([[weight]], optimizer))
     assert later == pytest.approx(lr / float(weight.grad.square().mean().sqrt()), rel=1e-3), "its bias correction is taken in"
