@@ -65,8 +65,8 @@ def test_before_its_first_step_the_gradient_itself_tells(name):
 
 def test_each_site_has_the_rate_of_its_group_and_the_others_the_median():
     a, b, c, unknown = (nn.Parameter(torch.ones(3)) for _ in range(4))
-    optimizer = torch.optim.SGD([{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.2}, {"params": [c], "lr": 0.4, "momentum": 0.5}],
-                                lr=1.0)  # fmt: skip
+    groups = {"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.2}, {"params": [c], "lr": 0.4, "momentum": 0.5}
+    optimizer = torch.optim.SGD(groups, lr=1.0)
     assert effective_rates([[a], [b], [c], [unknown], [], [unknown, c]], optimizer).tolist() == pytest.approx(
         [0.1, 0.2, 0.8, 0.2, 0.2, 0.8]
     )

@@ -1,13 +1,11 @@
 """The gradient's bits in two: in dL/dx and in dL/dw, from the cost to the saved allocation."""
 
-import contextlib
-
 import pytest
 import torch
 from torch import nn
 
 import ldp_search
-from ldp_search.core import Allocation, Trajectory
+from ldp_search.core import Allocation, Trajectory, native
 from ldp_search.core.bits.cost import training_bitops, training_bitops_gradient
 from ldp_search.core.bits.specs import Bits, SplitBits
 from ldp_search.core.quantize import gradient_quantizers
@@ -93,7 +91,7 @@ def test_backends_agree_on_two_gradients(backend, quantizer, monkeypatch):
         ldp = ldp_search.controller(ldp_search.apply(network, space, example_inputs=x.detach(), backend=name))
         with torch.no_grad():
             ldp.tensors.bits.copy_(torch.tensor([7.0, 6, 5, 3]))
-        with ldp_search.core.native.disabled() if hasattr(ldp_search.core, "native") else contextlib.nullcontext():
+        with native.disabled():
             network(x).square().sum().backward()
         found.append([x.grad, *(p.grad for p in network.parameters())])
     for one, other in zip(*found, strict=True):
@@ -103,9 +101,8 @@ def test_backends_agree_on_two_gradients(backend, quantizer, monkeypatch):
 def test_each_product_takes_its_own_bits():
     x, g = torch.eye(6).requires_grad_(), torch.randn(6, 5)
     layer = nn.Sequential(nn.Linear(6, 5, bias=False))
-    ldp = ldp_search.controller(ldp_search.apply(
-        layer, {"policy": "static", "bits": 16, "grad_bits": (2, 8), "split_gradient": True, "grad_quantizer": "symmetric"}, x.detach()
-    ))  # fmt: skip
+    space = {"policy": "static", "bits": 16, "grad_bits": (2, 8), "split_gradient": True, "grad_quantizer": "symmetric"}
+    ldp = ldp_search.controller(ldp_search.apply(layer, space, x.detach()))
     with torch.no_grad():
         ldp.tensors.bits[:, 2], ldp.tensors.bits[:, 3] = 8, 3
         layer[0].weight.copy_(torch.eye(5, 6))

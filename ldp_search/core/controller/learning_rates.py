@@ -1,7 +1,7 @@
 """The effective learning rate of each site's weights: by how much a gradient moves them in the end.
 
-Of SGD that is lr (1 - dampening) / (1 - momentum). Of Adam, RMSprop and their like, whose updates have a size of their own, it is
-lr / rms(gradient): the second moment that the optimizer keeps tells the rms, before its first step the gradient itself does.
+Of SGD that is lr (1 - dampening) / (1 - momentum). Of Adam, RMSprop and their like, whose updates have a size of their own, it
+is lr / rms(gradient): the second moment that the optimizer keeps tells the rms, before its first step the gradient itself does.
 """
 
 from __future__ import annotations
