@@ -108,7 +108,9 @@ def test_everything_is_reached_and_nothing_else_changes(name):
     assert torch.equal(run(model, inputs), expected)
 
 
-@pytest.mark.parametrize("space", [{"target_cost": 0.5}, {"policy": "bit_gradient", "target_cost": 0.5}], ids=["learned", "bit_gradient"])
+@pytest.mark.parametrize(
+    "space", [{"target_cost": 0.5}, {"policy": "bit_gradient", "target_cost": 0.5}], ids=["learned", "bit_gradient"]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_near_at_many_bits_and_every_bit_learns(name, space):
     model, inputs = make(name)

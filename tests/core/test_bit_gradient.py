@@ -67,7 +67,12 @@ GRID = list(itertools.product(("network", "layer"), (False, True), ("round", "sa
 @pytest.mark.parametrize(("granularity", "tie", "relaxation", "start"), GRID)
 @pytest.mark.parametrize("target", [0.4, 0.7])
 def test_fifty_steps_are_enough_for_a_budget(square, pretend, granularity, tie, relaxation, start, target):
-    options = {"granularity": granularity, "tie": tie, "relaxation": relaxation, "policy": {"name": "bit_gradient", "start": start}}
+    options = {
+        "granularity": granularity,
+        "tie": tie,
+        "relaxation": relaxation,
+        "policy": {"name": "bit_gradient", "start": start},
+    }
     ldp = square(3, target_cost=target, **options)
     pretend(ldp, 50, [1.0, 8.0, 64.0])
     assert ldp.cost().mean_relative == pytest.approx(target, rel=0.01)
@@ -137,8 +142,14 @@ def test_any_loss_can_be_given(square, pretend, loss):
         ({"target_cost": 0.2}, "target_cost=0.2 cannot be met: the lowest bits everywhere cost 0.297"),
         ({"target_cost": 0.5, "policy": {"name": "bit_gradient", "start": "lo"}}, "Unknown start 'lo'.*Did you mean 'low'"),
         ({"target_cost": 0.5, "policy": {"name": "bit_gradient", "signal": "rm"}}, "Unknown signal 'rm'.*Did you mean 'rms'"),
-        ({"target_cost": 0.5, "policy": {"name": "bit_gradient", "freeze": 0.6, "warmup": 0.6}}, "together <= 1; received 0.6, 0.6"),
-        ({"target_cost": 0.5, "policy": {"name": "bit_gradient", "freez": 0.6}}, "has no option 'freez'.*Did you mean 'freeze'"),
+        (
+            {"target_cost": 0.5, "policy": {"name": "bit_gradient", "freeze": 0.6, "warmup": 0.6}},
+            "together <= 1; received 0.6, 0.6",
+        ),
+        (
+            {"target_cost": 0.5, "policy": {"name": "bit_gradient", "freez": 0.6}},
+            "has no option 'freez'.*Did you mean 'freeze'",
+        ),
     ],
 )
 def test_errors(mlp, options, message):

@@ -9,7 +9,6 @@ from torch import nn
 
 import ldp_search
 
-
 CLIPPED = {"policy": "bit_gradient", "weight_quantizer": "clip", "input_quantizer": "clip"}
 INTERPOLATED = {"policy": "bit_gradient", "target_cost": 0.5, "relaxation": "interpolate"}
 

@@ -125,7 +125,9 @@ def classifier(kind: str):
         model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
                               nn.Linear(32, 4))  # fmt: skip
         return model, lambda n: torch.randn(n, 2, 6, 6)
-    return nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)), lambda n: torch.randn(n, 8)
+    return nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)), lambda n: torch.randn(
+        n, 8
+    )
 
 
 def drawn_labels(model, x):
@@ -321,7 +323,10 @@ def test_two_ranks_measure_what_one_process_measures_on_both_their_batches(whole
     for x in parts:
         x.requires_grad_()
     curves = []
-    for ranks, records in ((1, [record_of([torch.cat(parts)], 16, model, ldp)]), (2, [record_of([x], 8, model, ldp) for x in parts])):
+    for ranks, records in (
+        (1, [record_of([torch.cat(parts)], 16, model, ldp)]),
+        (2, [record_of([x], 8, model, ldp) for x in parts]),
+    ):
         sensed = Sensed(1, ldp.levels)
         sensed.order[0] = None
         for tensor, *found in zip(sensed.tensors(), *records, strict=True):

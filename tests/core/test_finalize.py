@@ -50,7 +50,9 @@ def picture_net():
 
 def test_finalize_reestimates_statistics():
     model, ldp = applied(
-        picture_net(), {"policy": "bit_gradient", "target_cost": 0.5, "relaxation": "interpolate"}, example_inputs=torch.zeros(1, 1, 6, 6)
+        picture_net(),
+        {"policy": "bit_gradient", "target_cost": 0.5, "relaxation": "interpolate"},
+        example_inputs=torch.zeros(1, 1, 6, 6),
     )
     for step in range(4):
         model(5 + torch.randn(8, 1, 6, 6)).sum().backward()

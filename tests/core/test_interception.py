@@ -193,7 +193,9 @@ class Computed(nn.Module):
 @pytest.mark.parametrize("skip", ["first", "second"])
 def test_computed_weights_of_one_shape_are_told_apart(skip):
     model, x = Computed(), torch.randn(3, 4)
-    ldp = ldp_search.controller(ldp_search.apply(model, {"policy": "bit_gradient"}, bits=(2, 6), cost_weight=0.1, skip=[skip], example_inputs=x))
+    ldp = ldp_search.controller(
+        ldp_search.apply(model, {"policy": "bit_gradient"}, bits=(2, 6), cost_weight=0.1, skip=[skip], example_inputs=x)
+    )
     model(x).sum().backward()
     grad = dict(zip(ldp.layers, ldp.parameters()["bits"].grad, strict=True))
     searched = {"first": "second", "second": "first"}[skip]

@@ -132,7 +132,9 @@ def test_a_bound_follows_the_data_between_two_searches_and_fits_any_bits_at_once
         with torch.no_grad():
             ldp.tensors.bits[:, :2] = bits
         grids = [site._input_grid(data, True)(site.bits[1]) for data in (x, 10 * x)]
-        pairs = [(rounded(data, grid, torch.float32) - data).square().mean() for data, grid in zip((x, 10 * x), grids, strict=True)]
+        pairs = [
+            (rounded(data, grid, torch.float32) - data).square().mean() for data, grid in zip((x, 10 * x), grids, strict=True)
+        ]
         assert float(pairs[1] / pairs[0]) == pytest.approx(100, rel=1e-3)
         best = search(ldp.input_quantizer, *sample(x, of(x)), torch.tensor([bits]))[1]
         assert float(pairs[0]) <= 1.1 * float(best)

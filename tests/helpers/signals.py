@@ -4,8 +4,8 @@ import torch
 
 
 def deaf_layers(ldp) -> list[str]:
-    """Layers that run, of which the policy has learned nothing since the last step: no gradient of weight or input bits where it
-    follows gradients, no damage of either where it follows those (at a step that senses). [] of a policy that learns nothing.
+    """Layers that run, of which the policy has learned nothing since the last step: no gradient of weight or input bits where
+    it follows gradients, no damage of either where it follows those (at a step that senses). [] of one that learns nothing.
     """
     if ldp.policy.needs_gradients:
         found = ldp.parameters()["bits"].grad[:, :2]

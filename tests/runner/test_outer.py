@@ -36,8 +36,9 @@ WRONG = [
     ({"policy.lr": ["a", "b"]}, "policy.lr must be a number; received 'a'"),
     ({"policy.cycles": [1, 2]}, "The policy 'bit_gradient' has no option 'cycles'"),
     ({"bits": [[3, 8], [1, 8]]}, "bits must be integers with 2 <= lowest"),
-    ({"policy.lr": {"low": 0.1, "high": 0.2, "if": {"policy": "bit_gradient"}}, "policy": ["bit_gradient"]}, "which must stand above it"),
-]
+    ({"policy.lr": {"low": 0.1, "high": 0.2, "if": {"policy": "bit_gradient"}}, "policy": ["bit_gradient"]},
+     "which must stand above it"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("params", "message"), WRONG)

@@ -36,7 +36,11 @@ class DamageSensor:
 
     def unscale(self, scale: float) -> None:
         """Undo a factor on the loss (fp16): what is recorded is of the second order in gradients, the sketch of the first."""
-        for tensor, factor in ((self.record.curves, scale**2), (self.record.scalars[:, :2], scale**2), (self.record.sketch, scale)):
+        for tensor, factor in (
+            (self.record.curves, scale**2),
+            (self.record.scalars[:, :2], scale**2),
+            (self.record.sketch, scale),
+        ):
             tensor.div_(factor)
 
     def _agreed(self, rates: Tensor) -> Tensor:
