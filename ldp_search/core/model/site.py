@@ -152,9 +152,8 @@ class Site:
             x_q, w_q = sense.watch(x, x_q, w, w_q)
         quantizer = c.grad_quantizer if self.quantize_grad else None
         y = run(x_q, w_q)
-        if sense is not None:
-            y = sense.watch_gradient(y, x_q, w_q, quantizer)
-        return y if quantizer is None else quantize_gradient(y, self.grad_bits.amax(), quantizer)
+        y = y if quantizer is None else quantize_gradient(y, self.grad_bits.amax(), quantizer)
+        return y if sense is None else sense.watch_gradient(y, x_q, w_q, quantizer)  # what comes back before it is rounded
 
     def rows(self, rows: Tensor) -> Tensor:
         """Rows of an embedding, each quantized by itself."""
