@@ -37,10 +37,10 @@ class Sensed:
     """
 
     def __init__(self, sites: int, levels: Tensor):
-        device = levels.device
+        made = {"dtype": torch.float32, "device": levels.device}
         self.levels, self.order = levels, {}
-        self.curves = torch.zeros(sites, 4, len(levels), device=device)
-        self.scalars, self.sketch = torch.zeros(sites, 4, device=device), torch.zeros(sites, SKETCH, device=device)
+        self.curves = torch.zeros(sites, 4, len(levels), **made)
+        self.scalars, self.sketch = torch.zeros(sites, 4, **made), torch.zeros(sites, SKETCH, **made)
 
     def tensors(self) -> list[Tensor]:
         return [self.curves, self.scalars, self.sketch]

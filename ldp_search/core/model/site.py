@@ -148,7 +148,7 @@ class Site:
         sense = None
         if errors is not None and self._senses(training):
             added = lambda a, b: run(a, b) - run(torch.zeros_like(a), b)  # noqa: E731  (less what `addmm` adds)
-            sense = Sense(c.sensor.record, self.row, added, *errors, self.bits, axes, -1, weight is not None, part=1)
+            sense = Sense(c.sensor.record, self.row, added, *errors, self.bits, axes, None, weight is not None, part=1)
             x_q, w_q = sense.watch(x, x_q, w, w_q)
         quantizer = c.grad_quantizer if self.quantize_grad else None
         y = run(x_q, w_q)
