@@ -21,6 +21,7 @@ FACTOR, BOUNDS = 0.9, 30
 """The search tries so many bounds, each this share of the one before: from the largest magnitude down to 0.05 of it."""
 SAMPLE = 1024  # values that a search looks at
 CHANNELS = 16  # of a weight, that a search looks at
+MARGIN = 2.0  # over the largest value, where cutting nothing off is best: the next batch's may be larger
 UNCLIPPED = 1e30  # a bound, in units of the mean magnitude, that cuts nothing off
 
 
@@ -49,7 +50,8 @@ class LeastSquares(Quantizer):
         most = torch.exp2(bits) - 1
         scale = ((high - low) / most).clamp_min(SMALLEST_SCALE)
         with torch.no_grad():  # what the bits learn, they learn by the scale
-            offset = torch.round(low / scale) * scale if self.exact_zero else low
+            # A range cut at both sides is symmetric, and half a step lies on a tie: the level that is over goes above zero.
+            offset = torch.floor(low / scale + 0.501) * scale if self.exact_zero else low
             return Grid(scale, offset, offset.clone(), offset + most * scale)  # torch.compile takes no tensor twice
 
 
@@ -78,7 +80,10 @@ def search(
         error = error + cut.square().mean((1, 2)) / numel
     best = error.argmin(1, keepdim=True)
     found = error.gather(1, best).squeeze(1)
-    return (clip.view(-1)[best.squeeze(1)] if clip is not None else torch.full_like(found, UNCLIPPED)), found
+    if clip is None:
+        return torch.full_like(found, UNCLIPPED), found
+    bound = clip.view(-1).gather(0, best.squeeze(1))
+    return torch.where(best.squeeze(1) == 0, MARGIN * bound, bound), found
 
 
 def _squared_error(x: Tensor, grid: Grid) -> Tensor:
