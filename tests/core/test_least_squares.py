@@ -44,7 +44,7 @@ def test_the_search_finds_the_least_error_that_trying_every_bound_finds(data, ex
     for bits, clip, error in zip(LEVELS.tolist(), clips, errors.tolist(), strict=True):
         assert error == pytest.approx(error_at(quantizer, x, stats, bits, clip), rel=1e-3)
         every = [error_at(quantizer, x, stats, bits, torch.tensor(largest * k / 200)) for k in range(8, 201)]
-        assert error <= 1.15 * min(every) + 1e-12
+        assert error <= 1.3 * min(every) + 1e-12, "a fifth of a bit, of the steps between bounds"
     assert (errors[1:] <= errors[:-1]).all(), "more bits, less error"
 
 

@@ -23,7 +23,8 @@ class Sense:
 
     forward: (x, w) -> the product, linear in both. x_errors, w_errors: (levels,) mean squared errors at each number of bits.
     bits: (3,) or (4,) in force. kept: axes of w that the sum leaves. channel_dim: of the output's channels.
-    weight: w is a weight; False: an activation, rounded sample by sample as x is.
+    weight: w is a weight; False: an activation, rounded sample by sample as x is. part: share of the batch (1 / part) that the
+    variance of the gradient is measured on. once: the gradient is rounded once for both products, whatever its quantizer does.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Sense:
         channel_dim: int,
         weight: bool = True,
         part: int = PART,
+        once: bool = False,
     ):
         self.sensed, self.row, self.forward, self.bits, self.kept = sensed, row, forward, bits, kept
-        self.channel_dim, self.weight, self.part = channel_dim, weight, part
+        self.channel_dim, self.weight, self.part, self.once = channel_dim, weight, part, once
         self.x_errors, self.w_errors = _relative(x_errors, sensed, bits[1]), _relative(w_errors, sensed, bits[0])
         sensed.order.setdefault(row)
 
@@ -77,7 +79,8 @@ class Sense:
         count = max(1, len(g) // self.part) if self.part > 1 else len(g)
         scale = len(g) / count
         g, x, w = (g, x_q.float(), w_q.float()) if scale == 1 else (g[:count], x_q[:count].float(), w_q.float())
-        parts, bits = quantizer.parts(self.channel_dim), (self.bits[2], self.bits[-1])
+        parts = (quantizer, quantizer) if self.once else quantizer.parts(self.channel_dim)
+        bits = self.bits[2], self.bits[-1]
         seen = self._variances(g, parts[0], bits[0])
         both = (seen, seen if parts[1] is parts[0] and len(self.bits) == 3 else self._variances(g, parts[1], bits[1]))
         operands = (torch.ones_like(x), w.square()), (x.square(), torch.ones_like(w))

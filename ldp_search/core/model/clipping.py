@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..quantize.grid import Statistics
-from ..quantize.least_squares import UNCLIPPED, sample, search
+from ..quantize.least_squares import UNCLIPPED, errors_at, sample, search
 from ..quantize.quantizers import Quantizer
 
 MOMENTUM = 0.2  # of a table: searches are rare, and each sees but a sample
@@ -17,16 +17,29 @@ MOMENTUM = 0.2  # of a table: searches are rare, and each sees but a sample
 
 @torch.no_grad()
 def look(
-    quantizer: Quantizer, x: Tensor, stats: Statistics, axes: tuple[int, ...], levels: Tensor, table: Tensor | None
+    quantizer: Quantizer,
+    x: Tensor,
+    stats: Statistics,
+    axes: tuple[int, ...],
+    levels: Tensor,
+    table: Tensor | None,
+    move: bool = True,
 ) -> Tensor:
-    """(levels,) mean squared error of `x` at each number of bits; moves the table, where there is one, to the best bounds.
+    """(levels,) mean squared error of `x` at each number of bits, at the bounds in force.
 
-    axes: along which `stats` differ.
+    axes: along which `stats` differ. table: where the bounds are kept, if any are; move: towards the best ones for `x` first.
+    The errors are not those of the best bounds: a smoothed bound clips what this very tensor's own would not, and at many bits
+    that is most of the error.
     """
-    bounds, errors = search(quantizer, *sample(x, stats, axes), levels)
-    if table is not None:
+    values, stats = sample(x, stats, axes)
+    if table is None:
+        return errors_at(quantizer, values, stats, levels, None)
+    if move:
+        bounds, _ = search(quantizer, values, stats, levels)
         table.lerp_(torch.cat([torch.ones_like(bounds[:1]), bounds]), MOMENTUM)
-    return errors
+    return errors_at(
+        quantizer, values, stats, levels, torch.where(table[0] > 0, table[1:] / table[0].clamp_min(1e-12), UNCLIPPED)
+    )
 
 
 def bound_at(table: Tensor, bits: Tensor, levels: Tensor) -> Tensor:

@@ -75,6 +75,13 @@ def search(quantizer: Quantizer, x: Tensor, stats: Statistics, levels: Tensor) -
     return (clip.view(-1)[best.squeeze(1)] if clip is not None else torch.full_like(found, UNCLIPPED)), found
 
 
+def errors_at(quantizer: Quantizer, x: Tensor, stats: Statistics, levels: Tensor, clip: Tensor | None) -> Tensor:
+    """(n,) mean squared errors at each number of bits with bounds `clip` (n,), or without any; the rest as `search`."""
+    bits = levels.view(-1, 1, 1, 1).to(x.device)
+    clip = None if clip is None else clip.view(-1, 1, 1, 1)
+    return _squared_error(x, quantizer.grid(Statistics(*(s[None, None] for s in stats)), bits, clip is None, clip)).squeeze(1)
+
+
 def _squared_error(x: Tensor, grid: Grid) -> Tensor:
     y = x if grid.low is None else torch.minimum(torch.maximum(x, grid.low), grid.high)
     y = y / grid.scale if grid.offset is None else (y - grid.offset) / grid.scale
