@@ -39,7 +39,7 @@ def error_at(quantizer, x, stats, bits, clip):
 def test_the_search_finds_the_least_error_that_trying_every_bound_finds(data, exact_zero):
     quantizer, x = LeastSquares(exact_zero=exact_zero), DATA[data]()
     stats = of(x)
-    clips, errors = search(quantizer, x, stats, LEVELS)
+    clips, errors = search(quantizer, x, stats, LEVELS, x.numel())
     largest = float(x.abs().max() / stats.spread)
     for bits, clip, error in zip(LEVELS.tolist(), clips, errors.tolist(), strict=True):
         assert error == pytest.approx(error_at(quantizer, x, stats, bits, clip), rel=1e-3)
@@ -51,7 +51,7 @@ def test_the_search_finds_the_least_error_that_trying_every_bound_finds(data, ex
 @pytest.mark.parametrize(("bits", "saved"), [(3, 0.6), (4, 0.45), (5, 0.3)])
 def test_behind_a_relu_clipping_is_worth_a_part_of_a_bit(bits, saved):
     x = torch.randn(1, 50_000).relu()
-    _, errors = search(LeastSquares(), x, of(x), LEVELS)
+    _, errors = search(LeastSquares(), x, of(x), LEVELS, x.numel())
     plain = error_at(MinMax(), x, of(x), bits, None)
     assert float(errors[bits - 2]) < plain * 4**-saved
 
@@ -60,7 +60,7 @@ def test_a_channel_has_its_own_bound_in_units_of_its_own_magnitude():
     x = torch.randn(4, 3, 500) * torch.tensor([1.0, 10, 100, 1000]).view(4, 1, 1)
     stats = of(x, 0)
     values, per_channel = sample(x, stats, (0,))
-    clips, errors = search(LeastSquares(exact_zero=False), values, per_channel, LEVELS)
+    clips, errors = search(LeastSquares(exact_zero=False), values, per_channel, LEVELS, 1500)
     grid = LeastSquares(exact_zero=False).grid(stats, torch.tensor(4.0), True, clips[2])
     scales = grid.scale.flatten()
     assert (scales[1:] / scales[:-1] / 10 - 1).abs().max() < 0.1
@@ -73,7 +73,7 @@ def test_zero_stays_zero(bits, shift):
     x = torch.randn(400) + shift
     x[::7] = 0
     stats = of(x)
-    clips, _ = search(LeastSquares(), *sample(x, stats), LEVELS)
+    clips, _ = search(LeastSquares(), *sample(x, stats), LEVELS, x.numel())
     for clip in (None, clips[bits - 2]):
         y = rounded(x, LeastSquares().grid(stats, torch.tensor(float(bits)), clip is None, clip), torch.float32)
         assert not y[x == 0].any() and len(y.unique()) <= 2**bits
@@ -84,12 +84,12 @@ def test_without_exact_zero_symmetric_weights_have_levels_at_halves_of_a_step(bi
     half = torch.randn(300)
     x = torch.cat([half, -half])
     stats = of(x)
-    clips, _ = search(LeastSquares(exact_zero=False), *sample(x, stats), LEVELS)
+    clips, _ = search(LeastSquares(exact_zero=False), *sample(x, stats), LEVELS, x.numel())
     grid = LeastSquares(exact_zero=False).grid(stats, torch.tensor(float(bits)), True, clips[bits - 2])
     steps = (rounded(x, grid, torch.float32) / grid.scale).unique()
     torch.testing.assert_close(steps, torch.arange(2**bits) - (2**bits - 1) / 2, rtol=0, atol=1e-4)
-    _, centred = search(LeastSquares(exact_zero=False), *sample(x, stats), LEVELS)
-    _, with_zero = search(LeastSquares(), *sample(x, stats), LEVELS)
+    _, centred = search(LeastSquares(exact_zero=False), *sample(x, stats), LEVELS, x.numel())
+    _, with_zero = search(LeastSquares(), *sample(x, stats), LEVELS, x.numel())
     assert centred[bits - 2] < with_zero[bits - 2]
 
 
@@ -136,7 +136,7 @@ def test_a_bound_follows_the_data_between_two_searches_and_fits_any_bits_at_once
             (rounded(data, grid, torch.float32) - data).square().mean() for data, grid in zip((x, 10 * x), grids, strict=True)
         ]
         assert float(pairs[1] / pairs[0]) == pytest.approx(100, rel=1e-3)
-        best = search(ldp.input_quantizer, *sample(x, of(x)), torch.tensor([bits]))[1]
+        best = search(ldp.input_quantizer, *sample(x, of(x)), torch.tensor([bits]), x.numel())[1]
         assert float(pairs[0]) <= 1.1 * float(best)
         errors.append(float(pairs[0]))
     assert errors == sorted(errors, reverse=True)
@@ -164,7 +164,7 @@ def test_finalize_searches_the_bounds_anew():
     assert float(table[0]) == pytest.approx(1 - (1 - MOMENTUM) ** 4, rel=1e-5), "nothing of the training is left in it"
     found = torch.zeros_like(table)
     for x in other:
-        bounds, _ = search(ldp.input_quantizer, *sample(x, of(x)), ldp.levels)
+        bounds, _ = search(ldp.input_quantizer, *sample(x, of(x)), ldp.levels, x.numel())
         found.lerp_(torch.cat([torch.ones(1), bounds]), MOMENTUM)
     torch.testing.assert_close(table, found)
     assert not torch.allclose(before[0, 1:] / before[0, 0], table[1:] / table[0], rtol=0.05)

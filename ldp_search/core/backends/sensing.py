@@ -43,14 +43,15 @@ class Sense:
     ):
         self.sensed, self.row, self.forward, self.bits, self.kept = sensed, row, forward, bits, kept
         self.channel_dim, self.weight, self.part, self.once = channel_dim, weight, part, once
-        self.x_errors, self.w_errors = _relative(x_errors, sensed, bits[1]), _relative(w_errors, sensed, bits[0])
+        self.x_errors, self.w_errors = x_errors, w_errors
         sensed.order.setdefault(row)
 
     @torch.no_grad()
     def of_input(self, gx: Tensor, error: Tensor) -> None:
         """gx: dL/dx of the mean loss. error: x_q - x. Both (samples, ...)."""
-        dots = (gx.float() * error.float()).reshape(len(gx), -1).sum(1)
-        self.sensed.curves[self.row, INPUT] += dots.square().sum() * self.x_errors
+        error = error.float()
+        dots = (gx.float() * error).reshape(len(gx), -1).sum(1)
+        self.sensed.curves[self.row, INPUT] += _at_all_bits(dots, error, self.x_errors)
         self.sensed.scalars[self.row, 0] += gx.float().square().sum()
 
     @torch.no_grad()
@@ -65,7 +66,7 @@ class Sense:
             self.sensed.sketch[self.row, : len(flat)] += flat
         else:
             dots = (gw * error).reshape(len(gw), -1).sum(1)
-        self.sensed.curves[self.row, WEIGHT] += dots.square().sum() * self.w_errors
+        self.sensed.curves[self.row, WEIGHT] += _at_all_bits(dots, error, self.w_errors)
         self.sensed.scalars[self.row, 1] += gw.square().sum() * self.weight
 
     @torch.no_grad()
@@ -111,7 +112,6 @@ class Sense:
         return y
 
 
-def _relative(errors: Tensor, sensed: Sensed, bits: Tensor) -> Tensor:
-    """Errors at each number of bits, as multiples of that at the bits in force."""
-    index = (torch.round(bits) - sensed.levels[0]).long().clamp(0, len(errors) - 1)
-    return errors / errors.gather(0, index.view(1)).clamp_min(SMALLEST)
+def _at_all_bits(dots: Tensor, error: Tensor, errors: Tensor) -> Tensor:
+    """(levels,) sum of the squares of `dots`, carried from the error that was made to the mean squared ones of a sample."""
+    return dots.square().sum() / error.square().mean().clamp_min(SMALLEST) * errors

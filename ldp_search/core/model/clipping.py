@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..quantize.grid import Statistics
-from ..quantize.least_squares import UNCLIPPED, errors_at, sample, search
+from ..quantize.least_squares import UNCLIPPED, sample, search, unclipped_errors
 from ..quantize.quantizers import Quantizer
 
 MOMENTUM = 0.2  # of a table: searches are rare, and each sees but a sample
@@ -25,21 +25,17 @@ def look(
     table: Tensor | None,
     move: bool = True,
 ) -> Tensor:
-    """(levels,) mean squared error of `x` at each number of bits, at the bounds in force.
+    """(levels,) mean squared error of `x` at each number of bits: at the best bounds, or without any where none are kept.
 
-    axes: along which `stats` differ. table: where the bounds are kept, if any are; move: towards the best ones for `x` first.
-    The errors are not those of the best bounds: a smoothed bound clips what this very tensor's own would not, and at many bits
-    that is most of the error.
+    axes: along which `stats` differ. table: of the bounds. move: it, towards the best ones.
     """
-    values, stats = sample(x, stats, axes)
+    numel, (values, stats) = x.numel() // stats.low.numel(), sample(x, stats, axes)
     if table is None:
-        return errors_at(quantizer, values, stats, levels, None)
+        return unclipped_errors(quantizer, values, stats, levels)
+    bounds, errors = search(quantizer, values, stats, levels, numel)
     if move:
-        bounds, _ = search(quantizer, values, stats, levels)
         table.lerp_(torch.cat([torch.ones_like(bounds[:1]), bounds]), MOMENTUM)
-    return errors_at(
-        quantizer, values, stats, levels, torch.where(table[0] > 0, table[1:] / table[0].clamp_min(1e-12), UNCLIPPED)
-    )
+    return errors
 
 
 def bound_at(table: Tensor, bits: Tensor, levels: Tensor) -> Tensor:

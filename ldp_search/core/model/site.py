@@ -154,7 +154,7 @@ class Site:
         quantizer = c.grad_quantizer if self.quantize_grad else None
         y = run(x_q, w_q)
         y = y if quantizer is None else quantize_gradient(y, self.grad_bits.amax(), quantizer)
-        return y if sense is None else sense.watch_gradient(y, x_q, w_q, quantizer)  # the gradient before its rounding
+        return y if sense is None else sense.watch_gradient(y, x_q, w_q, quantizer)  # what comes back before it is rounded
 
     def rows(self, rows: Tensor) -> Tensor:
         """Rows of an embedding, each quantized by itself."""
