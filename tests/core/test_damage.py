@@ -16,6 +16,7 @@ from ldp_search.core.model import site as sites
 WEIGHT, INPUT, INPUT_GRADIENT, WEIGHT_GRADIENT = range(4)
 MEASURES = {"policy": "learned", "target_cost": 0.5, "bits": (2, 8), "grad_bits": (3, 8), "grad_quantizer": "per_sample",
             "weight_quantizer": {"name": "mse", "exact_zero": False}, "input_quantizer": "mse", "sense_every": 1}  # fmt: skip
+EXACT = {"weight_quantizer": "minmax", "input_quantizer": "minmax"}
 
 
 def searched(model, x, **options):
@@ -50,9 +51,8 @@ class Attended(nn.Module):
         super().__init__()
         self.query = nn.Linear(4, 4)
 
-    def forward(self, x):
-        q = self.query(x)
-        return q @ x.transpose(1, 2)
+    def forward(self, x, other):
+        return self.query(x) @ other.transpose(1, 2)
 
 
 PRODUCTS = {  # name: (module, shape of its input)
@@ -97,24 +97,22 @@ def test_variances_are_those_of_drawn_gradients(name, quantizer, whole_batches):
 
 
 def test_variances_of_a_product_of_two_activations_are_those_of_drawn_gradients():
-    model, x = Attended(), torch.randn(3, 6, 4)
-    ldp = searched(model, x, attention=True)
-    row = list(ldp.layers).index("products" if "products" in ldp.layers else next(n for n in ldp.layers if "products" in n))
+    model, x, other, held = Attended(), torch.randn(3, 6, 4), torch.randn(3, 5, 4), {}
+    ldp = searched(model, (x, other), attention=True)
+    row = next(row for row, name in enumerate(ldp.layers) if "products" in name)
     with torch.no_grad():
         ldp.tensors.bits.copy_(torch.tensor([8.0, 8, 3]))
-        ldp.tensors.bits[1 - row, 2] = 8
-    x.requires_grad_()
-    y = model(x)
+    other.requires_grad_()
+    y = model(x, other)
     g = torch.randn_like(y)
     y.backward(g)
     measured = ldp.sensor.record.curves[row, :, 1]
     ldp.sensing = False
-    held = {}
-    model.query.register_forward_hook(lambda m, a, out: held.update(q=out))
-    y = model(x)
-    of_q, of_x = variances_drawn(y, g, (held["q"], x))
-    assert float(measured[INPUT_GRADIENT]) == pytest.approx(of_q, rel=0.2)
-    assert float(measured[WEIGHT_GRADIENT]) == pytest.approx(of_x, rel=0.35), "with what comes through the query"
+    model.query.register_forward_hook(lambda m, a, out: held.update(query=out))
+    y = model(x, other)
+    of_query, of_other = variances_drawn(y, g, (held["query"], other))
+    assert float(measured[INPUT_GRADIENT]) == pytest.approx(of_query, rel=0.2)
+    assert float(measured[WEIGHT_GRADIENT]) == pytest.approx(of_other, rel=0.2)
 
 
 # -- damages of weights and inputs against the loss measured -----------------------------------------------------------
@@ -219,7 +217,7 @@ def test_damages_of_gradients_are_the_excess_loss_of_a_training_with_them(kind, 
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 3, bias=False))
     best, rounding = copy.deepcopy(plain).requires_grad_(False), copy.deepcopy(plain)
-    ldp = searched(rounding, torch.zeros(2, 6), bits=(3, 16), grad_bits=(3, 16), split_gradient=True)
+    ldp = searched(rounding, torch.zeros(2, 6), bits=(3, 16), grad_bits=(3, 16), split_gradient=True, **EXACT)
     with torch.no_grad():
         ldp.tensors.bits.copy_(torch.tensor([16.0, 16, 16, 16]))
         if kind == "in dL/dw":
@@ -249,9 +247,6 @@ def test_damages_of_gradients_are_the_excess_loss_of_a_training_with_them(kind, 
 
 
 # -- what sensing does not change, and how it adds up ------------------------------------------------------------------
-
-
-EXACT = {"weight_quantizer": "minmax", "input_quantizer": "minmax"}
 
 
 @dataclass
@@ -299,7 +294,7 @@ def test_sensing_changes_no_loss_and_no_weight_by_a_bit(options):
             ldp.step((step + 1) / 7)
             optimizer.step()
             losses.append(loss.detach())
-        assert ldp.sensor.ready
+        assert ldp.sensor.ready == (every == 1)
         results.append([*losses, ldp.ranges.clone(), *(p.detach() for p in model.parameters())])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
@@ -323,21 +318,22 @@ def of_one_range(samples: int, width: int) -> list[torch.Tensor]:
 
 
 def test_micro_batches_add_up_to_the_batch(whole_batches):
-    """At the bits in force, 4, exactly; at the others to what a sample of each part tells."""
+    """At the bits in force; at the others to what a sample of each part tells."""
     model = nn.Sequential(nn.Linear(6, 5))
     ldp = searched(model, torch.zeros(2, 6), **EXACT)
     with torch.no_grad():
-        ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 4]))
+        ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 8]))
     parts = of_one_range(8, 6)
     for x in parts:
         x.requires_grad_()
     together = record_of([torch.cat(parts)], 16, model, ldp)
     apart = record_of(parts, 16, model, ldp)
-    for kind in (INPUT, INPUT_GRADIENT, WEIGHT_GRADIENT):
-        torch.testing.assert_close(apart[0][0, kind, 2], together[0][0, kind, 2], rtol=1e-3, atol=0)
+    torch.testing.assert_close(apart[0][0, INPUT, 2], together[0][0, INPUT, 2], rtol=0.05, atol=0)  # gradients are rounded
+    for kind in (INPUT_GRADIENT, WEIGHT_GRADIENT):
+        torch.testing.assert_close(apart[0][0, kind, 6], together[0][0, kind, 6], rtol=1e-3, atol=0)
     assert together[1][0, 2] == apart[1][0, 2] == 16, "terms of the loss"
-    torch.testing.assert_close(apart[1][0, 0], together[1][0, 0])
-    torch.testing.assert_close(apart[2], together[2])
+    torch.testing.assert_close(apart[1][0, 0], together[1][0, 0], rtol=0.05, atol=0)
+    torch.testing.assert_close(apart[2], together[2], rtol=0.05, atol=0.05 * float(together[2].abs().max()))
 
 
 def test_two_ranks_measure_what_one_process_measures_on_both_their_batches(whole_batches):
@@ -345,7 +341,7 @@ def test_two_ranks_measure_what_one_process_measures_on_both_their_batches(whole
     model = nn.Sequential(nn.Linear(6, 5))
     ldp = searched(model, torch.zeros(2, 6), **EXACT)
     with torch.no_grad():
-        ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 4]))
+        ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 8]))
     parts = of_one_range(8, 6)
     for x in parts:
         x.requires_grad_()
@@ -361,8 +357,8 @@ def test_two_ranks_measure_what_one_process_measures_on_both_their_batches(whole
         meter = DamageMeter(0.9, ranks)
         meter.update(sensed)
         curves.append(meter.curves(torch.ones(1, dtype=torch.float64), 4))
-    for kind in (INPUT, WEIGHT_GRADIENT):
-        torch.testing.assert_close(curves[1][0, kind, 2], curves[0][0, kind, 2], rtol=1e-3, atol=0)
+    torch.testing.assert_close(curves[1][0, INPUT, 2], curves[0][0, INPUT, 2], rtol=0.05, atol=0)  # gradients are rounded
+    torch.testing.assert_close(curves[1][0, WEIGHT_GRADIENT, 6], curves[0][0, WEIGHT_GRADIENT, 6], rtol=1e-3, atol=0)
 
 
 def test_a_scaled_loss_is_undone():
