@@ -11,20 +11,12 @@ from torch import nn
 import ldp_search
 from ldp_search.core.backends.sensing import Sense
 from ldp_search.core.bits.damage import DamageMeter, Sensed
-from ldp_search.core.bits.policies import Static
 from ldp_search.core.model import site as sites
 
 WEIGHT, INPUT, INPUT_GRADIENT, WEIGHT_GRADIENT = range(4)
 MEASURES = {"policy": "learned", "target_cost": 0.5, "bits": (2, 8), "grad_bits": (3, 8), "grad_quantizer": "per_sample",
             "weight_quantizer": {"name": "mse", "exact_zero": False}, "input_quantizer": "mse", "sense_every": 1}  # fmt: skip
-
-
-@dataclass
-class Measured(Static):
-    """Measures, and moves nothing."""
-
-    bits: float | None = 5
-    needs_damage = True
+EXACT = {"weight_quantizer": "minmax", "input_quantizer": "minmax"}
 
 
 def searched(model, x, **options):
@@ -59,9 +51,8 @@ class Attended(nn.Module):
         super().__init__()
         self.query = nn.Linear(4, 4)
 
-    def forward(self, x):
-        q = self.query(x)
-        return q @ x.transpose(1, 2)
+    def forward(self, x, other):
+        return self.query(x) @ other.transpose(1, 2)
 
 
 PRODUCTS = {  # name: (module, shape of its input)
@@ -106,30 +97,29 @@ def test_variances_are_those_of_drawn_gradients(name, quantizer, whole_batches):
 
 
 def test_variances_of_a_product_of_two_activations_are_those_of_drawn_gradients():
-    model, x = Attended(), torch.randn(3, 6, 4)
-    ldp = searched(model, x, attention=True)
-    row = list(ldp.layers).index("products" if "products" in ldp.layers else next(n for n in ldp.layers if "products" in n))
+    model, x, other, held = Attended(), torch.randn(3, 6, 4), torch.randn(3, 5, 4), {}
+    ldp = searched(model, (x, other), attention=True)
+    row = next(row for row, name in enumerate(ldp.layers) if "products" in name)
     with torch.no_grad():
         ldp.tensors.bits.copy_(torch.tensor([8.0, 8, 3]))
-        ldp.tensors.bits[1 - row, 2] = 8
-    x.requires_grad_()
-    y = model(x)
+    other.requires_grad_()
+    y = model(x, other)
     g = torch.randn_like(y)
     y.backward(g)
     measured = ldp.sensor.record.curves[row, :, 1]
     ldp.sensing = False
-    held = {}
-    model.query.register_forward_hook(lambda m, a, out: held.update(q=out))
-    y = model(x)
-    of_q, _ = variances_drawn(y, g, (held["q"], x))
-    assert float(measured[INPUT_GRADIENT]) == pytest.approx(of_q, rel=0.2)
+    model.query.register_forward_hook(lambda m, a, out: held.update(query=out))
+    y = model(x, other)
+    of_query, of_other = variances_drawn(y, g, (held["query"], other))
+    assert float(measured[INPUT_GRADIENT]) == pytest.approx(of_query, rel=0.2)
+    assert float(measured[WEIGHT_GRADIENT]) == pytest.approx(of_other, rel=0.2)
 
 
 # -- damages of weights and inputs against the loss measured -----------------------------------------------------------
 
 
-def classifier(kind: str, seed: int = 3):
-    torch.manual_seed(seed)
+def classifier(kind: str):
+    torch.manual_seed(3)
     if kind == "conv":
         model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
                               nn.Linear(32, 4))  # fmt: skip
@@ -161,42 +151,44 @@ def sensed(model, ldp, inputs, bits: float, steps: int, batch: int = 64):
     return ldp.sensor.curves(3)
 
 
+def loss_of_rounding(model, ldp, row: int, column: int, bits: int, x) -> float:
+    """Cross-entropy, over labels drawn from the model, with one coordinate at so many bits, less that with all at 8."""
+    with torch.no_grad():
+        with ldp.disabled():
+            target = torch.softmax(2 * model(x), 1)
+        losses = []
+        for number in (8, bits):
+            ldp.tensors.bits.fill_(8)
+            ldp.tensors.bits[row, column] = number
+            losses.append(float(nn.functional.cross_entropy(2 * model(x), target)))
+    return losses[1] - losses[0]
+
+
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_damages_of_weights_and_inputs_are_the_loss_that_rounding_costs(kind):
-    """To a factor of 2: the loss with one coordinate rounded, less that without, over labels drawn from the model.
+    """To a factor of 2, each coordinate at the bits at which it was measured."""
+    model, inputs = classifier(kind)
+    ldp = searched(model, inputs(2))
+    x = inputs(2000)
+    curves = {bits: sensed(model, ldp, inputs, bits, 40) for bits in (3, 4)}
+    for row in range(len(ldp.layers)):
+        for column in (WEIGHT, INPUT)[: 1 if row == 0 else 2]:  # the first input's own gradient is not computed
+            for bits, found in curves.items():
+                measured, expected = loss_of_rounding(model, ldp, row, column, bits, x), float(found[row, column, bits - 2])
+                assert 0.5 < expected / measured < 2, (row, column, bits, expected, measured)
 
-    Weights of a small layer are rounded but once, so theirs is compared over all layers and several networks.
-    """
-    of_weights = torch.zeros(2)
-    for seed in range(3):
-        torch.manual_seed(seed)
-        model, inputs = classifier(kind, seed)
+
+def test_what_is_measured_at_eight_bits_tells_what_three_would_cost():
+    """On the whole, to a factor of 2: of a weight it is another error, by chance in better or worse directions."""
+    expected = measured = 0.0
+    for kind in ("linear", "conv"):
+        model, inputs = classifier(kind)
         ldp = searched(model, inputs(2))
-        curves, x = sensed(model, ldp, inputs, 8, 40), inputs(3000)
-        with torch.no_grad():
-            ldp.tensors.bits.fill_(8)
-            with ldp.disabled():
-                target = torch.softmax(2 * model(x), 1)
-            base = rise(model, ldp, x, target)
-            for row in range(len(ldp.layers)):
-                for bits in (3, 4):
-                    of_weights += torch.tensor(
-                        [float(curves[row, WEIGHT, bits - 2]), rise(model, ldp, x, target, row, WEIGHT, bits) - base]
-                    )
-                    expected, measured = (
-                        float(curves[row, INPUT, bits - 2]),
-                        rise(model, ldp, x, target, row, INPUT, bits) - base,
-                    )
-                    assert 0.5 < expected / measured < 2, (row, bits, expected, measured)
-    assert 0.5 < float(of_weights[0] / of_weights[1]) < 2, of_weights
-
-
-def rise(model, ldp, x, target, row: int = 0, column: int = 0, bits: float = 8) -> float:
-    """The loss with one coordinate at so many bits and all others at 8."""
-    ldp.tensors.bits[row, column] = bits
-    loss = float(nn.functional.cross_entropy(2 * model(x), target))
-    ldp.tensors.bits[row, column] = 8
-    return loss
+        curves, x = sensed(model, ldp, inputs, 8, 40), inputs(2000)
+        for row in range(1, len(ldp.layers)):
+            measured += loss_of_rounding(model, ldp, row, INPUT, 3, x)
+            expected += float(curves[row, INPUT, 1])
+    assert 0.5 < expected / measured < 2, (expected, measured)
 
 
 def test_curves_do_not_depend_on_the_bits_in_force():
@@ -218,15 +210,14 @@ def test_curves_do_not_depend_on_the_bits_in_force():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("kind", ["in dL/dw", "in dL/dx"])
-def test_damages_of_gradients_are_the_excess_loss_of_a_training_with_them(kind, momentum, whole_batches):
+def test_damages_of_gradients_are_the_excess_loss_of_a_training_with_them(kind, momentum):
     """Two trainings of a linear network at its optimum on the same data, of which one rounds: half their squared distance is
     what the noise costs, (lr / 4) tr C to a factor of 2.
     """
     torch.manual_seed(0)
-    one = [nn.Linear(6, 3, bias=False)]  # two in a row have directions in which nothing pulls the noise back
-    plain = nn.Sequential(*(one if kind == "in dL/dw" else [nn.Linear(6, 6, bias=False), nn.Linear(6, 3, bias=False)]))
+    plain = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 3, bias=False))
     best, rounding = copy.deepcopy(plain).requires_grad_(False), copy.deepcopy(plain)
-    ldp = searched(rounding, torch.zeros(2, 6), bits=(3, 16), grad_bits=(3, 16), split_gradient=True)
+    ldp = searched(rounding, torch.zeros(2, 6), bits=(3, 16), grad_bits=(3, 16), split_gradient=True, **EXACT)
     with torch.no_grad():
         ldp.tensors.bits.copy_(torch.tensor([16.0, 16, 16, 16]))
         if kind == "in dL/dw":
@@ -258,6 +249,19 @@ def test_damages_of_gradients_are_the_excess_loss_of_a_training_with_them(kind, 
 # -- what sensing does not change, and how it adds up ------------------------------------------------------------------
 
 
+@dataclass
+class Watching(ldp_search.Policy):
+    """Measures, and moves nothing."""
+
+    needs_damage = True
+
+    def begin(self):
+        return torch.full_like(self.problem.low, 4).clamp(self.problem.low, self.problem.high)
+
+    def step(self, signals):
+        return signals.bits
+
+
 class Small(nn.Module):
     """A convolution, layers, a product of two activations, and a weight outside of layers."""
 
@@ -278,8 +282,7 @@ def test_sensing_changes_no_loss_and_no_weight(options):
     for every in (1, 1000):
         torch.manual_seed(0)
         model, x = Small(), torch.randn(6, 8, 2, 7, 7)
-        policy = "test_damage:Measured"
-        space = {"policy": policy, "weight_quantizer": "minmax", "input_quantizer": "minmax", "attention": True}
+        space = EXACT | {"policy": Watching(), "attention": True}
         ldp = searched(model, x[0], sense_every=every, **(space | options))
         optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
         torch.manual_seed(1)
@@ -315,23 +318,23 @@ def of_one_range(samples: int, width: int) -> list[torch.Tensor]:
     return parts
 
 
-EXACT = {"weight_quantizer": "minmax", "input_quantizer": "minmax"}
-
-
 def test_micro_batches_add_up_to_the_batch(whole_batches):
+    """At the bits in force; at the others to what a sample of each part tells."""
     model = nn.Sequential(nn.Linear(6, 5))
     ldp = searched(model, torch.zeros(2, 6), **EXACT)
     with torch.no_grad():
-        ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 4]))
+        ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 8]))
     parts = of_one_range(8, 6)
     for x in parts:
         x.requires_grad_()
     together = record_of([torch.cat(parts)], 16, model, ldp)
     apart = record_of(parts, 16, model, ldp)
-    for kind, apart_by in ((INPUT, 0.2), (INPUT_GRADIENT, 0.05), (WEIGHT_GRADIENT, 0.05)):  # each part has a sample of its own
-        torch.testing.assert_close(apart[0][0, kind], together[0][0, kind], rtol=apart_by, atol=0)
+    torch.testing.assert_close(apart[0][0, INPUT, 2], together[0][0, INPUT, 2], rtol=0.05, atol=0)  # gradients are rounded
+    for kind in (INPUT_GRADIENT, WEIGHT_GRADIENT):
+        torch.testing.assert_close(apart[0][0, kind, 6], together[0][0, kind, 6], rtol=1e-3, atol=0)
     assert together[1][0, 2] == apart[1][0, 2] == 16, "terms of the loss"
     torch.testing.assert_close(apart[1][0, 0], together[1][0, 0], rtol=0.05, atol=0)
+    torch.testing.assert_close(apart[2], together[2], rtol=0.05, atol=0.05 * float(together[2].abs().max()))
 
 
 def test_two_ranks_measure_what_one_process_measures_on_both_their_batches(whole_batches):
@@ -339,7 +342,7 @@ def test_two_ranks_measure_what_one_process_measures_on_both_their_batches(whole
     model = nn.Sequential(nn.Linear(6, 5))
     ldp = searched(model, torch.zeros(2, 6), **EXACT)
     with torch.no_grad():
-        ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 4]))
+        ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 8]))
     parts = of_one_range(8, 6)
     for x in parts:
         x.requires_grad_()
@@ -355,8 +358,8 @@ def test_two_ranks_measure_what_one_process_measures_on_both_their_batches(whole
         meter = DamageMeter(0.9, ranks)
         meter.update(sensed)
         curves.append(meter.curves(torch.ones(1, dtype=torch.float64), 4))
-    for kind, apart_by in ((INPUT, 0.2), (WEIGHT_GRADIENT, 0.05)):  # each half has a sample of its own
-        torch.testing.assert_close(curves[1][0, kind], curves[0][0, kind], rtol=apart_by, atol=0)
+    torch.testing.assert_close(curves[1][0, INPUT, 2], curves[0][0, INPUT, 2], rtol=0.05, atol=0)  # gradients are rounded
+    torch.testing.assert_close(curves[1][0, WEIGHT_GRADIENT, 6], curves[0][0, WEIGHT_GRADIENT, 6], rtol=1e-3, atol=0)
 
 
 def test_a_scaled_loss_is_undone():

@@ -48,6 +48,9 @@ def outcome(name, backend, quantizer="minmax", evaluation=False, frozen=(), dtyp
     ldp, layer = ldp_search.controller(model), model["layer"]
     if quantizer == "clip":  # tight enough for every range to clip something
         ldp.parameters()["log_clips"].detach().fill_(-1)
+    if quantizer == "mse":
+        ldp.sensing = False
+        ldp.tensors.x_bounds.fill_(1), ldp.tensors.w_bounds.fill_(1)
     if evaluation:
         layer((0.7 * x).detach())
         model.eval()
@@ -73,7 +76,7 @@ ALWAYS = {"name": "int8", "choose": "always", "keep": "input"}
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("quantizer", ["minmax", "symmetric", "clip"])
+@pytest.mark.parametrize("quantizer", ["minmax", "symmetric", "clip", "mse"])
 @pytest.mark.parametrize("name", MATRICES)
 def test_integers_are_the_formulas(name, quantizer, kernels):
     with KERNELS[kernels]():
@@ -87,7 +90,7 @@ def test_integers_are_the_formulas(name, quantizer, kernels):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("quantizer", ["minmax", "symmetric", "clip"])
+@pytest.mark.parametrize("quantizer", ["minmax", "symmetric", "clip", "mse"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_in_integers_are_the_formulas(name, quantizer, kernels, monkeypatch):
     monkeypatch.setattr(convolution, "CHUNK", 1000)  # bytes: several chunks, the last one shorter
@@ -150,7 +153,7 @@ def test_something_is_frozen(name, frozen, keep):
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("evaluation", [False, True])
-@pytest.mark.parametrize("quantizer", ["minmax", "symmetric", "clip"])
+@pytest.mark.parametrize("quantizer", ["minmax", "symmetric", "clip", "mse"])
 def test_codes_and_cells_are_enough_for_backward(quantizer, evaluation, kernels):
     """Everything but the gradient of bits and clips is the same; that one is off by a fifteenth of its own noise."""
     torch.manual_seed(0)

@@ -65,6 +65,9 @@ def outcome(name, quantizer, frozen, backend, **options):
     layer, ldp, keywords, x = wrap(name, quantizer, frozen, backend=backend, **options)
     if quantizer == "clip":  # tight enough for every range to clip something
         ldp.parameters()["log_clips"].detach().fill_(-1)
+    if quantizer == "mse":
+        ldp.sensing = False
+        ldp.tensors.x_bounds.fill_(1), ldp.tensors.w_bounds.fill_(1)
     y = layer(x, **keywords)
     torch.manual_seed(1)
     y.backward(torch.randn_like(y))  # the same noise in the stochastic rounding too
@@ -81,7 +84,7 @@ def compare(one, other):
 
 
 @EVERY
-@pytest.mark.parametrize("quantizer", ["minmax", "clip"])
+@pytest.mark.parametrize("quantizer", ["minmax", "clip", "mse"])
 def test_backends_agree(name, quantizer):
     one, other = (outcome(name, quantizer, (), backend) for backend in ("reference", "simulate"))
     assert all(value is not None and value.any() for key, value in one.items()), "every gradient is there"
@@ -90,8 +93,9 @@ def test_backends_agree(name, quantizer):
 
 @pytest.mark.parametrize("frozen", [("x",), ("weight",), ("x", "weight"), ("x", "bias"), ("weight", "bias")])
 @pytest.mark.parametrize("name", ["linear", "conv2d, reflect", "transposed 1d", "Conv1D of transformers"])
-def test_backends_agree_where_something_is_frozen(name, frozen):
-    one, other = (outcome(name, "clip", frozen, backend) for backend in ("reference", "simulate"))
+@pytest.mark.parametrize("quantizer", ["clip", "mse"])
+def test_backends_agree_where_something_is_frozen(name, quantizer, frozen):
+    one, other = (outcome(name, quantizer, frozen, backend) for backend in ("reference", "simulate"))
     assert one["bits"][0, :2].all(), "the bits learn from frozen operands too"
     assert all((one[kind] is None) == (kind in frozen) for kind in ("x", "weight", "bias"))
     compare(one, other)

@@ -78,6 +78,13 @@ def test_a_schedule_of_one_gradient_is_replayed_by_a_space_that_splits_it(tmp_pa
     ]
 
 
+def test_a_split_schedule_is_refused_by_a_space_of_one_gradient(tmp_path):
+    trained(SPLIT, 3)[0].trajectory.save(tmp_path / "schedule.csv")
+    space = SPLIT | {"policy": {"name": "replay", "path": str(tmp_path / "schedule.csv")}, "target_cost": None}
+    with pytest.raises(ValueError, match="has bits of their own for the gradients in dL/dx and in dL/dw.*split_gradient=true"):
+        trained(space | {"split_gradient": False}, 3)
+
+
 @pytest.mark.parametrize("quantizer", ["per_sample", "per_sample_channel", "symmetric", "stochastic"])
 @pytest.mark.parametrize(
     "backend", ["reference", {"name": "int8", "choose": "always", "keep": "input"}], ids=["reference", "int8"]

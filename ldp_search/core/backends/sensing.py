@@ -22,9 +22,9 @@ class Sense:
     """Adds one product to its site's row of `Sensed`.
 
     forward: (x, w) -> the product, linear in both. x_errors, w_errors: (levels,) mean squared errors at each number of bits.
-    bits: (3,) or (4,) in force. kept: axes of w that the sum leaves. channel_dim: of the output's channels; None: one gradient
-    serves both operands, whatever the quantizer would do with a layer's.
-    weight: w is a weight; False: an activation, rounded sample by sample as x is.
+    bits: (3,) or (4,) in force. kept: axes of w that the sum leaves. channel_dim: of the output's channels.
+    weight: w is a weight; False: an activation, rounded sample by sample as x is. part: share of the batch (1 / part) that the
+    variance of the gradient is measured on. once: the gradient is rounded once for both products, whatever its quantizer does.
     """
 
     def __init__(
@@ -36,12 +36,13 @@ class Sense:
         w_errors: Tensor,
         bits: Tensor,
         kept: tuple[int, ...],
-        channel_dim: int | None,
+        channel_dim: int,
         weight: bool = True,
         part: int = PART,
+        once: bool = False,
     ):
         self.sensed, self.row, self.forward, self.bits, self.kept = sensed, row, forward, bits, kept
-        self.channel_dim, self.weight, self.part = channel_dim, weight, part
+        self.channel_dim, self.weight, self.part, self.once = channel_dim, weight, part, once
         self.x_errors, self.w_errors = x_errors, w_errors
         sensed.order.setdefault(row)
 
@@ -72,17 +73,17 @@ class Sense:
     def of_gradient(self, g: Tensor, x_q: Tensor, w_q: Tensor, quantizer: GradQuantizer | None) -> None:
         """g: dL/dy before its rounding, by `quantizer` (None: it is not rounded), (samples, ...)."""
         scalars = self.sensed.scalars[self.row]
-        scalars[2] += (g.abs().amax(-1 if self.channel_dim is None else self.channel_dim) > 0).sum()
+        scalars[2] += (g.abs().amax(self.channel_dim) > 0).sum()
         scalars[3] += 1
         if quantizer is None:
             return
         count = max(1, len(g) // self.part) if self.part > 1 else len(g)
         scale = len(g) / count
         g, x, w = (g, x_q.float(), w_q.float()) if scale == 1 else (g[:count], x_q[:count].float(), w_q.float())
-        of_input, of_weight = (quantizer, quantizer) if self.channel_dim is None else quantizer.parts(self.channel_dim)
-        seen = self._variances(g, of_input, self.bits[2])
-        alike = of_weight is of_input and len(self.bits) == 3
-        both = seen, seen if alike else self._variances(g, of_weight, self.bits[-1])
+        parts = (quantizer, quantizer) if self.once else quantizer.parts(self.channel_dim)
+        bits = self.bits[2], self.bits[-1]
+        seen = self._variances(g, parts[0], bits[0])
+        both = (seen, seen if parts[1] is parts[0] and len(self.bits) == 3 else self._variances(g, parts[1], bits[1]))
         operands = (torch.ones_like(x), w.square()), (x.square(), torch.ones_like(w))
         for kind, (v, totals), of in zip((INPUT_GRADIENT, WEIGHT_GRADIENT), both, operands, strict=True):
             added = (v * self.forward(*of)).sum() * scale

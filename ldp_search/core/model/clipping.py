@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..quantize.grid import Statistics
-from ..quantize.least_squares import UNCLIPPED, sample, search
+from ..quantize.least_squares import UNCLIPPED, sample, search, unclipped_errors
 from ..quantize.quantizers import Quantizer
 
 MOMENTUM = 0.2  # of a table: searches are rare, and each sees but a sample
@@ -17,14 +17,23 @@ MOMENTUM = 0.2  # of a table: searches are rare, and each sees but a sample
 
 @torch.no_grad()
 def look(
-    quantizer: Quantizer, x: Tensor, stats: Statistics, axes: tuple[int, ...], levels: Tensor, table: Tensor | None
+    quantizer: Quantizer,
+    x: Tensor,
+    stats: Statistics,
+    axes: tuple[int, ...],
+    levels: Tensor,
+    table: Tensor | None,
+    move: bool = True,
 ) -> Tensor:
-    """(levels,) mean squared error of `x` at each number of bits; moves the table, where there is one, to the best bounds.
+    """(levels,) mean squared error of `x` at each number of bits: at the best bounds, or without any where none are kept.
 
-    axes: along which `stats` differ.
+    axes: along which `stats` differ. table: of the bounds. move: it, towards the best ones.
     """
-    bounds, errors = search(quantizer, *sample(x, stats, axes), levels, x.numel() // stats.low.numel())
-    if table is not None:
+    numel, (values, stats) = x.numel() // stats.low.numel(), sample(x, stats, axes)
+    if table is None:
+        return unclipped_errors(quantizer, values, stats, levels)
+    bounds, errors = search(quantizer, values, stats, levels, numel)
+    if move:
         table.lerp_(torch.cat([torch.ones_like(bounds[:1]), bounds]), MOMENTUM)
     return errors
 

@@ -148,7 +148,8 @@ class Site:
         sense = None
         if errors is not None and self._senses(training):
             added = lambda a, b: run(a, b) - run(torch.zeros_like(a), b)  # noqa: E731  (less what `addmm` adds)
-            sense = Sense(c.sensor.record, self.row, added, *errors, self.bits, axes, None, weight is not None, part=1)
+            options = {"weight": weight is not None, "part": 1, "once": True}
+            sense = Sense(c.sensor.record, self.row, added, *errors, self.bits, axes, -1, **options)
             x_q, w_q = sense.watch(x, x_q, w, w_q)
         quantizer = c.grad_quantizer if self.quantize_grad else None
         y = run(x_q, w_q)
@@ -185,14 +186,13 @@ class Site:
         return training and c.sensing and c.sensor is not None and torch.is_grad_enabled()
 
     def _look(self, x: Tensor, w: Tensor, axes: tuple, own: bool = False) -> tuple[Tensor, Tensor]:
-        """(levels,) squared errors of both operands at each number of bits; their bounds move, but for an operand's `own`."""
-        c, moves = self.controller, not own and not _recomputing()
-        x_table = self.x_bounds[self.call_site] if moves and self.x_bounds is not None else None
-        w_table = self.w_bounds if moves else None
-        out = []
+        """(levels,) squared errors of both operands at each number of bits; bounds move. own: the operands have none."""
+        c, out = self.controller, []
+        x_table = self.x_bounds[self.call_site] if not own and self.x_bounds is not None else None
+        w_table = None if own else self.w_bounds
         for operand, kept, quantizer, table in ((x, (), c.input_quantizer, x_table), (w, axes, c.weight_quantizer, w_table)):
             stats = measure(operand.detach(), kept, True)
-            out.append(clipping.look(quantizer, operand, stats, kept, c.levels, table))
+            out.append(clipping.look(quantizer, operand, stats, kept, c.levels, table, not _recomputing()))
         return tuple(out)
 
     # -- grids: functions from bits ---------------------------------------------------------------------------------

@@ -86,6 +86,12 @@ def search(
     return torch.where(best.squeeze(1) == 0, MARGIN * bound, bound), found
 
 
+def unclipped_errors(quantizer: Quantizer, x: Tensor, stats: Statistics, levels: Tensor) -> Tensor:
+    """(n,) mean squared errors at each number of bits without any bound; the rest as `search`."""
+    bits = levels.view(-1, 1, 1, 1).to(x.device)
+    return _squared_error(x, quantizer.grid(Statistics(*(s[None, None] for s in stats)), bits, True)).squeeze(1)
+
+
 def _squared_error(x: Tensor, grid: Grid) -> Tensor:
     y = x if grid.low is None else torch.minimum(torch.maximum(x, grid.low), grid.high)
     y = y / grid.scale if grid.offset is None else (y - grid.offset) / grid.scale

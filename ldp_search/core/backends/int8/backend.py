@@ -62,8 +62,9 @@ class Int8:
         saved_activations.keep_exact(call.w)
         bits = call.site.bits.detach()
         number = 2 if self.input_gradient == "exact" else 1
-        dtype, codes = compute_dtype(call.x), self.keep == "codes"
-        how = _How(call.product, call.grad_quantizer, dtype, bits, number, codes, call.straight)
+        how = _How(
+            call.product, call.grad_quantizer, compute_dtype(call.x), bits, number, self.keep == "codes", call.straight
+        )  # fmt: skip
         function = _Linear if isinstance(call.product, LinearProduct) else _Convolution
         return function.apply(call.x, call.w, call.bias, call.grad_bits, *call.x_grid, *call.w_grid, how)
 
@@ -98,9 +99,9 @@ class Int8:
 
 
 class _How(NamedTuple):
-    """bits: of weight, input and gradient. planes: of the weight in dL/dx. codes: kept for backward instead of x.
+    """bits: (3,) of weight, input and gradient, or (4,). planes: of the weight in dL/dx. codes: kept for backward instead of x.
 
-    straight: as of `Call`.
+    straight: of x and of w: the gradient of clipped values passes too.
     """
 
     product: object
@@ -111,8 +112,8 @@ class _How(NamedTuple):
     codes: bool
     straight: tuple[bool, bool]
 
-    def needs_cells(self, need_grid: bool, grid: Grid) -> bool:
-        """Whether backward looks at the rounding errors of the input, or at where its values were cut."""
+    def cells(self, need_grid: bool, grid: Grid) -> bool:
+        """Whether backward asks where each input lay between two codes, or beyond them."""
         return self.codes and (need_grid or (grid.low is not None and not self.straight[0]))
 
 
@@ -162,7 +163,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, w, bias, grad_bits, *grids_and_how):
         *grids, how = grids_and_how
         x_grid, w_grid = Grid(*grids[:4]), Grid(*grids[4:])
-        cells = how.needs_cells(ctx.needs_input_grad[4], x_grid)
+        cells = how.cells(ctx.needs_input_grad[4], x_grid)
         codes, packed = integers.quantize(x.reshape(-1, x.shape[-1]), x_grid, how.bits[1], cells)
         w_codes, _ = integers.quantize(*_weight(w, w_grid, how.product.transposed), how.bits[0])
         ctx.save_for_backward(None if how.codes else x, w, grad_bits, *grids, *(codes if how.codes else (None,) * 3), packed)
@@ -178,9 +179,7 @@ class _Linear(torch.autograd.Function):
         gx, gw = _products(gy, s.grad_bits, s.codes, s.w_q, ctx.how, s.need_x, s.need_w)
         grid_x = (None, None, None)
         if s.need_x:
-            gx, grid_x = _input_backward(
-                gx, s.x, s.codes, s.packed, s.x_grid, ctx.needs_input_grad[4], ctx.x_dtype, ctx.how.straight[0]
-            )
+            gx, grid_x = _input_backward(ctx, gx, s.x, s.codes, s)
             gx = gx.view(ctx.shape)
         return _gradients(ctx, s, gx, grid_x, gw, gb)
 
@@ -221,13 +220,25 @@ def _values(g) -> Tensor:
     return g if isinstance(g, Tensor) else g.to_float()
 
 
-def _input_backward(gx, x2, codes, packed, grid, need_grid: bool, dtype, straight: bool):
+def _input_backward(ctx, gx, x2, codes, s: _Saved):
     """(dL/dx, gradients of the grid) from what was saved: x, or its codes and cells."""
+    grid, need_grid, dtype = s.x_grid, ctx.needs_input_grad[4], ctx.x_dtype
+    if not (ctx.how.straight[0] and grid.low is not None):
+        return _masked_backward(gx, x2, codes, s.packed, grid, need_grid, dtype)
+    of_grid = (None, None, None)
+    if need_grid:
+        gx = gx if isinstance(gx, Tensor) else gx.to_float()
+        of_grid = _masked_backward(gx.clone(), x2, codes, s.packed, grid, True, dtype)[1]
+    return _masked_backward(gx, x2, codes, None, grid._replace(low=None, high=None), False, dtype)[0], of_grid
+
+
+def _masked_backward(gx, x2, codes, packed, grid, need_grid: bool, dtype):
+    """The same where no gradient passes a value that is clipped."""
     if x2 is None and not isinstance(gx, Tensor):
         return integers.input_backward(gx, codes, packed, grid, need_grid, dtype)
     gx = gx if isinstance(gx, Tensor) else gx.to_float()
     if x2 is not None:
-        return fq.backward(gx.to(dtype), x2, grid, need_grid, straight=straight)
+        return fq.backward(gx.to(dtype), x2, grid, need_grid)
     gx, of_grid = rounding_error.backward(gx, codes.values, packed, grid, need_grid)
     return gx.to(dtype), of_grid
 
@@ -239,7 +250,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, x, w, bias, grad_bits, *grids_and_how):
         *grids, how = grids_and_how
         x_grid, w_grid = Grid(*grids[:4]), Grid(*grids[4:])
-        cells = how.needs_cells(ctx.needs_input_grad[4], x_grid)
+        cells = how.cells(ctx.needs_input_grad[4], x_grid)
         codes, packed = integers.quantize(x.permute(0, 2, 3, 1).contiguous(), x_grid, how.bits[1], cells)
         rows = w.permute(0, 2, 3, 1).reshape(len(w), -1)
         w_codes, _ = integers.quantize(rows, Grid(*(None if t is None else t.view(-1, 1) for t in w_grid)), how.bits[0])
@@ -261,9 +272,7 @@ class _Convolution(torch.autograd.Function):
         if s.need_x:
             flat = None if s.x is None else s.x.view(-1, s.x.shape[-1])
             shape, codes = s.codes.values.shape, s.codes._replace(values=s.codes.values.view(-1, s.codes.values.shape[-1]))
-            gx, grid_x = _input_backward(
-                gx, flat, codes, s.packed, s.x_grid, ctx.needs_input_grad[4], ctx.x_dtype, ctx.how.straight[0]
-            )
+            gx, grid_x = _input_backward(ctx, gx, flat, codes, s)
             gx = _last_to_first(gx.view(shape))
         return _gradients(ctx, s, gx, grid_x, gw, gb)
 

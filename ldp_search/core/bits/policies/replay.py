@@ -34,10 +34,25 @@ class Replay(Policy):
         for name in self.problem.layers:
             if name not in names:
                 raise ValueError(f"{self.path} has no bits for layer {name!r}.{did_you_mean(name, names)}")
+        bits = self._of_as_many_kinds(bits)
         order = [names.index(name) for name in self.problem.layers]
         bits = _of_kinds(bits[:, order], self.problem.low.shape[1])
         self.state = {"progress": progress, "bits": bits.to(self.problem.low.device)}
         return self._at(0.0)
+
+    def _of_as_many_kinds(self, bits):
+        """The bits of one gradient serve where a space splits them in two.
+
+        Raises:
+            ValueError: bits of two gradients, of a space that has one.
+        """
+        kinds = self.problem.low.shape[1]
+        if bits.shape[2] > kinds:
+            raise ValueError(
+                f"{self.path} has bits of their own for the gradients in dL/dx and in dL/dw, which this space has not: give "
+                "split_gradient=true."
+            )
+        return torch.cat([bits, bits[..., 2:]], 2) if bits.shape[2] < kinds else bits
 
     def _at(self, progress: float):
         # A record's bits were in force up to its progress, so the step that begins now takes the first record that ends later.
