@@ -116,7 +116,7 @@ def remove(model: nn.Module) -> nn.Module:
     return model
 
 
-def _verify(model: nn.Module, controller: Controller, call: tuple, before: list) -> None:
+def _verify(model: nn.Module, controller: Controller, call: tuple, before: list[Tensor] | None) -> None:
     """With quantization off the outputs must be those from before, exactly; else undo everything and name the culprit."""
     with controller.disabled():
         if equal(before, outputs(model, *call)):

@@ -19,7 +19,8 @@ def of(controller) -> dict:
         "generator": controller.generator.get_state(),
         "progress": controller._progress,
         "frozen": controller.frozen,
-    } | ({"backend": controller.backend.state_dict()} if hasattr(controller.backend, "state_dict") else {})
+        "backend": controller.backend.state_dict(),
+    }
 
 
 def load(controller, state: dict) -> None:
@@ -62,7 +63,7 @@ def _take(controller, state: dict) -> None:
     controller.policy.load_state_dict(state["policy"])
     controller.trajectory.load_state_dict(state["trajectory"])
     controller.generator.set_state(state["generator"])
-    if "backend" in state and hasattr(controller.backend, "load_state_dict"):
+    if state.get("backend"):
         controller.backend.load_state_dict(state["backend"])
     controller._progress, controller.frozen = state["progress"], state["frozen"]
     controller._steps = state.get("steps", 0)

@@ -62,7 +62,7 @@ class _Held:
         self.sensor = None if controller.sensor is None else controller.sensor.state_dict()
         self.objects = [(policy, _copied(policy.__dict__)), *((x, dict(x.__dict__)) for x in others)]
         self.random = controller.generator.get_state()
-        self.backend = controller.backend.state_dict() if hasattr(controller.backend, "state_dict") else None
+        self.backend = controller.backend.state_dict()
 
     def put_back(self) -> None:
         controller = self.controller
@@ -79,7 +79,7 @@ class _Held:
         if self.sensor is not None:
             controller.sensor.load_state_dict(self.sensor)
         controller.generator.set_state(self.random)
-        if self.backend is not None and hasattr(controller.backend, "load_state_dict"):
+        if self.backend:
             controller.backend.load_state_dict(self.backend)
         controller._bind_views()
 

@@ -29,8 +29,8 @@ def summarize(controller) -> str:
         found = controller.damage()
         each = ", ".join(f"{kind} {value:.2g}" for kind, value in found.kinds.items())
         lines.append(f"expected loss from rounding {found.total:.3g} ({each})")
-    if hasattr(controller.backend, "report"):
-        lines.append(controller.backend.report(list(bits)))
+    if arithmetic := controller.backend.report(list(bits)):
+        lines.append(arithmetic)
     lines += [f"  left out: {item.name}: {item.macs:,} MACs ({item.reason})" for item in coverage.left_out]
     return "\n".join(lines + _strays(find_strays(controller)))
 

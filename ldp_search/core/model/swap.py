@@ -6,6 +6,7 @@ A made class stands before the original one, and its forward is that of a mixin,
 from __future__ import annotations
 
 from functools import cache, wraps
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +15,8 @@ ATTRIBUTE = "_ldp_site"  # in the layer's __dict__: neither parameter, buffer no
 
 class Swapped:
     """Base of the mixins that stand before the original class. `run` takes the place of its forward."""
+
+    _ldp_original: type[Any]
 
     def __init_subclass__(cls, **options):
         """Nothing: the original class's own hook (a registry, required arguments) is for classes that people write."""
@@ -33,13 +36,13 @@ class Swapped:
         return _remake, (made._ldp_original, made.__bases__[0]), state
 
 
-def _remake(cls: type, mixin: type):
+def _remake(cls: type[nn.Module], mixin: type[Swapped]) -> nn.Module:
     made = quantized_class(cls, mixin)
     return made.__new__(made)
 
 
 @cache
-def quantized_class(cls: type, mixin: type) -> type:
+def quantized_class(cls: Any, mixin: type[Swapped]) -> type[Any]:
     """`mixin` before a class. The signature of its forward stays, which transformers' Trainer reads."""
 
     @wraps(cls.forward)
@@ -52,7 +55,7 @@ def quantized_class(cls: type, mixin: type) -> type:
 
 
 @cache
-def original_class(made: type) -> type:
+def original_class(made: Any) -> type[Any]:
     """The class that a module had before `swap`, also where somebody else (FSDP) has put a class of theirs before ours."""
     if not issubclass(made, Swapped):
         return made
@@ -65,7 +68,7 @@ def original_class(made: type) -> type:
     return type(name, bases, names)
 
 
-def swap(module: nn.Module, record, mixin: type) -> None:
+def swap(module: nn.Module, record: Any, mixin: type[Swapped]) -> None:
     """Put `mixin` before the class of `module`, in place; record: what its forward asks (a site, a plan)."""
     module.__class__ = quantized_class(type(module), mixin)
     module.__dict__[ATTRIBUTE] = record

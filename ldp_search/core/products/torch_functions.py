@@ -26,8 +26,8 @@ class TorchProduct:
 
     def operands(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor] | None:
         """The two operands; None where they are not two dense floating-point tensors."""
-        found = [self._one(args, kwargs, i) for i in (0, 1)]
-        return tuple(found) if all(map(_is_dense, found)) else None
+        first, second = (self._one(args, kwargs, i) for i in (0, 1))
+        return (first, second) if _is_dense(first) and _is_dense(second) else None
 
     def _one(self, args, kwargs, which):
         place = self.first + which
@@ -35,13 +35,13 @@ class TorchProduct:
 
     def with_operands(self, args: tuple, kwargs: dict, pair) -> tuple[tuple, dict]:
         """The arguments with other operands."""
-        args, kwargs = list(args), dict(kwargs)
+        placed, named = list(args), dict(kwargs)
         for which, value in enumerate(pair):
-            if len(args) > self.first + which:
-                args[self.first + which] = value
+            if len(placed) > self.first + which:
+                placed[self.first + which] = value
             else:
-                kwargs[self.operand_names[which]] = value
-        return tuple(args), kwargs
+                named[self.operand_names[which]] = value
+        return tuple(placed), named
 
     def channel_axes(self, which: int, operand: Tensor, args: tuple) -> tuple[int, ...]:
         """Axes of an operand that the sum leaves: its output channels, where it is a weight."""

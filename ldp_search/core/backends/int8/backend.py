@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ...messages import did_you_mean
 from ...products import bilinear
-from ...products.bilinear import LinearProduct
+from ...products.bilinear import LinearProduct, Product
 from ...quantize import fake_quantize as fq
+from ...quantize.gradient_quantizers import GradQuantizer
 from ...quantize.grid import Grid
 from ...registry import register
 from .. import saved_activations
+from ..base import Backend
 from ..call import Call, compute_dtype, each_product
 from ..simulate import Simulate
 from . import convolution as convolutions
@@ -31,7 +33,7 @@ OPTIONS = {"choose": ("measure", "always", "never"), "keep": ("codes", "input"),
 
 @register("backend", "int8")
 @dataclass
-class Int8:
+class Int8(Backend):
     """Products of 8-bit integers where they fit and are faster, on CPUs with VNNI and on CUDA; else as `simulate`.
 
     choose: integers where a measurement at the first calls finds them faster, wherever they fit (always), or never.
@@ -99,8 +101,8 @@ class Int8:
 class _How(NamedTuple):
     """bits: (3,) of weight, input and gradient. planes: of the weight in dL/dx. codes: kept for backward instead of x."""
 
-    product: object
-    grad_quantizer: object
+    product: Product
+    grad_quantizer: GradQuantizer
     dtype: torch.dtype
     bits: Tensor
     planes: int
@@ -109,7 +111,7 @@ class _How(NamedTuple):
 
 def _weight(w: Tensor, grid: Grid, transposed: bool) -> tuple[Tensor, Grid]:
     """Weight and grid as (outputs, inputs)."""
-    return (w.t(), Grid(*(None if t is None else t.t() for t in grid))) if transposed else (w, grid)
+    return (w.t(), grid.map(Tensor.t)) if transposed else (w, grid)
 
 
 class _Saved(NamedTuple):
@@ -231,7 +233,7 @@ class _Convolution(torch.autograd.Function):
         cells = how.codes and (ctx.needs_input_grad[4] or x_grid.low is not None)
         codes, packed = integers.quantize(x.permute(0, 2, 3, 1).contiguous(), x_grid, how.bits[1], cells)
         rows = w.permute(0, 2, 3, 1).reshape(len(w), -1)
-        w_codes, _ = integers.quantize(rows, Grid(*(None if t is None else t.view(-1, 1) for t in w_grid)), how.bits[0])
+        w_codes, _ = integers.quantize(rows, w_grid.map(lambda t: t.view(-1, 1)), how.bits[0])
         ctx.save_for_backward(None if how.codes else x, w, grad_bits, *grids, *(codes if how.codes else (None,) * 3), packed)
         ctx.how, ctx.x_dtype, ctx.bias_dtype = how, x.dtype, None if bias is None else bias.dtype
         y = convolutions.forward(codes, w_codes, bias, how.product, tuple(w.shape[2:]), how.dtype)

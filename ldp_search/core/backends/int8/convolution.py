@@ -99,7 +99,7 @@ def weight_gradient(g: Codes, x: Codes, product, kernel) -> Tensor:
     where = kernel, product.stride, product.padding, product.dilation
     samples, places, outputs = len(g.values), g.values[0, :, :, 0].numel(), g.values.shape[-1]
     valid = inside(tuple(x.values.shape[1:3]), *where).to(x.scale.device)
-    total = column = 0
+    total = column = torch.zeros((), dtype=torch.float64, device=x.scale.device)
     for some in chunks(x.values, places, valid.shape[1] * x.values.shape[-1]):
         rows, of_rows = columns(x.values[some], *where), g.values[some].reshape(-1, outputs)
         # One sample alone may have more places than 32 bits hold the sum over.
