@@ -39,9 +39,9 @@ class LDPCallback(TrainerCallback, ExportableState):
     * After backward and before the optimizer's step: `controller(model).step(progress)`, with the step's mean training loss
       for policies that read it (it is read off the model's own loss as backward reaches it, so accumulation, label counts
       and mixed precision are accounted for as the Trainer does).
-    * With every training log: `ldp_weight_bits`, `ldp_input_bits` (means over the quantized layers), `ldp_cost` (training
-      cost now, relative to the highest bits) and `ldp_mean_cost` (so far): in `trainer.state.log_history`, on the console,
-      and in every tracker of `report_to`.
+    * With every training log: `ldp_weight_bits`, `ldp_input_bits`, `ldp_grad_bits` (means over the quantized layers),
+      `ldp_cost` (training cost now, relative to the highest bits) and `ldp_mean_cost` (so far): in
+      `trainer.state.log_history`, on the console, and in every tracker of `report_to`.
     * `ldp_state.pt` in every checkpoint folder; `trainer.train(resume_from_checkpoint=...)` goes on bitwise as if it had not
       been interrupted, and `load_best_model_at_end` also brings back the bits of the best checkpoint.
     * A training that begins again after one that did not end (`auto_find_batch_size`, a stopped cell of a notebook) begins with
@@ -104,6 +104,8 @@ class LDPCallback(TrainerCallback, ExportableState):
             scale = scaler.get_scale()
             for tensor in ldp.parameters().values():
                 tensor.grad.div_(scale)
+            if ldp.sensor is not None:
+                ldp.sensor.unscale(scale)
             loss = None if loss is None else loss / scale
         if loss is None and ldp.policy.needs_loss and not ldp.frozen:
             raise ValueError(
@@ -120,6 +122,7 @@ class LDPCallback(TrainerCallback, ExportableState):
         row = {
             "ldp_weight_bits": sum(b.weight for b in bits) / len(bits),
             "ldp_input_bits": sum(b.input for b in bits) / len(bits),
+            "ldp_grad_bits": sum(b.grad for b in bits) / len(bits),
             "ldp_cost": cost.relative,
             "ldp_mean_cost": cost.mean_relative,
         }

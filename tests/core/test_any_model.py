@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import transformers as hf
+from signals import deaf_layers
 from timm.layers import ScaledStdConv2d  # standardizes its weights in every forward
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -107,23 +108,24 @@ def test_everything_is_reached_and_nothing_else_changes(name):
     assert torch.equal(run(model, inputs), expected)
 
 
+@pytest.mark.parametrize(
+    "space", [{"target_cost": 0.5}, {"policy": "bit_gradient", "target_cost": 0.5}], ids=["learned", "bit_gradient"]
+)
 @pytest.mark.parametrize("name", MODELS)
-def test_near_at_many_bits_and_every_bit_learns(name):
+def test_near_at_many_bits_and_every_bit_learns(name, space):
     model, inputs = make(name)
     expected = run(model, inputs).detach()
     for bits, most in ((16, 2e-3), (8, 0.3)):
         ldp_search.apply(model, "static", bits=bits, grad_bits=32, attention=True, example_inputs=inputs)
         assert 0 < error(run(model, inputs).detach(), expected) < most
         ldp_search.remove(model)
-    ldp = ldp_search.controller(ldp_search.apply(model, target_cost=0.5, attention=True, example_inputs=inputs))
+    ldp = ldp_search.controller(ldp_search.apply(model, space, attention=True, example_inputs=inputs))
     model.train()
     out = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
     out = [out] if isinstance(out, torch.Tensor) else out.to_tuple()
     sum(x.float().pow(3).mean() for x in out if isinstance(x, torch.Tensor)).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    grad = ldp.parameters()["bits"].grad
-    idle = [n for n, g in zip(ldp.layers, grad, strict=True) if ldp.layers[n].calls and not g[:2].all()]
-    assert grad.isfinite().all() and not idle
+    assert not deaf_layers(ldp)
     ldp.step(0.5)
     with torch.no_grad():
         assert run(model.eval(), inputs).isfinite().all()
@@ -192,10 +194,13 @@ class Recomputed(nn.Module):
         return x
 
 
+SPACE = {"policy": "bit_gradient", "bits": (3, 8), "grad_bits": 32, "target_cost": 0.5}
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_recomputed_forwards_are_recorded_once(reentrant):
     model, x, ranges = Recomputed(), torch.randn(3, 4, requires_grad=True), []
-    ldp = ldp_search.controller(ldp_search.apply(model, bits=(3, 8), grad_bits=32, example_inputs=x.detach()))
+    ldp = ldp_search.controller(ldp_search.apply(model, SPACE, example_inputs=x.detach()))
     for model.reentrant in (None, reentrant):
         ldp.ranges.zero_()
         ldp.parameters()["bits"].grad.zero_()

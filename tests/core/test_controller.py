@@ -4,9 +4,13 @@ import io
 
 import pytest
 import torch
+from signals import deaf_layers
 from torch import nn
 
 import ldp_search
+
+CLIPPED = {"policy": "bit_gradient", "weight_quantizer": "clip", "input_quantizer": "clip"}
+INTERPOLATED = {"policy": "bit_gradient", "target_cost": 0.5, "relaxation": "interpolate"}
 
 
 def applied(model, space=None, **options):
@@ -34,7 +38,7 @@ def test_a_policy_that_reads_the_loss_asks_for_it(mlp, space):
 
 
 def test_gradients_of_micro_batches_add_up(mlp):
-    model, ldp = applied(mlp(), {"target_cost": 0.5, "grad_bits": 32, "weight_quantizer": "clip", "input_quantizer": "clip"})
+    model, ldp = applied(mlp(), CLIPPED | {"target_cost": 0.5, "grad_bits": 32})
     parts, single = [torch.randn(4, 8), 3 * torch.randn(4, 8)], []
     for x in parts:
         model(x).square().sum().backward()
@@ -79,14 +83,18 @@ def training(space, steps, total=24, state=None, seed=0):
 
 SPACES = {
     "default": "ldp",
-    "sampled": {"target_cost": 0.5, "relaxation": "sample", "tie": True, "input_quantizer": "clip"},
-    "interpolated": {"target_cost": 0.6, "relaxation": "interpolate", "weight_quantizer": "clip", "granularity": "network"},
+    "split": {"target_cost": 0.5, "grad_bits": (3, 8), "split_gradient": True, "grad_quantizer": "per_sample_channel"},
+    "shared": {"target_cost": 0.5, "tie": True, "granularity": "network", "input_quantizer": "clip"},
     "weighed": {"cost_weight": 0.1},
+    "sampled": {"policy": "bit_gradient", "target_cost": 0.5, "relaxation": "sample", "tie": True, "input_quantizer": "clip"},
+    "interpolated": {"policy": "bit_gradient", "target_cost": 0.6, "relaxation": "interpolate", "weight_quantizer": "clip",
+                     "granularity": "network"},
+    "bit gradients weighed": {"policy": "bit_gradient", "cost_weight": 0.1},
     "paper": "ldp_paper",
     "cyclic": {"policy": {"name": "cyclic", "cycles": 3}, "relaxation": "sample"},
     "progressive": {"policy": {"name": "progressive", "window": 2}, "grad_bits": (6, 8)},
     "random": "random",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -126,14 +134,14 @@ def test_clips_are_learned_outside_the_models_parameters():
     assert len(list(model.parameters())) == 4
 
 
-@pytest.mark.parametrize("space", ["ldp_clip", "ldp_paper", {"target_cost": 0.5, "relaxation": "interpolate"}])
+@pytest.mark.parametrize("space", ["ldp_clip", "ldp", "ldp_paper", INTERPOLATED, CLIPPED | {"target_cost": 0.5}])
 def test_a_model_in_bfloat16(mlp, space):
-    model, ldp = applied(mlp().bfloat16(), space)
+    model, ldp = applied(mlp().bfloat16(), space, sense_every=1)
     for step in range(3):
         loss = model(torch.randn(4, 8).bfloat16()).float().square().mean()
         loss.backward()
         assert all(p.grad.dtype == torch.bfloat16 and p.grad.isfinite().all() for p in model.parameters())
-        assert ldp.parameters()["bits"].grad.any()
+        assert not deaf_layers(ldp)
         ldp.step((step + 1) / 3)
     assert all(t.dtype == torch.float32 for t in ldp.parameters().values())
 
@@ -143,7 +151,8 @@ def test_a_model_in_bfloat16(mlp, space):
 )
 def test_compiled_once_whatever_the_bits(mlp, options):
     torch._dynamo.reset()
-    eager, compiled = (applied(mlp(), "ldp", example_inputs=torch.zeros(1, 8), grad_bits=32, **options) for _ in range(2))
+    space = {"policy": "bit_gradient", "target_cost": 0.45, "grad_bits": 32} | options
+    eager, compiled = (applied(mlp(), space, example_inputs=torch.zeros(1, 8)) for _ in range(2))
     graphs = []
 
     def backend(graph, inputs):
@@ -161,3 +170,33 @@ def test_compiled_once_whatever_the_bits(mlp, options):
         torch.testing.assert_close(compiled[1].ranges, eager[1].ranges)
         [ldp.step((step + 1) / 6) for _, ldp in (eager, compiled)]
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("space", ["ldp", "ldp_clip"])
+def test_compiled_for_steps_that_sense_and_for_steps_that_do_not(mlp, space):
+    """Two kinds of steps, however many there are and whatever the bits; both measure what they measure uncompiled."""
+    torch._dynamo.reset()
+    options = {"grad_bits": 32, "sense_every": 3}
+    eager, compiled = (applied(mlp(), space, example_inputs=torch.zeros(1, 8), **options) for _ in range(2))
+    graphs, after = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    function = torch.compile(compiled[0], backend=backend)
+    for step in range(9):
+        x, gradients = torch.randn(4, 8), []
+        for (model, ldp), forward in ((eager, eager[0]), (compiled, function)):
+            ldp.parameters()["bits"].detach().fill_(3 + step % 4)
+            model.zero_grad()
+            forward(x).square().sum().backward()
+            gradients.append([p.grad for p in model.parameters()])
+            if ldp.sensing:
+                assert not deaf_layers(ldp)
+            ldp.step((step + 1) / 9)
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compiled[1].ranges, eager[1].ranges)
+        torch.testing.assert_close(*(ldp.sensor.curves(3) for _, ldp in (eager, compiled)), rtol=1e-3, atol=1e-9)
+        after.append(len(graphs))
+    assert after[1] == after[-1]

@@ -17,7 +17,7 @@ import ldp_search
 import ldp_search.runner.models.cifar  # noqa: F401  (registers the CIFAR networks with timm)
 from ldp_search.core.backends import simulate
 from ldp_search.core.backends.int8 import backend as int8
-from ldp_search.core.controller.checkpoint import TENSORS
+from ldp_search.core.controller.tensors import NAMES
 
 SMALL_GPT2 = GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)
 
@@ -39,10 +39,10 @@ SPACES = {
     "static": {"policy": "static"},
     "cyclic": {"policy": "cyclic"},
     "progressive": {"policy": {"name": "progressive", "window": 100}},
-    "interpolate": {"policy": "learned", "target_cost": 0.5, "relaxation": "interpolate"},
-    "sample": {"policy": "learned", "target_cost": 0.5, "relaxation": "sample"},
-    "clip": {"policy": "learned", "target_cost": 0.5, "weight_quantizer": "clip", "input_quantizer": "clip"},
-    "symmetric": {"policy": "learned", "target_cost": 0.5, "weight_quantizer": "symmetric", "input_quantizer": "symmetric",
+    "interpolate": {"policy": "bit_gradient", "target_cost": 0.5, "relaxation": "interpolate"},
+    "sample": {"policy": "bit_gradient", "target_cost": 0.5, "relaxation": "sample"},
+    "clip": {"policy": "bit_gradient", "target_cost": 0.5, "weight_quantizer": "clip", "input_quantizer": "clip"},
+    "symmetric": {"policy": "bit_gradient", "target_cost": 0.5, "weight_quantizer": "symmetric", "input_quantizer": "symmetric",
                   "grad_quantizer": "symmetric"},
     "attention": {"policy": "learned", "target_cost": 0.5, "attention": True, "embeddings": True},
     "int8": {"policy": "static", "backend": {"name": "int8", "choose": "always"}},
@@ -100,8 +100,13 @@ def to_cuda(mode, module) -> None:
 
 def controller_to_fake(mode, ldp) -> None:
     """The tensors of the controller and of its policy as fake ones, still on the CPU."""
-    for name in TENSORS:
-        setattr(ldp, name, mode.from_tensor(getattr(ldp, name)))
+    for name in NAMES:
+        setattr(ldp.tensors, name, mode.from_tensor(getattr(ldp.tensors, name)))
+    ldp.levels = mode.from_tensor(ldp.levels)
+    if ldp.sensor is not None:
+        record = ldp.sensor.record
+        record.levels = mode.from_tensor(record.levels)
+        record.curves, record.scalars, record.sketch = (mode.from_tensor(tensor) for tensor in record.tensors())
     problem = {name: mode.from_tensor(getattr(ldp.problem, name)) for name in ("low", "high", "macs", "group")}
     ldp.problem = ldp.policy.problem = dataclasses.replace(ldp.problem, **problem)
     ldp.policy.state = pytree.tree_map_only(torch.Tensor, mode.from_tensor, ldp.policy.state)
@@ -138,6 +143,6 @@ def test_a_step_runs_on_cuda_alone(model, space, on_cuda, monkeypatch):
             gradients = function.backward(context, torch.empty_like(out))
             assert {g.device.type for g in gradients if g is not None} <= {"cuda"}
         ldp.step(0.01, loss=y.float().mean())
-        assert {getattr(ldp, name).device.type for name in TENSORS} == {"cuda"}
+        assert {tensor.device.type for tensor in ldp.tensors.all()} == {"cuda"}
     products = len(seen.calls)
     assert products or space in ("interpolate", "reference"), "the products' own backward was reached"

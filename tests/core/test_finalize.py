@@ -50,7 +50,9 @@ def picture_net():
 
 def test_finalize_reestimates_statistics():
     model, ldp = applied(
-        picture_net(), {"target_cost": 0.5, "relaxation": "interpolate"}, example_inputs=torch.zeros(1, 1, 6, 6)
+        picture_net(),
+        {"policy": "bit_gradient", "target_cost": 0.5, "relaxation": "interpolate"},
+        example_inputs=torch.zeros(1, 1, 6, 6),
     )
     for step in range(4):
         model(5 + torch.randn(8, 1, 6, 6)).sum().backward()
@@ -86,11 +88,10 @@ def test_finalize_takes_dicts_and_functions_and_refuses_nothing(mlp):
     assert torch.equal(ldp.ranges, before)
 
 
+@pytest.mark.parametrize("policy", ["learned", "bit_gradient"])
 @pytest.mark.parametrize("relaxation", ["round", "interpolate", "sample"])
-def test_frozen_bits_stay(mlp, relaxation):
-    model, ldp = applied(
-        mlp(), {"target_cost": 0.5, "relaxation": relaxation, "policy": {"name": "learned", "start": "middle"}}
-    )
+def test_frozen_bits_stay(mlp, relaxation, policy):
+    model, ldp = applied(mlp(), {"target_cost": 0.5, "relaxation": relaxation, "policy": {"name": policy, "start": "middle"}})
     ldp.freeze()  # before the first forward, which counts
     bits = ldp.parameters()["bits"].clone()
     for step in range(5):

@@ -103,7 +103,7 @@ def test_a_step_is_that_of_the_formulas(options, monkeypatch):
     for formulas in (False, True):
         torch.manual_seed(0)
         model, x = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(6, 5)
-        space = ldp_search.SearchSpace(policy="learned", target_cost=0.5, grad_bits=32, **options)
+        space = ldp_search.SearchSpace(policy="bit_gradient", target_cost=0.5, grad_bits=32, **options)
         ldp_search.apply(model, space, x)
         ldp = ldp_search.controller(model)
         with native.disabled() if formulas else torch.enable_grad():

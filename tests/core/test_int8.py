@@ -43,7 +43,7 @@ def outcome(name, backend, quantizer="minmax", evaluation=False, frozen=(), dtyp
     x.requires_grad_("x" not in frozen)
     for kind, parameter in model["layer"].named_parameters():
         parameter.requires_grad_(kind not in frozen)
-    space = {"weight_quantizer": quantizer, "input_quantizer": quantizer, "policy": {"name": "learned", "start": "middle"}}
+    space = {"weight_quantizer": quantizer, "input_quantizer": quantizer, "policy": {"name": "bit_gradient", "start": "middle"}}
     ldp_search.apply(model, space | {"bits": (3, 8), "target_cost": 0.6, "backend": backend} | options)
     ldp, layer = ldp_search.controller(model), model["layer"]
     if quantizer == "clip":  # tight enough for every range to clip something
@@ -78,7 +78,7 @@ ALWAYS = {"name": "int8", "choose": "always", "keep": "input"}
 def test_integers_are_the_formulas(name, quantizer, kernels):
     with KERNELS[kernels]():
         for bits, grad_bits in (((3, 8), 8), (8, 4), (2, 32)):
-            policy = {"name": "learned", "start": "middle"} if isinstance(bits, tuple) else "static"
+            policy = {"name": "bit_gradient", "start": "middle"} if isinstance(bits, tuple) else "static"
             for case in ({}, {"evaluation": True}, {"rectified": True, "grad_quantizer": "symmetric"}):
                 case = case | {"quantizer": quantizer, "bits": bits, "grad_bits": grad_bits, "policy": policy}
                 (expected, _), (found, ldp) = outcome(name, "reference", **case), outcome(name, ALWAYS, **case)

@@ -83,8 +83,8 @@ def test_their_own_products_are_quantized_once_and_layers_inside_by_themselves(m
 
 @pytest.mark.parametrize("relaxation", ["round", "interpolate", "sample"])
 def test_gradient_reaches_every_rows_bits(model, x, relaxation):
-    ldp_search.apply(model, example_inputs=x, attention=True, relaxation=relaxation, bits=(3, 6))
-    ldp = ldp_search.controller(model)
+    space = {"policy": "bit_gradient", "target_cost": 0.5, "relaxation": relaxation, "bits": (3, 6)}
+    ldp = ldp_search.controller(ldp_search.apply(model, space, example_inputs=x, attention=True))
     model(x).square().mean().backward()
     grad = ldp.parameters()["bits"].grad
     assert torch.isfinite(grad).all() and (grad[:, :2] != 0).all()
@@ -193,7 +193,9 @@ class Computed(nn.Module):
 @pytest.mark.parametrize("skip", ["first", "second"])
 def test_computed_weights_of_one_shape_are_told_apart(skip):
     model, x = Computed(), torch.randn(3, 4)
-    ldp = ldp_search.controller(ldp_search.apply(model, {}, bits=(2, 6), cost_weight=0.1, skip=[skip], example_inputs=x))
+    ldp = ldp_search.controller(
+        ldp_search.apply(model, {"policy": "bit_gradient"}, bits=(2, 6), cost_weight=0.1, skip=[skip], example_inputs=x)
+    )
     model(x).sum().backward()
     grad = dict(zip(ldp.layers, ldp.parameters()["bits"].grad, strict=True))
     searched = {"first": "second", "second": "first"}[skip]

@@ -1,4 +1,4 @@
-"""The learned policy: budgets, sensitivities, freezing, prices."""
+"""The learned policy: budgets, bits of least damage, warm-up and freezing, prices, what is refused."""
 
 import itertools
 import math
@@ -12,141 +12,217 @@ import ldp_search
 CHOICES = {  # a covering table: every pair of choices occurs
     "granularity": ("layer", "block", "network"),
     "tie": (True, False),
-    "relaxation": ("round", "sample", "interpolate"),
-    "quantizer": ("minmax", "symmetric", "clip"),
+    "split": (True, False),
+    "relaxation": ("round", "sample"),
+    "quantizer": ("mse", "minmax", "clip"),
     "start": ("target", "low", "high", "middle"),
-    "target": (0.5, 0.35, 0.8),
+    "target": (0.35, 0.2, 0.8),
+    "steps": (50, 71),
 }
 
 
-def covering() -> list[tuple]:
+def covering(choices: dict) -> list[tuple]:
     """Few rows of choices in which every pair of values occurs (greedy)."""
-    every = list(itertools.product(*CHOICES.values()))
-    pairs = lambda row: set(itertools.combinations(enumerate(row), 2))  # noqa: E731
-    missing, rows = set().union(*map(pairs, every)), []
+    every = list(itertools.product(*choices.values()))
+    of_row = {row: set(itertools.combinations(enumerate(row), 2)) for row in every}
+    missing, rows = set().union(*of_row.values()), []
     while missing:
-        rows.append(max(every, key=lambda row: len(pairs(row) & missing)))
-        missing -= pairs(rows[-1])
+        rows.append(max(every, key=lambda row: len(of_row[row] & missing)))
+        missing -= of_row[rows[-1]]
     return rows
 
 
-def toy(steps, space, seed=0):
+def toy(steps, space, **options):
     """A real, small training; returns its controller and the bits after every step."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
     x = torch.randn(64, 6)
     target = torch.tanh(x[:, :3] * x[:, 3:])
-    ldp_search.apply(model, space, example_inputs=x)
+    ldp_search.apply(model, space, example_inputs=x, **options)
     ldp, optimizer = ldp_search.controller(model), torch.optim.SGD(model.parameters(), lr=0.1)
     history = []
     for step in range(steps):
         loss = nn.functional.mse_loss(model(x), target)
         loss.backward()
-        ldp.step((step + 1) / steps, loss=loss)
+        ldp.step((step + 1) / steps, loss=loss, optimizer=optimizer)
         optimizer.step(), optimizer.zero_grad()
         history.append(ldp.parameters()["bits"].detach().clone())
     return ldp, history
 
 
-@pytest.mark.parametrize("row", covering(), ids=lambda row: "-".join(map(str, row)))
+@pytest.mark.parametrize("row", covering(CHOICES), ids=lambda row: "-".join(map(str, row)))
 def test_a_training_ends_on_its_target_cost(row):
     choice = dict(zip(CHOICES, row, strict=True))
-    ldp, history = toy(200, {
-        "policy": {"name": "learned", "start": choice["start"]}, "target_cost": choice["target"], "bits": (3, 8),
-        "granularity": choice["granularity"], "tie": choice["tie"], "relaxation": choice["relaxation"],
-        "weight_quantizer": choice["quantizer"], "input_quantizer": choice["quantizer"],
+    ldp, history = toy(choice["steps"], {
+        "policy": {"name": "learned", "start": choice["start"]}, "target_cost": choice["target"], "bits": (2, 8),
+        "grad_bits": (3, 8), "split_gradient": choice["split"], "granularity": choice["granularity"], "tie": choice["tie"],
+        "relaxation": choice["relaxation"], "weight_quantizer": choice["quantizer"], "input_quantizer": choice["quantizer"],
+        "grad_quantizer": "per_sample", "sense_every": 4,
     })  # fmt: skip
-    assert ldp.cost().mean_relative == pytest.approx(choice["target"], rel=0.01)
-    last = torch.stack(history[-20:])
-    assert torch.equal(last, last.round()) and len(last.unique(dim=0)) <= 2, "the last tenth is frozen, at integers"
+    assert ldp.cost().mean_relative == pytest.approx(choice["target"], rel=0.005)
+    assert all(torch.equal(bits, bits.round()) for bits in history)
+    last = torch.stack(history[-(choice["steps"] // 10) :])
+    assert len(last.unique(dim=0)) <= 2, "the last tenth is frozen"
 
 
-GRID = list(itertools.product(("network", "layer"), (False, True), ("round", "sample"), ("low", "middle", "target")))
+GRID = {
+    "start": ("target", "low", "high", "middle"), "target": (0.2, 0.4, 0.7), "granularity": ("layer", "network"),
+    "tie": (False, True), "steps": (50, 64),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("granularity", "tie", "relaxation", "start"), GRID)
-@pytest.mark.parametrize("target", [0.4, 0.7])
-def test_fifty_steps_are_enough_for_a_budget(square, pretend, granularity, tie, relaxation, start, target):
-    options = {"granularity": granularity, "tie": tie, "relaxation": relaxation, "policy": {"name": "learned", "start": start}}
-    ldp = square(3, target_cost=target, **options)
-    pretend(ldp, 50, [1.0, 8.0, 64.0])
-    assert ldp.cost().mean_relative == pytest.approx(target, rel=0.01)
+@pytest.mark.parametrize("row", covering(GRID), ids=lambda row: "-".join(map(str, row)))
+def test_fifty_steps_are_enough_for_a_budget(square, row):
+    """Whatever the damages: here they change from step to step."""
+    start, target, granularity, tie, steps = row
+    ldp = square(3, target_cost=target, granularity=granularity, tie=tie, bits=(2, 8), grad_bits=(3, 8),
+                 policy={"name": "learned", "start": start})  # fmt: skip
+    draw = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        known(ldp, 10 ** torch.randn(3, 3, generator=draw, dtype=torch.float64))
+        ldp.step((step + 1) / steps)
+    assert ldp.cost().mean_relative == pytest.approx(target, rel=0.005)
 
 
-@pytest.mark.parametrize("ratio", [1, 2, 4, 8])
-def test_bits_follow_the_known_sensitivities(square, pretend, ratio):
-    """rms(dL/db) = k 2^-b, so s = k^2, and b* = log2(s / (price dC/db)) / 2 differs by log2(ratio) - log2(price ratio) / 2."""
-    ldp = square(2, target_cost=0.5, tie=True, bits=(2, 12), policy={"name": "learned", "smoothing": 0.995})
-    pretend(ldp, 800, [1.0, float(ratio)])
-    real = ldp.policy.state["bits"].double()
-    price = real + 8 + real + 8  # dC/db_w + dC/db_x = 2 (b + b_g) macs
-    expected = math.log2(ratio) - float(torch.log2(price[1] / price[0])) / 2
-    assert float(real[1] - real[0]) == pytest.approx(expected, abs=0.2)
+def known(ldp, scale) -> None:
+    """From here on the damages are scale (sites, kinds) times 4^-bits, and the learning rate is not rising."""
+    ldp.sensor.warming_up, ldp.sensor._rate, ldp.sensing = False, 0.0, False
+    curves = torch.as_tensor(scale, dtype=torch.float64)[..., None] * 4.0 ** -ldp.levels.double()
+    ldp._damages = lambda: lambda: curves
 
 
-def test_a_dead_layer_does_not_stop_the_others(square, pretend):
+def finish(ldp, steps, **options) -> list[dict]:
+    history = []
+    for step in range(steps):
+        ldp.step((step + 1) / steps, **options)
+        history.append(ldp.bits())
+    return history
+
+
+@pytest.mark.parametrize("ratio", [4, 16, 64])
+def test_a_bit_goes_where_it_saves_the_most_loss_for_its_operations(square, ratio):
+    """S_1 = ratio S_0 of equal cost: half of log2(ratio) bits more, less half of log2(price ratio); and so for every kind."""
+    ldp = square(2, target_cost=0.3, bits=(2, 12), grad_bits=(3, 12))
+    known(ldp, [[1.0, 1.0, 1.0], [ratio, ratio, ratio]])
+    finish(ldp, 100)
+    rows = torch.tensor([list(bits) for bits in ldp.bits().values()], dtype=torch.float64)
+    prices = rows.sum(1, keepdim=True) - rows
+    expected = math.log2(ratio) / 2 - torch.log2(prices[1] / prices[0]) / 2
+    assert ((rows[1] - rows[0]) - expected).abs().max() <= 1, "to the nearest integers"
+    assert rows.std(1).max() < 1, "and where all kinds do the same damage they have the same bits"
+
+
+def test_gradients_are_on_the_same_price_as_the_rest(square):
+    ldp = square(3, target_cost=0.3165, bits=(2, 8), grad_bits=(3, 8), policy={"name": "learned", "inertia": 0.0})
+    known(ldp, [[1.0, 1.0, 1e-3]] * 3)
+    finish(ldp, 60)
+    assert all(bits.grad == 3 and bits.weight > 4 and bits.input > 4 for bits in ldp.bits().values())
+    ldp = square(3, target_cost=0.3165, bits=(2, 8), grad_bits=(3, 8), policy={"name": "learned", "grad_rate": 1e6})
+    known(ldp, [[1.0, 1.0, 1e-3]] * 3)
+    finish(ldp, 60)
+    assert all(bits.grad > max(bits.weight, bits.input) for bits in ldp.bits().values()), "at another exchange rate"
+
+
+def test_a_layer_that_does_no_damage_ends_at_the_lowest_bits(square):
     ldp = square(4, target_cost=0.5, tie=True)
-    history = pretend(ldp, 100, [0.0, 1.0, 4.0, 16.0])
-    for bits in (history[40], history[-1]):
+    known(ldp, [[0.0] * 3, [1.0] * 3, [16.0] * 3, [256.0] * 3])
+    history = finish(ldp, 100)
+    for bits in (history[60], history[-1]):
         dead, *alive = [b.weight for b in bits.values()]
         assert dead == 3 and alive[0] < alive[1] < alive[2]
 
 
-def test_broken_gradients_do_no_harm(square):
-    ldp = square(2, target_cost=0.5)
-    for step in range(40):
-        ldp.parameters()["bits"].grad.fill_((float("nan"), float("inf"), -1.0)[step % 3])
-        ldp.step((step + 1) / 40)
-    assert ldp.parameters()["bits"].isfinite().all() and ldp.cost().mean_relative == pytest.approx(0.5, rel=0.01)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_backward_does_no_harm(broken):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(16, 6)
+    ldp = ldp_search.controller(ldp_search.apply(model, "ldp", example_inputs=x, sense_every=2))
+    for step in range(60):
+        loss = model(x).square().mean()
+        (loss * (broken if step % 8 == 0 else 1.0)).backward()
+        model.zero_grad()
+        ldp.step((step + 1) / 60)
+    assert ldp.parameters()["bits"].isfinite().all() and ldp.sensor.curves(3).isfinite().all()
+    assert ldp.cost().mean_relative == pytest.approx(0.3165, rel=0.005)
 
 
-def test_warm_up_and_freeze_keep_the_bits(square, pretend):
+def test_warm_up_and_freeze_keep_the_bits(square):
     ldp = square(3, target_cost=0.5, policy={"name": "learned", "warmup": 0.3, "freeze": 0.3})
-    before = ldp.bits()
-    history = pretend(ldp, 100, [1.0, 8.0, 64.0])
+    before, draw, history = ldp.bits(), torch.Generator().manual_seed(0), []
+    for step in range(100):
+        known(ldp, 10 ** torch.randn(3, 3, generator=draw, dtype=torch.float64))
+        ldp.step((step + 1) / 100)
+        history.append(ldp.bits())
     assert all(bits == before for bits in history[:30])
     assert any(bits != before for bits in history[30:70])
     tail = [tuple(h.values()) for h in history[70:]]
     assert sum(a != b for a, b in zip(tail, tail[1:], strict=False)) <= 1
 
 
-def test_a_weight_on_the_cost_trades_bits(square, pretend):
+def test_inertia_keeps_bits_from_following_noise(square):
+    changes = []
+    for inertia in (0.0, 1.0):
+        ldp = square(6, target_cost=0.4, bits=(2, 8), grad_bits=(3, 8), policy={"name": "learned", "inertia": inertia})
+        draw, history = torch.Generator().manual_seed(0), []
+        base = 10 ** torch.randn(6, 3, generator=draw, dtype=torch.float64)
+        for step in range(100):
+            known(ldp, base * 2 ** torch.randn(6, 3, generator=draw, dtype=torch.float64))
+            ldp.step((step + 1) / 100)
+            history.append(torch.tensor([list(b) for b in ldp.bits().values()]))
+        changes.append(sum(int((a != b).sum()) for a, b in zip(history[20:], history[21:], strict=False)))
+    assert changes[1] < changes[0] / 2
+
+
+def test_a_weight_on_the_cost_trades_bits(square):
     costs = []
-    for weight in (1e-8, 1e-2, 1e-1, 1, 1e4):
-        ldp = square(3, space={"cost_weight": weight, "policy": {"name": "learned", "lr": 0.2}})
-        pretend(ldp, 150, [0.1, 1.0, 4.0], loss=1.0, sign=True)
+    for weight in (1e-6, 1e-2, 1e-1, 1, 1e4):
+        ldp = square(3, space={"cost_weight": weight, "bits": (2, 8), "grad_bits": (3, 8)})
+        known(ldp, [[0.1] * 3, [1.0] * 3, [4.0] * 3])
+        finish(ldp, 100, loss=1.0)
         costs.append(ldp.cost().relative)
         bits = [b.weight for b in ldp.bits().values()]
         assert bits == sorted(bits)
     assert all(a > b for a, b in zip(costs, costs[1:], strict=False))
-    assert costs[0] == 1 and costs[-1] == pytest.approx(0.297, abs=5e-4)
+    assert costs[0] == 1 and costs[-1] == pytest.approx(16 / 192)
 
 
 @pytest.mark.parametrize("loss", [0.0, -2.0, torch.tensor(1.5, dtype=torch.float64, requires_grad=True)])
-def test_any_loss_can_be_given(square, pretend, loss):
+def test_any_loss_can_be_given(square, loss):
     ldp = square(2, space={"cost_weight": 0.1})
-    pretend(ldp, 20, [1.0, 2.0], loss=loss, sign=True)
+    known(ldp, [[1.0] * 3] * 2)
+    finish(ldp, 20, loss=loss)
     assert ldp.parameters()["bits"].isfinite().all()
+
+
+def test_a_budget_out_of_reach_for_the_start_is_refused_when_the_operations_are_counted(mlp):
+    space = {"target_cost": 0.3, "bits": (2, 8), "policy": {"name": "learned", "start": "high", "warmup": 0.5}}
+    with pytest.raises(ValueError, match="cannot be met with start='high' and warmup=0.5.*would lie between 0.5.*start=target"):
+        ldp_search.apply(mlp(), space, example_inputs=torch.zeros(1, 8))
+    x, model = torch.zeros(2, 8), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1000))
+    late = space | {"fixed": {"1": 8}, "target_cost": 0.52, "policy": {"name": "learned", "warmup": 0.0}}
+    ldp_search.apply(model, late)  # as long as both layers count alike it could be met
+    for _ in range(2):
+        with pytest.raises(ValueError, match="target_cost=0.52 cannot be met: the lowest bits everywhere cost"):
+            model(x)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "needs target_cost=.*or cost_weight"),
-        ({"target_cost": 0.5, "bits": 8}, "'learned' learns bits, but every range is a single number"),
+        ({"target_cost": 0.5, "bits": 8}, "target_cost=0.5 cannot be met: the lowest bits everywhere cost 1.000"),
         ({"target_cost": 0.2}, "target_cost=0.2 cannot be met: the lowest bits everywhere cost 0.297"),
         ({"target_cost": 0.5, "policy": {"name": "learned", "start": "lo"}}, "Unknown start 'lo'.*Did you mean 'low'"),
-        ({"target_cost": 0.5, "policy": {"name": "learned", "signal": "rm"}}, "Unknown signal 'rm'.*Did you mean 'rms'"),
         ({"target_cost": 0.5, "policy": {"name": "learned", "freeze": 0.6, "warmup": 0.6}}, "together <= 1; received 0.6, 0.6"),
         ({"target_cost": 0.5, "policy": {"name": "learned", "freez": 0.6}}, "has no option 'freez'.*Did you mean 'freeze'"),
+        ({"target_cost": 0.5, "policy": {"name": "learned", "every": 2}}, "every must be within 0 and 1; received 2"),
+        ({"target_cost": 0.5, "policy": {"name": "learned", "inertia": -1}}, "inertia must be within 0 and 4; received -1"),
+        ({"target_cost": 0.5, "policy": {"name": "learned", "grad_rate": 0}}, r"grad_rate must be above 0 \(1 by theory\)"),
+        ({"target_cost": 0.5, "sense_every": 0}, "sense_every must be a number of steps, 1 at least; received 0"),
+        ({"target_cost": 0.5, "sense_every": 2.5}, "sense_every must be a whole number; received 2.5"),
     ],
 )
 def test_errors(mlp, options, message):
     with pytest.raises(ValueError, match=message):
         ldp_search.apply(mlp(), space=options, example_inputs=torch.zeros(1, 8))
-
-
-@pytest.mark.parametrize("policy", ["learned", "ldp_sgd"])
-def test_gradient_bits_cannot_be_learned(policy):
-    with pytest.raises(ValueError, match="no gradient with respect to the gradient bits.*Give one number"):
-        ldp_search.apply(torch.nn.Linear(4, 4), policy=policy, grad_bits=(6, 8), target_cost=0.5)

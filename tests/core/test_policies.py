@@ -150,7 +150,7 @@ def replayed(square, path, steps, **options):
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_replay_of_a_trajectory_and_of_an_allocation(square, pretend, tmp_path, suffix):
-    ldp = square(3, target_cost=0.5)
+    ldp = square(3, target_cost=0.5, policy="bit_gradient")
     during = [ldp.bits(), *pretend(ldp, 100, [1.0, 4.0, 16.0])][:-1]
     assert len({tuple(b.values()) for b in during}) > 5
     ldp.trajectory.save(tmp_path / f"schedule.{suffix}")

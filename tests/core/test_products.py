@@ -53,7 +53,7 @@ def wrap(name, quantizer="minmax", frozen=(), **options):
         model,
         weight_quantizer=quantizer,
         input_quantizer=quantizer,
-        policy={"name": "learned", "start": "middle"},
+        policy={"name": "bit_gradient", "start": "middle"},
         **{"bits": (3, 5), "grad_bits": 8, "target_cost": 0.6} | options,
     )
     return model["layer"], ldp_search.controller(model), keywords, x

@@ -66,7 +66,7 @@ def test_integers_stay_when_sampled():
     ("granularity", "tie"), [("layer", True), ("layer", False), ("block", True), ("network", False), ("network", True)]
 )
 def test_bits_that_are_shared_are_drawn_together(square, granularity, tie):
-    ldp = square(4, granularity=granularity, tie=tie, relaxation="sample", target_cost=0.5, bits=(3, 8))
+    ldp = square(4, policy="bit_gradient", granularity=granularity, tie=tie, relaxation="sample", target_cost=0.5, bits=(3, 8))
     seen = set()
     for step in range(40):
         ldp.step((step + 1) / 100)

@@ -34,8 +34,8 @@ def searched(name, mode, **options):
     torch.manual_seed(0)
     make, shape = MODELS[name]
     model, x = make(), torch.randn(shape)
-    space = {"grad_bits": 32, "target_cost": 0.6, "activations": mode} | options
-    return ldp_search.apply(model, "ldp", example_inputs=x[:2], **space), x
+    space = {"policy": "bit_gradient", "grad_bits": 32, "target_cost": 0.6, "activations": mode} | options
+    return ldp_search.apply(model, space, example_inputs=x[:2]), x
 
 
 def gradients(model, x) -> dict:
@@ -69,6 +69,19 @@ def test_gradients_are_those_of_exact(name, formulas):
             error = float((half[key] - value).norm() / value.norm())
             assert error < (5e-2 if key == "bits" else 1e-2), (key, error)
     assert any(not torch.equal(half[key], value) for key, value in exact.items()), "something was packed"
+
+
+@EVERY
+def test_damages_are_those_of_exact(name):
+    curves = []
+    for mode in ("exact", "16bit"):
+        model, x = searched(name, mode, policy="learned", grad_bits=8, grad_quantizer="per_sample", sense_every=1)
+        gradients(model, x)
+        ldp = ldp_search.controller(model)
+        ldp.step(0.1)
+        curves.append(ldp.sensor.curves(3))
+    known = curves[0] > curves[0].max() * 1e-4
+    assert known.any() and ((curves[1] / curves[0])[known].log2().abs() < 0.3).all()
 
 
 def test_a_relu_knows_its_zeros():

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from signals import deaf_layers
 from tiny import ROOT, torchrun
 
 import ldp_search
@@ -18,6 +19,12 @@ TOKENS = torch.randint(5, 60, (4, 10), generator=torch.Generator().manual_seed(0
 LABELS = torch.tensor([0, 1, 0, 1])
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 STEPS = 4
+SPACES = {
+    "learned": {"target_cost": 0.6, "sense_every": 1},
+    "bit_gradient": {"space": {"policy": "bit_gradient", "target_cost": 0.6}},
+}
+"""Both ways of learning: of every layer's damage, and of the gradients of its bits."""
+LEARNING = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 
 def bert():
@@ -83,13 +90,8 @@ def train(name: str, model, steps: int = STEPS, autocast: bool = False) -> list[
 
 
 def check_gradients(ldp) -> None:
-    """Finite everywhere, and reaching the weight and input bits of every layer that runs, where the policy learns from them."""
-    if not ldp.policy.needs_gradients:
-        return
-    grad = ldp.parameters()["bits"].grad
-    assert torch.isfinite(grad).all()
-    quiet = [name for (name, spec), row in zip(ldp.layers.items(), grad, strict=True) if spec.calls and not row[:2].abs().all()]
-    assert not quiet, f"no gradient at {quiet}"
+    """What the policy learns from is finite everywhere, and has come from every layer that runs."""
+    assert not deaf_layers(ldp)
 
 
 # -- adapters -------------------------------------------------------------------------------------------------------
@@ -102,11 +104,12 @@ def lora(model, name: str):
     return peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=target, init_lora_weights=False))
 
 
+@LEARNING
 @pytest.mark.parametrize("name", list(MODELS))
-def test_apply_after_get_peft_model(name):
+def test_apply_after_get_peft_model(name, space):
     model = lora(MODELS[name](), name).eval()
     before, state = outputs_of(name, model), list(model.state_dict())
-    ldp_search.apply(model, target_cost=0.6)
+    ldp_search.apply(model, **space)
     ldp = controller(model)
     with ldp.disabled():
         assert torch.equal(outputs_of(name, model), before)
@@ -118,10 +121,11 @@ def test_apply_after_get_peft_model(name):
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
 
 
+@LEARNING
 @pytest.mark.parametrize("name", list(MODELS))
-def test_apply_before_get_peft_model(name):
+def test_apply_before_get_peft_model(name, space):
     plain = lora(MODELS[name](), name).eval()
-    model = ldp_search.apply(MODELS[name](), target_cost=0.6)
+    model = ldp_search.apply(MODELS[name](), **space)
     model = lora(model, name).eval()
     ldp = controller(model)
     with ldp.disabled():
@@ -151,23 +155,26 @@ def test_a_merged_model_is_plain_after_remove():
     torch.testing.assert_close(outputs_of("bert", merged.eval()), expected)
 
 
-def test_a_copy_that_peft_trains_has_the_bits_of_its_layer():
+@LEARNING
+def test_a_copy_that_peft_trains_has_the_bits_of_its_layer(space):
     """A task_type of classification trains a copy of the classifier (modules_to_save)."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
-    model = peft.get_peft_model(ldp_search.apply(bert(), target_cost=0.6), config)
+    model = peft.get_peft_model(ldp_search.apply(bert(), **space), config)
     train("bert", model)
 
 
-def test_a_copy_that_peft_makes_after_the_count_shares_the_bits_of_its_layer():
+@LEARNING
+def test_a_copy_that_peft_makes_after_the_count_shares_the_bits_of_its_layer(space):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
-    model = peft.get_peft_model(ldp_search.apply(bert(), target_cost=0.6, example_inputs={"input_ids": TOKENS}), config)
+    model = peft.get_peft_model(ldp_search.apply(bert(), **space, example_inputs={"input_ids": TOKENS}), config)
     train("bert", model)  # the bits of "classifier" get gradients
 
 
-def test_a_merged_model_is_found_again(tmp_path):
-    model = ldp_search.apply(lora(bert(), "bert"), target_cost=0.6)
+@LEARNING
+def test_a_merged_model_is_found_again(tmp_path, space):
+    model = ldp_search.apply(lora(bert(), "bert"), **space)
     train("bert", model)
     ldp = controller(model)
     merged = model.merge_and_unload()
@@ -183,16 +190,19 @@ def test_a_merged_model_is_found_again(tmp_path):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
-def test_gradient_checkpointing_changes_no_gradient(name, reentrant):
+@LEARNING
+def test_gradient_checkpointing_changes_no_gradient(name, reentrant, space):
     grads = []
     for checkpointing in (False, True):
-        model = ldp_search.apply(MODELS[name](), policy="learned", target_cost=0.6, grad_bits=32).train()
+        model = ldp_search.apply(MODELS[name](), grad_bits=32, **space).train()
         if checkpointing:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
         loss_of(name, model).backward()
         check_gradients(controller(model))
-        grads.append([controller(model).parameters()["bits"].grad.clone(), *(p.grad for p in model.parameters())])
+        ldp = controller(model)
+        learned_from = ldp.sensor.record.curves if ldp.policy.needs_damage else ldp.parameters()["bits"].grad
+        grads.append([learned_from.clone(), *(p.grad for p in model.parameters())])
     for plain, checkpointed in zip(*grads, strict=True):
         torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
 
@@ -210,8 +220,9 @@ def test_gradient_checkpointing_averages_no_range_twice(reentrant):
     torch.testing.assert_close(ranges[1], ranges[0], rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_checkpointing_of_timm():
-    model = ldp_search.apply(resnet(), target_cost=0.6)
+@LEARNING
+def test_gradient_checkpointing_of_timm(space):
+    model = ldp_search.apply(resnet(), **space)
     model.set_grad_checkpointing()
     train("resnet", model)
 
@@ -219,9 +230,10 @@ def test_gradient_checkpointing_of_timm():
 # -- precision ------------------------------------------------------------------------------------------------------
 
 
+@LEARNING
 @pytest.mark.parametrize("name", list(MODELS))
-def test_autocast_bfloat16(name):
-    model = ldp_search.apply(MODELS[name](), target_cost=0.6)
+def test_autocast_bfloat16(name, space):
+    model = ldp_search.apply(MODELS[name](), **space)
     assert all(loss == loss for loss in train(name, model, autocast=True))
     assert controller(model).cost().mean_relative == pytest.approx(0.6, abs=0.02)
     with torch.autocast("cpu", torch.bfloat16):
@@ -229,9 +241,10 @@ def test_autocast_bfloat16(name):
     torch.testing.assert_close(half, outputs_of(name, model), rtol=0.1, atol=0.1)
 
 
+@LEARNING
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("name", list(MODELS))
-def test_models_in_half_precision(name, dtype):
+def test_models_in_half_precision(name, dtype, space):
     model = MODELS[name]().to(dtype)
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs(name).items()}
 
@@ -240,7 +253,7 @@ def test_models_in_half_precision(name, dtype):
             return model(batch["x"]) if name == "resnet" else model(input_ids=TOKENS).logits
 
     before = logits()
-    ldp_search.apply(model, target_cost=0.6)
+    ldp_search.apply(model, **space)
     ldp = controller(model)
     with ldp.disabled():
         assert torch.equal(logits(), before)
@@ -294,9 +307,10 @@ def test_channels_last_of_one_layer(groups):
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-4)
 
 
+@LEARNING
 @pytest.mark.parametrize("name", list(MODELS))
-def test_changing_sizes(name):
-    model = ldp_search.apply(MODELS[name](), target_cost=0.6).train()
+def test_changing_sizes(name, space):
+    model = ldp_search.apply(MODELS[name](), **space).train()
     ldp, sizes = controller(model), (10, 7, 1, 12)
     for step, size in enumerate(sizes):
         batch = {"x": IMAGES[:, :, : 20 + size, : 24 + size]}
@@ -314,9 +328,10 @@ def test_changing_sizes(name):
 # -- evaluation and generation --------------------------------------------------------------------------------------
 
 
+@LEARNING
 @pytest.mark.parametrize("name", list(MODELS))
-def test_evaluation_leaves_everything_as_it_was(name):
-    model = ldp_search.apply(MODELS[name](), target_cost=0.6)
+def test_evaluation_leaves_everything_as_it_was(name, space):
+    model = ldp_search.apply(MODELS[name](), **space)
     train(name, model, steps=2)
     ldp = controller(model)
     before = copy.deepcopy(ldp.state_dict())
@@ -347,8 +362,9 @@ def test_generate_with_a_cache(sampling):
     assert cached.shape == plain.shape
 
 
-def test_generation_during_a_training():
-    model = ldp_search.apply(gpt2(), target_cost=0.6)
+@LEARNING
+def test_generation_during_a_training(space):
+    model = ldp_search.apply(gpt2(), **space)
     train("gpt2", model, steps=2)
     model.eval().generate(TOKENS, max_new_tokens=3, pad_token_id=0)
     model.train()

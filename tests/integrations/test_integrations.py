@@ -109,7 +109,7 @@ def test_logs_tell_bits_and_costs(whole):
     rows = [row for row in whole.state.log_history if "loss" in row]
     assert len(rows) == STEPS
     for row in rows:
-        assert 3 <= row["ldp_weight_bits"] <= 8 and 3 <= row["ldp_input_bits"] <= 8
+        assert 2 <= row["ldp_weight_bits"] <= 8 and 2 <= row["ldp_input_bits"] <= 8 and 3 <= row["ldp_grad_bits"] <= 8
         assert 0 < row["ldp_cost"] < 1 and 0 < row["ldp_mean_cost"] < 1
     assert rows[-1]["ldp_mean_cost"] == controller(whole.model).cost().mean_relative
     assert "ldp_cost" not in whole.state.log_history[-1]  # the summary of the whole training
@@ -181,7 +181,7 @@ def test_scaled_losses_are_told_and_learned_from_unscaled(tmp_path):
     SEEN.clear()
     gradients = []
     for scale in (1.0, 1024.0):
-        made = trainer(tmp_path, {"policy": "learned", "target_cost": 0.5})
+        made = trainer(tmp_path, {"space": {"policy": "bit_gradient", "target_cost": 0.5}})
         ldp, callback = controller(made.model), ldp_search.integrations.LDPCallback()
         ldp.policy.needs_loss = True
         callback.on_train_begin(made.args, made.state, made.control, model=made.model)
@@ -268,7 +268,7 @@ def test_the_best_checkpoint_comes_back_with_its_bits(tmp_path):
     ldp = controller(made.model)
     assert made.state.best_model_checkpoint.endswith("checkpoint-4")
     state = torch.load(tmp_path / "checkpoint-4" / "ldp_state.pt")["ldp"]["tensors"]
-    assert {b.weight for b in ldp.bits().values()} == {int(state["_bits"][0, 0].round())} != {8}
+    assert {b.weight for b in ldp.bits().values()} == {int(state["bits"][0, 0].round())} != {8}
     assert ldp.trajectory.seen == STEPS
 
 
@@ -300,13 +300,13 @@ def test_a_finalize_that_fails_is_a_warning_and_keeps_the_trained_model(tmp_path
     made = trainer(tmp_path, callback=ldp_search.integrations.LDPCallback(finalize=True), save_strategy="no")
     trained = {}
 
-    def another_key(loader, *args, **kwargs):
+    def with_a_batch_that_does_not_fit(loader, *args, **kwargs):
         trained.update({k: v.clone() for k, v in made.model.state_dict().items()}, bits=controller(made.model).bits())
-        return finalize([{**next(iter(loader)), "a_key_too_many": 1}])
+        return finalize([next(iter(loader)), {"input_ids": torch.full((2, 10), 999)}])
 
     finalize = controller(made.model).finalize
-    monkeypatch.setattr(controller(made.model), "finalize", another_key)
-    with pytest.warns(UserWarning, match="finalize failed on the training data .TypeError.*a_key_too_many"):
+    monkeypatch.setattr(controller(made.model), "finalize", with_a_batch_that_does_not_fit)
+    with pytest.warns(UserWarning, match="finalize failed on the training data .IndexError"):
         made.train()
     assert controller(made.model).bits() == trained.pop("bits") and not controller(made.model).frozen
     assert all(torch.equal(v, trained[k]) for k, v in made.model.state_dict().items())

@@ -17,6 +17,7 @@ SPACES = {
     "clips and draws": {
         "target_cost": 0.5, "weight_quantizer": "clip", "input_quantizer": "clip", "relaxation": "sample",
     },
+    "bit gradients": {"space": {"policy": "bit_gradient", "target_cost": 0.5, "relaxation": "sample"}},
     "cyclic": {"policy": "cyclic"},
 }  # fmt: skip
 
@@ -70,7 +71,7 @@ def test_a_retry_after_out_of_memory_begins_with_the_bits_of_the_first_begin(tmp
     assert len(seen) == 2 and ldp.trajectory.seen == made.state.max_steps == 12
     for key in ("trajectory", "progress", "frozen", "layers"):
         assert equal(seen[0][key], seen[1][key]), key
-    assert not seen[1]["tensors"]["_ranges"].any() and not seen[1]["tensors"]["_spent"]
+    assert not seen[1]["tensors"]["ranges"].any() and not seen[1]["tensors"]["spent"]
     assert ldp.cost().mean_relative == pytest.approx(0.5, abs=0.01) or "target_cost" not in space
 
 

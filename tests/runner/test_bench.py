@@ -26,7 +26,7 @@ def test_what_it_prints(capsys):
     plain, _, ldp, _, ratio, _, spread = found["step"]
     assert float(plain) > 0 and float(ldp) > 0 and float(ratio) > 0 and float(spread) >= 0
     assert float(found["kept for backward"][0]) > 0 and float(found["peak of the step"][2]) > 0
-    assert text.startswith("net on digits, batch 32, fp32; policy learned, bits 3-8, backend int8; cpu x 1")
+    assert text.startswith("net on digits, batch 32, fp32; policy learned, bits 2-8, backend int8; cpu x 1")
     assert "integer arithmetic: 0 of 3 layers" in text and "each alone, one part of the batch" in text
     listed = [line.split()[0] for line in text.splitlines()[text.splitlines().index(next(
         line for line in text.splitlines() if line.startswith("layer "))) + 1 :]]  # fmt: skip

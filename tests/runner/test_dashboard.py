@@ -71,7 +71,7 @@ def test_its_interface_gives_the_files(study, dashboard):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
 def test_its_pages_in_a_browser(dashboard, tmp_path):
     for page, shown in (
-        ("studies/0", ["digits-net-quick", "Best Trial", "policy.lr"]),
+        ("studies/0", ["digits-net-quick", "Best Trial", "policy.freeze"]),
         ("studies/0/trials?numbers=0", ["Trial 0", "training_cost", "schedule.png"]),
         ("studies/0/note", ["To train it again", "--artifact-dir"]),
     ):

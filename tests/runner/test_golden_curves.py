@@ -24,17 +24,17 @@ WORDS = [
     "log_every=1",
     "overhead=false",
 ]
-POLICIES = ("learned", "cyclic")
+SPACES = {"learned": "ldp", "bit_gradient": str(FILE.with_name("bit_gradient.yaml")), "cyclic": "cyclic"}
 
 
-def curves(policy: str, folder: Path) -> dict[str, list]:
+def curves(space: str, folder: Path) -> dict[str, list]:
     """{"losses": [of each step], "bits": [of each step: [of each layer: weight, input, gradient]]}."""
     from ldp_search.config.resolve import resolve
     from ldp_search.runner.training.loop import fit
     from ldp_search.runner.training.setup import open_session
     from ldp_search.runner.training.stopping import StopRequest
 
-    run = open_session(resolve([*WORDS, f"policy={policy}", f"output={folder}"]), quiet=True)
+    run = open_session(resolve([*WORDS, f"space={space}", f"output={folder}"]), quiet=True)
     try:
         fit(run, StopRequest(), None)
     finally:
@@ -48,10 +48,10 @@ def machine() -> list[str]:
     return [torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability()]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", SPACES)
 def test_a_short_training_computes_what_it_did(policy, tmp_path):
     golden = json.loads(FILE.read_text())
-    expected, found = golden[policy], json.loads(json.dumps(curves(policy, tmp_path)))
+    expected, found = golden[policy], json.loads(json.dumps(curves(SPACES[policy], tmp_path)))
     if golden["machine"] == machine():
         assert found == expected
     else:
@@ -62,5 +62,5 @@ def test_a_short_training_computes_what_it_did(policy, tmp_path):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        golden = {policy: curves(policy, Path(temporary) / policy) for policy in POLICIES}
+        golden = {policy: curves(space, Path(temporary) / policy) for policy, space in SPACES.items()}
     FILE.write_text(json.dumps({"machine": machine()} | golden) + "\n")

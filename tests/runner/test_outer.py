@@ -15,7 +15,7 @@ SEARCHED = [name for name in presets.names("search_spaces") if "outer" in preset
 
 
 def space_of(tmp_path, params, **more):
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"policy": "learned", "target_cost": 0.5,
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"policy": "bit_gradient", "target_cost": 0.5,
                                                        "outer": {"params": params} | more}, sort_keys=False))  # fmt: skip
     settings = resolve([f"space={tmp_path / 'own.yaml'}"])
     return outer_space(settings), setting_of(settings)
@@ -32,12 +32,13 @@ WRONG = [
     ({"lr": {"low": 0.1, "hihg": 0.2}}, "Unknown key 'hihg' in `outer.params.lr`"),
     ({"lr": {"low": -1.0, "high": 0.2}}, "lr must be greater than 0"),
     ({"lr": [0.1, 0.1]}, "The choices must differ"),
-    ({"policy": ["learned", "cylic"]}, "Did you mean 'cyclic'?"),
+    ({"policy": ["bit_gradient", "cylic"]}, "Did you mean 'cyclic'?"),
     ({"policy.lr": ["a", "b"]}, "policy.lr must be a number; received 'a'"),
-    ({"policy.cycles": [1, 2]}, "The policy 'learned' has no option 'cycles'"),
+    ({"policy.cycles": [1, 2]}, "The policy 'bit_gradient' has no option 'cycles'"),
     ({"bits": [[3, 8], [1, 8]]}, "bits must be integers with 2 <= lowest"),
-    ({"policy.lr": {"low": 0.1, "high": 0.2, "if": {"policy": "learned"}}, "policy": ["learned"]}, "which must stand above it"),
-]
+    ({"policy.lr": {"low": 0.1, "high": 0.2, "if": {"policy": "bit_gradient"}}, "policy": ["bit_gradient"]},
+     "which must stand above it"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("params", "message"), WRONG)
@@ -73,15 +74,15 @@ def test_shipped_spaces_are_sound(name):
 
 def test_conditions_and_labels(tmp_path):
     params = {
-        "policy": ["learned", "cyclic", "ldp_sgd"],
+        "policy": ["bit_gradient", "cyclic", "ldp_sgd"],
         "policy.cycles": {"low": 2, "high": 32, "log": True, "if": {"policy": "cyclic"}},
-        "policy.lr@a": {"low": 0.01, "high": 0.3, "if": {"policy": "learned"}},
+        "policy.lr@a": {"low": 0.01, "high": 0.3, "if": {"policy": "bit_gradient"}},
         "policy.lr@b": {"low": 1.0, "high": 3.0, "if": {"policy": "ldp_sgd"}},
         "bits": [[3, 8], [2, 4]],
     }
     space, setting = space_of(tmp_path, params, enqueue=[{"policy": "cyclic", "policy.cycles": 4}, {"policy": "ldp_sgd"}])
     firsts = space.first_trials(setting)
-    assert firsts[0] == {"policy": "learned", "policy.lr@a": 0.05, "bits": "[3, 8]"}
+    assert firsts[0] == {"policy": "bit_gradient", "policy.lr@a": 0.05, "bits": "[3, 8]"}
     assert firsts[1] == {"policy": "cyclic", "policy.cycles": 4, "bits": "[3, 8]"}
     assert firsts[2] == {"policy": "ldp_sgd", "policy.lr@b": 1.0, "bits": "[3, 8]"}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
@@ -97,7 +98,7 @@ def test_what_the_command_line_fixes_is_not_searched():
     assert {p.key for p in space.params} & {"policy", "lr"} == set()
     assert set(space.first_trials(setting_of(settings))[0]) == {"policy.cycles"}
     with pytest.raises(ConfigError, match="Nothing is left to search"):
-        outer_space(resolve(["space=quick", "lr=0.1", "policy.lr=0.1", "policy.dual_rate=1"]))
+        outer_space(resolve(["space=quick", "lr=0.1", "policy.grad_rate=1", "policy.freeze=0.1"]))
 
 
 def test_a_grid_has_as_many_points_as_fit():

@@ -371,16 +371,16 @@ def test_groups_are_means_over_seeds_by_hand(tmp_path):
         for seed, accuracy in enumerate(values)
     ]
     groups = group_runs([load_run(folder) for folder in folders])
-    assert [(group.label, len(group.runs)) for group in groups] == [("learned, target 0.45", 3), ("cyclic", 1)]
+    assert [(group.label, len(group.runs)) for group in groups] == [("learned, target 0.3165", 3), ("cyclic", 1)]
     mean, spread, n = groups[0].mean_sd("score")
     assert (mean, n) == (pytest.approx(0.93), 3)
     assert spread == pytest.approx(((0.03**2 + 0.01**2 + 0.04**2) / 2) ** 0.5)
     assert groups[1].mean_sd("score") == (0.80, None, 1)
     text = text_of(write_report(folders, tmp_path / "out"))
     assert "4 runs side by side" in text
-    assert "learned, target 0.45 3 0, 1, 2 93.00 ± 3.61 %" in text
+    assert "learned, target 0.3165 3 0, 1, 2 93.00 ± 3.61 %" in text
     assert "cyclic 1 0 80.00 %" in text
-    assert "learned-2 learned, target 0.45 2 97.00 %" in text
+    assert "learned-2 learned, target 0.3165 2 97.00 %" in text
     pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert {"comparison.png", "curves.png", "schedules.png", "run01_schedule.png", "run04_layers.png"} <= pictures
 
@@ -388,7 +388,7 @@ def test_groups_are_means_over_seeds_by_hand(tmp_path):
 def test_an_unfinished_run_is_listed_but_in_no_mean(tmp_path, unpainted):
     folders = [make_run(tmp_path / "a", seed=0, accuracy=0.9), make_run(tmp_path / "b", seed=1, until=0.5)]
     text = text_of(write_report(folders, tmp_path / "out"))
-    assert "learned, target 0.45 1 of 2 0, 1 90.00 %" in text
+    assert "learned, target 0.3165 1 of 2 0, 1 90.00 %" in text
     assert "Not finished, and therefore in no mean: b: at 50 %" in text
 
 

@@ -47,7 +47,10 @@ def kill_at(step, folder, *words, monkeypatch):
             loop.fit(session, StopRequest())
 
 
-@pytest.mark.parametrize("policy", ["learned", "cyclic", "progressive policy.window=1 grad_bits=6,8", "ldp_paper"])
+POLICIES = ["learned", "bit_gradient grad_bits=8", "cyclic", "progressive policy.window=1 grad_bits=6,8", "ldp_paper"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_resumed_is_bitwise_uninterrupted(policy, tmp_path, monkeypatch):
     words = ["space=ldp_paper"] if policy == "ldp_paper" else f"policy={policy} relaxation=sample".split()
     assert run(tmp_path / "whole", *words) == 0

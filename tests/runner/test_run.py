@@ -75,7 +75,7 @@ def test_metrics(tmp_path):
     assert [row["step"] for row in rows(tmp_path / "run", "eval")] == [5, 10, 15]
     for row in rows(tmp_path / "run"):
         assert 0 < row["progress"] <= 1 and row["epoch"] == pytest.approx(row["step"] / 5)
-        assert 0 <= row["accuracy"] <= 1 and 0 < row["cost"] <= 1 and 3 <= row["mean_bits"] <= 8 and row["seconds"] > 0
+        assert 0 <= row["accuracy"] <= 1 and 0 < row["cost"] <= 1 and 2 <= row["mean_bits"] <= 8 and row["seconds"] > 0
     assert [row["lr"] for row in rows(tmp_path / "run", "train")][::7] == pytest.approx([0.1, 0.001])
 
 

@@ -58,17 +58,17 @@ def test_a_search_shows_and_reports_everything(tmp_path, capsys, monkeypatch):
     assert search("trials=4", "model=resnet20") == 0
     out, rows = capsys.readouterr().out, trials()
     assert [t.state for t in rows] == [TrialState.COMPLETE] * 4
-    assert rows[0].params == {"lr": 0.1, "policy.lr": 0.05, "policy.dual_rate": 1.0}  # the defaults come first
+    assert rows[0].params == {"lr": 0.1, "policy.grad_rate": 1.0, "policy.freeze": 0.1}  # the defaults come first
     assert len({str(t.params) for t in rows}) == 4
     for row in rows:
         attrs, folder = row.user_attrs, tmp_path / "s" / "trials" / f"{row.number:04d}"
         shown = [json.loads(v)["filename"] for k, v in row.system_attrs.items() if k.startswith("artifacts:")]
         assert sorted(shown) == sorted({*shown}) and {"metrics.jsonl"} | (pictures if row.number == 0 else set()) <= set(shown)
         assert attrs["folder"] == str(folder) and attrs["seeds"] == [0] and attrs["coverage"] == 1 and attrs["seconds"] > 0
-        assert attrs["training_cost"] == pytest.approx(0.45, rel=0.02) and attrs["data"] and attrs["versions"]["torch"]
+        assert attrs["training_cost"] == pytest.approx(0.3165, rel=0.02) and attrs["data"] and attrs["versions"]["torch"]
         result = json.loads((folder / "result.json").read_text())
         assert row.value == result["accuracy"] and attrs["inference_cost"] == pytest.approx(result["inference_cost"])
-        assert row.constraints["training_cost"] == pytest.approx(attrs["training_cost"] - 0.45 * 1.005)
+        assert row.constraints["training_cost"] == pytest.approx(attrs["training_cost"] - 0.3165 * 1.005)
     assert len(list((tmp_path / "s" / "artifacts").iterdir())) >= 4 * len(shown)
     study = best.load_study("s.journal")
     attrs = study._storage.get_study_system_attrs(study._study_id)
@@ -88,7 +88,7 @@ def test_a_search_shows_and_reports_everything(tmp_path, capsys, monkeypatch):
     assert found.figures["training_cost"] < 0.46 and len(found.allocation.layers) == 22
     assert ldp_search.controller(found.model).cost().relative_inference == pytest.approx(found.figures["inference_cost"])
     config = OmegaConf.load("s/best.yaml")
-    assert config.policy.lr == found.params["policy.lr"] and config.model == "resnet20"
+    assert config.policy.freeze == found.params["policy.freeze"] and config.model == "resnet20"
     assert main(["config=s/best.yaml", "output=again"]) == 0
     tiny.same_result(found.folder, tmp_path / "again")
 
@@ -105,7 +105,7 @@ def test_another_configuration_is_refused(tmp_path, capsys):
     for words, shown in (
         (["batch_size=16"], "batch_size: 32 -> 16"),
         (["lr=0.1"], "outer.params.lr:"),
-        (["max_cost=0.3"], "max_cost: 0.45 -> 0.3"),
+        (["max_cost=0.3"], "max_cost: 0.3165 -> 0.3"),
         (["pareto=true"], "pareto: False -> True"),
         (["limit=120"], "data (fingerprint):"),
     ):

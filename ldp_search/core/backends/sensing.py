@@ -14,7 +14,7 @@ from torch import Tensor
 from ..bits.damage import INPUT, INPUT_GRADIENT, SKETCH, WEIGHT, WEIGHT_GRADIENT, Sensed
 from ..quantize.gradient_quantizers import GradQuantizer
 
-PART = 8  # of a layer's batch, that the variance of its gradient is measured on
+PART = 16  # of a layer's batch, that the variance of its gradient is measured on
 SMALLEST = 1e-38  # of a sum of squares that something is divided by
 
 
@@ -41,14 +41,15 @@ class Sense:
     ):
         self.sensed, self.row, self.forward, self.bits, self.kept = sensed, row, forward, bits, kept
         self.channel_dim, self.weight, self.part = channel_dim, weight, part
-        self.x_errors, self.w_errors = _relative(x_errors, sensed, bits[1]), _relative(w_errors, sensed, bits[0])
+        self.x_errors, self.w_errors = x_errors, w_errors
         sensed.order.setdefault(row)
 
     @torch.no_grad()
     def of_input(self, gx: Tensor, error: Tensor) -> None:
         """gx: dL/dx of the mean loss. error: x_q - x. Both (samples, ...)."""
-        dots = (gx.float() * error.float()).reshape(len(gx), -1).sum(1)
-        self.sensed.curves[self.row, INPUT] += dots.square().sum() * self.x_errors
+        error = error.float()
+        dots = (gx.float() * error).reshape(len(gx), -1).sum(1)
+        self.sensed.curves[self.row, INPUT] += _at_all_bits(dots, error, self.x_errors)
         self.sensed.scalars[self.row, 0] += gx.float().square().sum()
 
     @torch.no_grad()
@@ -63,7 +64,7 @@ class Sense:
             self.sensed.sketch[self.row, : len(flat)] += flat
         else:
             dots = (gw * error).reshape(len(gw), -1).sum(1)
-        self.sensed.curves[self.row, WEIGHT] += dots.square().sum() * self.w_errors
+        self.sensed.curves[self.row, WEIGHT] += _at_all_bits(dots, error, self.w_errors)
         self.sensed.scalars[self.row, 1] += gw.square().sum() * self.weight
 
     @torch.no_grad()
@@ -77,15 +78,18 @@ class Sense:
         count = max(1, len(g) // self.part) if self.part > 1 else len(g)
         scale = len(g) / count
         g, x, w = (g, x_q.float(), w_q.float()) if scale == 1 else (g[:count], x_q[:count].float(), w_q.float())
-        of_input, of_weight = quantizer.parts(self.channel_dim)
-        for kind, part, bits, operands in (
-            (INPUT_GRADIENT, of_input, self.bits[2], (torch.ones_like(x), w.square())),
-            (WEIGHT_GRADIENT, of_weight, self.bits[-1], (x.square(), torch.ones_like(w))),
-        ):
-            v = part.variance(g, bits)
-            added = (v * self.forward(*operands)).sum() * scale
-            totals = torch.stack([part.variance(g, level).sum() for level in self.sensed.levels])
+        parts, bits = quantizer.parts(self.channel_dim), (self.bits[2], self.bits[-1])
+        seen = self._variances(g, parts[0], bits[0])
+        both = (seen, seen if parts[1] is parts[0] and len(self.bits) == 3 else self._variances(g, parts[1], bits[1]))
+        operands = (torch.ones_like(x), w.square()), (x.square(), torch.ones_like(w))
+        for kind, (v, totals), of in zip((INPUT_GRADIENT, WEIGHT_GRADIENT), both, operands, strict=True):
+            added = (v * self.forward(*of)).sum() * scale
             self.sensed.curves[self.row, kind] += added * totals / v.sum().clamp_min(SMALLEST)
+
+    def _variances(self, g: Tensor, quantizer: GradQuantizer, bits: Tensor) -> tuple[Tensor, Tensor]:
+        """The variance of each element at the bits in force, and (levels,) of all of them at each number of bits."""
+        totals = torch.stack([quantizer.variance(g, level).sum() for level in self.sensed.levels])
+        return quantizer.variance(g, bits), totals
 
     def watch(self, x: Tensor, x_q: Tensor, w: Tensor, w_q: Tensor) -> tuple[Tensor, Tensor]:
         """The rounded operands of a product left to autograd, shown their gradients."""
@@ -107,7 +111,6 @@ def _watched(raw: Tensor, rounded: Tensor, see: Callable[[Tensor, Tensor], None]
     return rounded
 
 
-def _relative(errors: Tensor, sensed: Sensed, bits: Tensor) -> Tensor:
-    """Errors at each number of bits, as multiples of that at the bits in force."""
-    index = (torch.round(bits) - sensed.levels[0]).long().clamp(0, len(errors) - 1)
-    return errors / errors.gather(0, index.view(1)).clamp_min(SMALLEST)
+def _at_all_bits(dots: Tensor, error: Tensor, errors: Tensor) -> Tensor:
+    """(levels,) sum of the squares of `dots`, carried from the error that was made to the mean squared ones of a sample."""
+    return dots.square().sum() / error.square().mean().clamp_min(SMALLEST) * errors

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 from contextlib import contextmanager
 
 import torch
@@ -17,31 +16,34 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..backends import Backend
-from ..bits import cost as costs
 from ..bits.allocation import Allocation
-from ..bits.coordinates import assign_groups, precisions
-from ..bits.policies import Policy, Problem, Signals
+from ..bits.coordinates import precisions
+from ..bits.cost import Cost
+from ..bits.policies import Policy, Signals
 from ..bits.policies.budget import check_reachable
 from ..bits.relaxations import Relaxation
 from ..bits.space import FULL_PRECISION, SearchSpace
 from ..bits.specs import AnyBits, Coverage, LayerSpec, as_bits
 from ..bits.trajectory import Trajectory
-from ..model.coverage import SKIPPED, coverage
+from ..model.coverage import coverage
 from ..model.install import install
 from ..model.interception import copy_with_model
 from ..model.site import Site
-from ..model.sites import SiteSpec, check_some, find_sites, holders, owned_numel
+from ..model.sites import SiteSpec, check_some, find_sites, owned_numel
 from ..profile.records import ModelProfile
 from ..quantize.gradient_quantizers import GradQuantizer
 from ..quantize.quantizers import Quantizer
 from ..registry import build
 from . import checkpoint as state
+from .accounting import cost_of
+from .checks import check_coverage, check_learnable, check_step
 from .damage_sensor import DamageSensor
 from .defaults import own_defaults
 from .distributed import agree_on_choices, average_over_ranks
 from .finalize import finalize, frozen_norms
 from .forecast import Damage, Front, damage, front
 from .rollback import controller_kept
+from .search_problem import macs_of, problem_of
 from .strays import apart, warn_of_strays
 from .summary import summarize
 from .tensors import BitTensors, leaf
@@ -72,32 +74,16 @@ class Controller:
         self.frozen_norms: set[str] | None = None  # names of batch norms, as the first step finds them; None: before it
         self.profile = profile
         self._build(find_sites(model, space, profile))
-        self._check_policy()
+        check_learnable(self.policy, self.problem, space)
         self._check_costs()
         self._bind()
 
     def _build(self, specs: dict[str, SiteSpec]) -> None:
         """Everything that has a place for each spec."""
         check_some(self.model, specs, self.space)
-        precision = precisions(specs, self.space, final=self.profiled)
         self.specs, self._names = specs, list(specs)
-        kinds = range(4 if self.space.split_gradient else 3)
-        ends = ([[precision[name][end][min(kind, 2)] for kind in kinds] for name in specs] for end in (0, 1))
-        low, high = (torch.tensor(bits, dtype=torch.float32, device="cpu") for bits in ends)
-        joint = [spec.module is None for spec in specs.values()]
-        group, groups = assign_groups(self._names, low, high, self.space.granularity, self.space.tie, holders(specs), joint)
-        self.problem = Problem(
-            self._names,
-            low,
-            high,
-            self._macs_of(specs),
-            group,
-            groups,
-            self.space.target_cost,
-            self.space.cost_weight,
-            self.space.seed,
-        )
-        highest = map(tuple, high.tolist())
+        self.problem = problem_of(specs, self.space, self.profiled)
+        highest = map(tuple, self.problem.high.tolist())
         self.sites = [
             Site(self, place, name, spec.axis, bits)
             for place, ((name, spec), bits) in enumerate(zip(specs.items(), highest, strict=True))
@@ -106,14 +92,11 @@ class Controller:
         self.trajectory = Trajectory(self._names)
         self.levels = self.problem.levels
         quantizers = self.weight_quantizer, self.input_quantizer
-        self.tensors = BitTensors([*specs.values()], low.shape[1], len(self.levels), *quantizers, low.device)
+        kinds, device = self.problem.low.shape[1], self.problem.low.device
+        self.tensors = BitTensors([*specs.values()], kinds, len(self.levels), *quantizers, device)
         self.sensor = DamageSensor([*specs.values()], self.levels) if self.policy.needs_damage else None
         self.sensing = self._senses_at(self._steps)
         self._bind_views()
-
-    def _macs_of(self, specs: dict[str, SiteSpec]) -> Tensor:
-        """(sites,) per sample; all alike until they are counted."""
-        return torch.tensor([spec.macs if self.profiled else 1 for spec in specs.values()], dtype=torch.float64, device="cpu")
 
     @property
     def profiled(self) -> bool:
@@ -142,21 +125,6 @@ class Controller:
         self.problem = self.problem.to(device)
         self.policy.to(device)
         self._bind_views()
-
-    def _check_policy(self) -> None:
-        if not self.policy.needs_gradients:
-            return
-        if not self.problem.searched.any():
-            raise ValueError(
-                f"The policy {self.policy.name!r} learns bits, but every range is a single number "
-                f"(bits={self.space.bits}, grad_bits={self.space.grad_bits}). "
-                "Give a range such as bits=(3, 8), or policy='static'."
-            )
-        if self.problem.searched[:, 2].any():
-            raise ValueError(
-                f"The loss has no gradient with respect to the gradient bits, so {self.policy.name!r} cannot learn them; "
-                f"received grad_bits={self.space.grad_bits}. Give one number, e.g. grad_bits=8."
-            )
 
     def _bind(self) -> None:
         """Let the policy begin: at `apply`, and again when the MACs become known."""
@@ -190,21 +158,7 @@ class Controller:
         Raises:
             ValueError: progress out of order, or no loss for a policy that needs one.
         """
-        if not self._progress < progress <= 1 + 1e-9:
-            raise ValueError(
-                f"progress must rise from 0 to 1, once per optimizer step; received {progress} after {self._progress}. "
-                "Pass (step + 1) / total_steps; a resumed training has the total_steps of the one that was saved."
-            )
-        if self.policy.needs_loss and loss is None and not self.frozen:
-            raise ValueError(
-                f"The policy {self.policy.name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
-            )
-        if not self.profiled and self._progress == 0:
-            warnings.warn(
-                "The first step comes before any operation was counted: costs take all layers alike, and products outside of "
-                "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
-                stacklevel=4,
-            )
+        check_step(self, progress, self._progress, loss)
         if self.frozen_norms is None:
             self._look_around()
         loss = None if loss is None else torch.as_tensor(loss, device=self.tensors.bits.device).detach().clone()
@@ -265,22 +219,14 @@ class Controller:
             for (name, spec), numel in zip(self.specs.items(), self._weights, strict=True)
         }
 
-    def cost(self) -> costs.Cost:
+    @property
+    def spent(self) -> tuple[float, float]:
+        """(integral of the relative training cost over progress so far, progress so far). Waits for the device."""
+        return float(self.tensors.spent), self._progress
+
+    def cost(self) -> Cost:
         """Cost at the bits in force now, and averaged so far. Waits for the device."""
-        p, bits = self.problem, torch.round(self.tensors.bits).double()
-        macs = p.macs if self.profiled else torch.zeros_like(p.macs)
-        inference, highest = (costs.inference_bitops(p.macs, b).sum() for b in (bits, p.high.double()))
-        numel = torch.tensor(self._weights, dtype=torch.float64, device=bits.device)
-        left_out = sum(item.macs for item in self.coverage.left_out if item.reason != SKIPPED)
-        return costs.Cost(
-            training_bitops=float(costs.training_bitops(macs, bits).sum()),
-            inference_bitops=float(inference) if self.profiled else 0.0,
-            relative=float(p.relative_cost(bits)),
-            relative_inference=float(inference / highest),
-            weight_mib=float(costs.weight_mib(numel, bits).sum()),
-            mean_relative=float(self.tensors.spent) / self._progress if self._progress else float(p.relative_cost(bits)),
-            left_out_bitops=float(3 * FULL_PRECISION**2 * left_out),
-        )
+        return cost_of(self)
 
     def damage(self) -> Damage:
         """Expected loss from rounding to the bits in force: by layer, by kind, and in all (`bits.damage`).
@@ -331,7 +277,7 @@ class Controller:
         device = self.tensors.bits.device
         if list(specs) == self._names:
             precisions(specs, self.space, final=True)
-            self.specs, self.problem = specs, dataclasses.replace(self.problem, macs=self._macs_of(specs).to(device))
+            self.specs, self.problem = specs, dataclasses.replace(self.problem, macs=macs_of(specs, self.profiled).to(device))
             self.policy.problem = self.problem
             self.tensors = copy.copy(self.tensors)
             self.tensors.resize_ranges([*specs.values()])
@@ -370,13 +316,7 @@ class Controller:
         """
         if not self.profiled or not self.space.min_coverage:
             return
-        found = found or self.coverage
-        if found.share < self.space.min_coverage:
-            listed = "\n".join(f"  {item.name}: {item.macs:,} MACs, {item.reason}" for item in found.left_out[:20])
-            raise ValueError(
-                f"min_coverage={self.space.min_coverage} of the MACs must be quantized, but only {found.share:.3f} is. "
-                f"Left out:\n{listed}\nLower min_coverage, or take these layers out of `skip`."
-            )
+        check_coverage(found or self.coverage, self.space)
 
     # -- off, frozen, saved -----------------------------------------------------------------------------------------
 
@@ -391,15 +331,13 @@ class Controller:
 
     @property
     def ranges(self) -> Tensor:
-        """(call sites, 4) moving averages, as sums: of each input's minimum, maximum and mean magnitude, and of 1 (their mass).
-        A site has one call site, more where its module runs more than once in a forward.
-        """
+        """`BitTensors.ranges`: moving averages of the inputs, (call sites, 4)."""
         return self.tensors.ranges
 
     def freeze(self) -> None:
         """Round the bits in force to integers and keep them: `step` records, but nothing moves any more."""
         self.tensors.bits.round_()
-        self.frozen = True
+        self.frozen, self.sensing = True, False
         self._bind_views()
 
     def finalize(self, loader=None, forward=None, batches: int = 50) -> Allocation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..bits.damage import DamageMeter, Sensed
@@ -29,9 +30,26 @@ class DamageSensor:
         self.meter.ranks = ranks()
         self.meter.update(self.record)
         self.record.clear()
-        self.rates = effective_rates([_weights(spec) for spec in self.specs], optimizer)
+        self.rates = self._agreed(effective_rates([_weights(spec) for spec in self.specs], optimizer))
         rate = learning_rate(optimizer)
         self.warming_up, self._rate = self._rate is None or rate > self._rate, rate
+
+    def unscale(self, scale: float) -> None:
+        """Undo a factor on the loss (fp16): what is recorded is of the second order in gradients, the sketch of the first."""
+        for tensor, factor in (
+            (self.record.curves, scale**2),
+            (self.record.scalars[:, :2], scale**2),
+            (self.record.sketch, scale),
+        ):
+            tensor.div_(factor)
+
+    def _agreed(self, rates: Tensor) -> Tensor:
+        """The mean over the ranks: of sharded weights each knows the moments of its own part."""
+        if ranks() == 1:
+            return rates
+        held = rates.to(self.record.curves.device, torch.float32)
+        average_over_ranks([held])
+        return held.cpu().double()
 
     @property
     def ready(self) -> bool:
@@ -53,6 +71,7 @@ class DamageSensor:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        self.record.clear()
         self.meter.load_state_dict(state["meter"])
         self.rates, self._rate, self.warming_up = state["rates"].clone(), state["rate"], state["warming_up"]
 

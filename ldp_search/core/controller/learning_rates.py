@@ -1,7 +1,7 @@
 """The effective learning rate of each site's weights: by how much a gradient moves them in the end.
 
-Of SGD that is lr / (1 - momentum). Of Adam and its like, whose updates have a size of their own, it is lr / rms(gradient): the
-second moment that the optimizer keeps tells the rms, before its first step the gradient itself does.
+Of SGD that is lr (1 - dampening) / (1 - momentum). Of Adam, RMSprop and their like, whose updates have a size of their own, it
+is lr / rms(gradient): the second moment that the optimizer keeps tells the rms, before its first step the gradient itself does.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..bits.damage import DEFAULT_RATE
 
+SECOND_MOMENTS = ("exp_avg_sq", "square_avg")  # in the optimizer's state, of Adam and of RMSprop
 SMALLEST = 1e-12  # of an rms of gradients
 
 
@@ -46,16 +47,17 @@ def learning_rate(optimizer=None) -> float:
 
 def _rate(weight: Tensor, group: dict, state: dict) -> tuple[float, Tensor | None]:
     """(rate, mean square of the gradient that it is still to be divided by the root of)."""
-    rate = float(group["lr"])
-    if "betas" not in group:
-        return rate / (1 - min(float(group.get("momentum") or 0.0), 0.999)), None
-    second, grad = state.get("exp_avg_sq"), weight.grad
+    rate, momentum = float(group["lr"]), min(float(group.get("momentum") or 0.0), 0.999)
+    rate *= (1 - float(group.get("dampening") or 0.0) if momentum else 1.0) / (1 - momentum)
+    second = next((state[name] for name in SECOND_MOMENTS if state.get(name) is not None), None)
     if second is not None:
-        second, beta = _whole(second), float(group["betas"][1])
         steps = float(state.get("step", 1)) or 1.0
-        return rate, second.float().mean() / (1 - beta**steps)
-    if grad is not None:
-        return rate, _whole(grad).float().square().mean()
+        mass = 1 - float(group["betas"][1]) ** steps if "betas" in group else 1.0  # RMSprop does not correct its moment
+        return rate, _whole(second).float().mean() / mass
+    if not any(name in group for name in ("betas", "alpha")):
+        return rate, None
+    if weight.grad is not None:
+        return rate, _whole(weight.grad).float().square().mean()
     return rate, torch.ones((), device=weight.device)
 
 

@@ -23,7 +23,7 @@ def look(
 
     axes: along which `stats` differ.
     """
-    bounds, errors = search(quantizer, *sample(x, stats, axes), levels)
+    bounds, errors = search(quantizer, *sample(x, stats, axes), levels, x.numel() // stats.low.numel())
     if table is not None:
         table.lerp_(torch.cat([torch.ones_like(bounds[:1]), bounds]), MOMENTUM)
     return errors

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 GridAt = Callable[[Tensor], Grid]
 """From bits (0-d) to a grid."""
+Pair = tuple[Tensor, Tensor]
+"""Two operands, in the order of the call."""
+Errors = tuple[Tensor, Tensor]
+"""(levels,) mean squared errors of x and of w at each number of bits."""
 MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's code)
 
 
@@ -82,8 +86,28 @@ class Site:
         self, x: Tensor, w: Tensor, bias: Tensor | None, product: Product, training: bool, axes: tuple[int, ...]
     ) -> Tensor:
         """The same of a product of `products/bilinear.py`; axes: of the output channels in the weight."""
-        c = self._on_device_of(x)
-        errors = self._look(x, w, axes) if self._looks(training) else None
+        self._on_device_of(x)
+        multiply = self._multiply_looking if self._looks(training) else self._multiply
+        return multiply(x, w, bias, product, training, axes)
+
+    @torch.compiler.disable
+    def _multiply_looking(
+        self, x: Tensor, w: Tensor, bias: Tensor | None, product: Product, training: bool, axes: tuple[int, ...]
+    ) -> Tensor:
+        return self._multiply(x, w, bias, product, training, axes, self._look(x, w, axes))
+
+    def _multiply(
+        self,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        product: Product,
+        training: bool,
+        axes: tuple[int, ...],
+        errors: Errors | None = None,
+    ) -> Tensor:
+        """errors: what `_look` found; None: it did not look."""
+        c = self.controller
         if (training or c.calibrating) and not c.relaxation.interpolates and errors is None:
             quantizers = c.weight_quantizer, c.input_quantizer
             grids = fused_grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
@@ -94,7 +118,8 @@ class Site:
         x_grid_at, w_grid_at = self._input_grid(x, training), self._weight_grid(w, axes)
         weight_bits, input_bits, *_ = self.bits.unbind()  # at once: one node of the graph
         grad_bits = self.grad_bits if self.quantize_grad else None
-        if c.relaxation.interpolates:  # a mixture of two grids lies on neither, so the backend gets none
+        sensor = c.sensor if errors is not None and self._senses(training) else None
+        if c.relaxation.interpolates and sensor is None:  # a mixture of two grids lies on neither, so the backend gets none
             none: Any = None
             call = Call(x, w, bias, none, none, product, grad_bits, c.grad_quantizer, self)
             x_straight, w_straight = c.straight
@@ -103,13 +128,12 @@ class Site:
         call = Call(x, w, bias, x_grid, w_grid, product, grad_bits, c.grad_quantizer, self, c.straight)
         if transformed():
             return under_transform(call)
-        sensor = c.sensor if errors is not None and self._senses(training) else None
         if errors is None or sensor is None:
             return c.backend(call)
         forward = lambda a, b: product.forward(a, b, None)  # noqa: E731
         x_errors, w_errors = errors
         sense = Sense(sensor.record, self.row, forward, x_errors, w_errors, self.bits, axes, product.channel_dim)
-        return _sensed(call, sense)
+        return Simulate()(call._replace(sense=sense))  # in floating point, whatever the backend
 
     def call(
         self, product: TorchProduct, function: Callable, args: tuple, kwargs: dict, weight: int | None, training: bool
@@ -123,14 +147,45 @@ class Site:
         pair = product.operands(args, kwargs)
         if pair is None or any(has_no_range(x) for x in pair):
             return function(*args, **kwargs)
-        c = self._on_device_of(pair[0])
+        self._on_device_of(pair[0])
         axes = () if weight is None else product.channel_axes(weight, pair[weight], args)
-        x, w = pair if weight != 0 else (pair[1], pair[0])
         layer = product.as_layer_call(args, kwargs) if weight == 1 else None
         if layer is not None:
             operand, held, bias, of_layer = layer
             return self.product(operand, held, bias, of_layer, training, axes)
-        errors = self._look(x, w, axes, own=weight is None) if self._looks(training) else None
+        call = self._call_looking if self._looks(training) else self._call
+        return call(product, function, args, kwargs, pair, weight, training, axes)
+
+    @torch.compiler.disable
+    def _call_looking(
+        self,
+        product: TorchProduct,
+        function: Callable,
+        args: tuple,
+        kwargs: dict,
+        pair: Pair,
+        weight: int | None,
+        training: bool,
+        axes: tuple[int, ...],
+    ) -> Tensor:
+        x, w = pair if weight != 0 else (pair[1], pair[0])
+        errors = self._look(x, w, axes, own=weight is None)
+        return self._call(product, function, args, kwargs, pair, weight, training, axes, errors)
+
+    def _call(
+        self,
+        product: TorchProduct,
+        function: Callable,
+        args: tuple,
+        kwargs: dict,
+        pair: Pair,
+        weight: int | None,
+        training: bool,
+        axes: tuple[int, ...],
+        errors: Errors | None = None,
+    ) -> Tensor:
+        c = self.controller
+        x, w = pair if weight != 0 else (pair[1], pair[0])
         if weight is None:
             grids = [self._own_grid(x) for x in pair]
         else:
@@ -154,9 +209,8 @@ class Site:
             x_q, w_q = sense.watch(x, x_q, w, w_q)
         quantizer = c.grad_quantizer if self.quantize_grad else None
         y = run(x_q, w_q)
-        if sense is not None:
-            y = sense.watch_gradient(y, x_q, w_q, quantizer)
-        return y if quantizer is None else quantize_gradient(y, self.grad_bits.amax(), quantizer)
+        y = y if quantizer is None else quantize_gradient(y, self.grad_bits.amax(), quantizer)
+        return y if sense is None else sense.watch_gradient(y, x_q, w_q, quantizer)  # what comes back before it is rounded
 
     def rows(self, rows: Tensor) -> Tensor:
         """Rows of an embedding, each quantized by itself."""
@@ -181,13 +235,12 @@ class Site:
     def _looks(self, training: bool) -> bool:
         """Whether this call looks at samples of its operands: for the best bounds, or for what rounding costs."""
         c = self.controller
-        return (training and c.sensing) or (c.calibrating and c.searches_clips)
+        return ((training and c.sensing) or (c.calibrating and c.searches_clips)) and not transformed()
 
     def _senses(self, training: bool) -> bool:
         c = self.controller
         return training and c.sensing and c.sensor is not None and torch.is_grad_enabled()
 
-    @torch.compiler.disable
     def _look(self, x: Tensor, w: Tensor, axes: tuple, own: bool = False) -> tuple[Tensor, Tensor]:
         """(levels,) squared errors of both operands at each number of bits; their bounds move, but for an operand's `own`."""
         c, moves = self.controller, not own and not _recomputing()
@@ -262,12 +315,6 @@ class Site:
         if len(self.ranges) > 1:
             self.call_site = (self.call_site + 1) % len(self.ranges)
         return ranges
-
-
-@torch.compiler.disable
-def _sensed(call: Call, sense: Sense) -> Tensor:
-    """The product in floating point whatever the backend, shown to `sense`."""
-    return Simulate()(call._replace(sense=sense))
 
 
 def _recomputing() -> bool:

@@ -19,7 +19,7 @@ from .quantizers import Quantizer
 
 FACTOR, BOUNDS = 0.84, 16
 """The search tries so many bounds, each this share of the one before: from the largest magnitude down to 0.07 of it."""
-SAMPLE = 2048  # values that a search looks at
+SAMPLE = 1024  # values that a search looks at
 CHANNELS = 16  # of a weight, that a search looks at
 UNCLIPPED = 1e30  # a bound, in units of the mean magnitude, that cuts nothing off
 
@@ -54,11 +54,12 @@ class LeastSquares(Quantizer):
 
 
 @torch.no_grad()
-def search(quantizer: Quantizer, x: Tensor, stats: Statistics, levels: Tensor) -> tuple[Tensor, Tensor]:
+def search(quantizer: Quantizer, x: Tensor, stats: Statistics, levels: Tensor, numel: int) -> tuple[Tensor, Tensor]:
     """The best bound and its error, for every number of bits.
 
     Args:
         x: (channels, values) sample, fp32. stats: of the whole tensor, (channels, 1) or (1, 1). levels: (n,) numbers of bits.
+        numel: elements of the whole, of each channel: its largest one counts too, which the sample may lack.
 
     Returns:
         clip (n,) in units of the mean magnitude, and the mean squared error (n,) in the units of x squared.
@@ -70,6 +71,9 @@ def search(quantizer: Quantizer, x: Tensor, stats: Statistics, levels: Tensor) -
         clip = largest.max() * torch.pow(FACTOR, torch.arange(BOUNDS, device=x.device)).view(1, -1, 1, 1)
     grid = quantizer.grid(Statistics(*(s[None, None] for s in stats)), bits, clip is None, clip)
     error = _squared_error(x, grid)  # (levels, bounds)
+    if clip is not None:
+        cut = ((largest - clip.view(-1, 1, 1)) * stats.spread).clamp_min(0)  # (bounds, channels, 1)
+        error = error + cut.square().mean((1, 2)) / numel
     best = error.argmin(1, keepdim=True)
     found = error.gather(1, best).squeeze(1)
     return (clip.view(-1)[best.squeeze(1)] if clip is not None else torch.full_like(found, UNCLIPPED)), found

@@ -9,7 +9,7 @@ from accelerate.utils import send_to_device
 
 from ..training.batches import TrainKeys
 from ..training.session import Session, random_state, set_random_state
-from .timing import interleaved, timed
+from .timing import Times, interleaved, timed
 
 ROUNDS = 2
 STEPS = 2 * (1 + ROUNDS)
@@ -40,12 +40,17 @@ def overhead(run: Session) -> str | None:
         set_random_state(random)
     if times is None:
         return None
+    times, sensing = times
     plain, with_ldp = times.seconds
+    every = run.ldp.space.sense_every
+    with_ldp += (sensing - with_ldp) / every if sensing else 0.0
     both = f"{_seconds(with_ldp)} against {_seconds(plain)}, without the optimizer"
-    return f"a step takes {times.ratio:.2f}x of the plain step ({both})"
+    also = f"; every {every}th, which measures, {_seconds(sensing)}" if sensing else ""
+    return f"a step takes {with_ldp / plain:.2f}x of the plain step ({both}{also})"
 
 
-def _measure(run: Session):
+def _measure(run: Session) -> tuple[Times, float | None] | None:
+    """Both ways of an ordinary step, and the seconds of one that measures damages, where there are such."""
     keys = TrainKeys(run.task.train_size, run.config.batch_size, run.config.accumulate, run.config.seed, 0, 1, 0, 1)
     parts = [send_to_device(run.task.batch(indices, epoch), run.accelerator.device) for epoch, indices in keys]
 
@@ -59,8 +64,11 @@ def _measure(run: Session):
     device = run.accelerator.device
     if timed(lambda: step(True), device) * STEPS > LONGEST:
         return None
+    measures, run.ldp.sensing = run.ldp.sensing, False
     step(False)
-    return interleaved(lambda: step(True), lambda: step(False), ROUNDS, device)
+    times = interleaved(lambda: step(True), lambda: step(False), ROUNDS, device)
+    run.ldp.sensing = measures
+    return times, timed(lambda: step(False), device) if measures else None
 
 
 def _seconds(value: float) -> str:

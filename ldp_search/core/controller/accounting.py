@@ -1,0 +1,28 @@
+"""What the bits in force cost, and what the training has cost so far."""
+
+from __future__ import annotations
+
+import torch
+
+from ..bits.cost import Cost, inference_bitops, training_bitops, weight_mib
+from ..bits.space import FULL_PRECISION
+from ..model.coverage import SKIPPED
+
+
+def cost_of(controller) -> Cost:
+    """`Cost` of a controller. Waits for the device."""
+    p, bits, spent, progress = controller.problem, torch.round(controller.tensors.bits).double(), *controller.spent
+    macs = p.macs if controller.profiled else torch.zeros_like(p.macs)
+    inference, highest = (inference_bitops(p.macs, b).sum() for b in (bits, p.high.double()))
+    numel = torch.tensor([spec.weight_numel for spec in controller.layers.values()], dtype=torch.float64, device=bits.device)
+    left_out = sum(item.macs for item in controller.coverage.left_out if item.reason != SKIPPED)
+    relative = float(p.relative_cost(bits))
+    return Cost(
+        training_bitops=float(training_bitops(macs, bits).sum()),
+        inference_bitops=float(inference) if controller.profiled else 0.0,
+        relative=relative,
+        relative_inference=float(inference / highest),
+        weight_mib=float(weight_mib(numel, bits).sum()),
+        mean_relative=spent / progress if progress else relative,
+        left_out_bitops=float(3 * FULL_PRECISION**2 * left_out),
+    )

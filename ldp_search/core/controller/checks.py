@@ -1,0 +1,56 @@
+"""What a controller refuses, each with its remedy."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import Tensor
+
+from ..bits.policies import Policy, Problem
+from ..bits.space import SearchSpace
+from ..bits.specs import Coverage
+
+
+def check_learnable(policy: Policy, problem: Problem, space: SearchSpace) -> None:
+    """Raises ValueError where a policy that learns by dL/dbits finds nothing that has one."""
+    if not policy.needs_gradients:
+        return
+    if not problem.searched.any():
+        raise ValueError(
+            f"The policy {policy.name!r} learns bits, but every range is a single number "
+            f"(bits={space.bits}, grad_bits={space.grad_bits}). Give a range such as bits=(3, 8), or policy='static'."
+        )
+    if problem.searched[:, 2:].any():
+        raise ValueError(
+            f"The loss has no gradient with respect to the gradient bits, so {policy.name!r} cannot learn them; "
+            f"received grad_bits={space.grad_bits}. Give one number, e.g. grad_bits=8, or policy='learned'."
+        )
+
+
+def check_step(controller, progress: float, before: float, loss: Tensor | float | None) -> None:
+    """Raises ValueError where a step comes out of order, or lacks what the policy reads. before: the progress so far."""
+    if not before < progress <= 1 + 1e-9:
+        raise ValueError(
+            f"progress must rise from 0 to 1, once per optimizer step; received {progress} after {before}. "
+            "Pass (step + 1) / total_steps."
+        )
+    if controller.policy.needs_loss and loss is None and not controller.frozen:
+        raise ValueError(
+            f"The policy {controller.policy.name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
+        )
+    if not controller.profiled and before == 0:
+        warnings.warn(
+            "The first step comes before any operation was counted: costs take all layers alike, and products outside of "
+            "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
+            stacklevel=5,
+        )
+
+
+def check_coverage(found: Coverage, space: SearchSpace) -> None:
+    """Raises ValueError where less than the space's `min_coverage` is quantized."""
+    if found.share < space.min_coverage:
+        listed = "\n".join(f"  {item.name}: {item.macs:,} MACs, {item.reason}" for item in found.left_out[:20])
+        raise ValueError(
+            f"min_coverage={space.min_coverage} of the MACs must be quantized, but only {found.share:.3f} is. "
+            f"Left out:\n{listed}\nLower min_coverage, or take these layers out of `skip`."
+        )

@@ -1,0 +1,28 @@
+"""The problem that a policy is given, from the sites of a model and the space that is searched."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..bits.coordinates import assign_groups, precisions
+from ..bits.policies import Problem
+from ..bits.space import SearchSpace
+from ..model.sites import SiteSpec, holders
+
+
+def problem_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) -> Problem:
+    """profiled: all sites are known, and their MACs."""
+    names, precision = list(specs), precisions(specs, space, final=profiled)
+    kinds = range(4 if space.split_gradient else 3)
+    ends = ([[precision[name][end][min(kind, 2)] for kind in kinds] for name in names] for end in (0, 1))
+    low, high = (torch.tensor(bits, dtype=torch.float32, device="cpu") for bits in ends)
+    joint = [spec.module is None for spec in specs.values()]
+    group, groups = assign_groups(names, low, high, space.granularity, space.tie, holders(specs), joint)
+    macs = macs_of(specs, profiled)
+    return Problem(names, low, high, macs, group, groups, space.target_cost, space.cost_weight, space.seed)
+
+
+def macs_of(specs: dict[str, SiteSpec], profiled: bool) -> Tensor:
+    """(sites,) per sample; all alike until they are counted."""
+    return torch.tensor([spec.macs if profiled else 1 for spec in specs.values()], dtype=torch.float64, device="cpu")

@@ -1,0 +1,379 @@
+"""The damage of rounding: variances against drawn ones, damages against losses measured, what they do not depend on."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import ldp_search
+from ldp_search.core.backends.sensing import Sense
+from ldp_search.core.bits.damage import DamageMeter, Sensed
+from ldp_search.core.model import site as sites
+
+WEIGHT, INPUT, INPUT_GRADIENT, WEIGHT_GRADIENT = range(4)
+MEASURES = {"policy": "learned", "target_cost": 0.5, "bits": (2, 8), "grad_bits": (3, 8), "grad_quantizer": "per_sample",
+            "weight_quantizer": {"name": "mse", "exact_zero": False}, "input_quantizer": "mse", "sense_every": 1}  # fmt: skip
+
+
+def searched(model, x, **options):
+    ldp_search.apply(model, MEASURES | options, example_inputs=x)
+    return ldp_search.controller(model)
+
+
+@pytest.fixture
+def whole_batches(monkeypatch):
+    """Gradients' variances are measured on all samples, not on a part of them."""
+    monkeypatch.setattr(sites, "Sense", functools.partial(Sense, part=1))
+
+
+# -- the variances that rounding a gradient adds ------------------------------------------------------------------------
+
+
+class Mixed(nn.Module):
+    """A weight outside of a layer."""
+
+    def __init__(self, equation: str, *shape: int):
+        super().__init__()
+        self.equation, self.weight = equation, nn.Parameter(torch.randn(shape))
+
+    def forward(self, x):
+        return torch.einsum(self.equation, x, self.weight)
+
+
+class Attended(nn.Module):
+    """Two activations multiplied."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Linear(4, 4)
+
+    def forward(self, x):
+        q = self.query(x)
+        return q @ x.transpose(1, 2)
+
+
+PRODUCTS = {  # name: (module, shape of its input)
+    "linear": (lambda: nn.Linear(6, 5), (4, 6)),
+    "linear of sequences": (lambda: nn.Linear(6, 5), (3, 7, 6)),
+    "conv": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 3, 5, 5)),
+    "conv, stride and groups": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 7, 7)),
+    "conv, dilated 1d": (lambda: nn.Conv1d(2, 3, 3, dilation=2), (4, 2, 9)),
+    "transposed": (lambda: nn.ConvTranspose2d(3, 2, 3, stride=2), (3, 3, 4, 4)),
+    "einsum": (lambda: Mixed("bij,jk->bik", 4, 3), (3, 5, 4)),
+    "experts": (lambda: Mixed("ebi,eij->ebj", 3, 4, 2), (3, 5, 4)),
+}
+
+
+def variances_drawn(y, g, operands, draws=300) -> list[float]:
+    """Of the gradients of some operands, summed over their elements, by drawing the rounding of g many times."""
+    found = [torch.autograd.grad(y, operands, g, retain_graph=True) for _ in range(draws)]
+    return [float(torch.stack(each).var(0).sum()) for each in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("quantizer", ["per_sample", "per_sample_channel", "stochastic"])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_variances_are_those_of_drawn_gradients(name, quantizer, whole_batches):
+    make, shape = PRODUCTS[name]
+    model, x = nn.Sequential(make()), torch.randn(shape)
+    ldp = searched(model, x, grad_quantizer=quantizer, split_gradient=True)
+    with torch.no_grad():
+        ldp.tensors.bits.copy_(torch.tensor([8.0, 8, 3, 4]))
+    x.requires_grad_()
+    y = model(x)
+    g = torch.randn_like(y) * torch.randn_like(y).exp()
+    y.backward(g, retain_graph=True)
+    measured = ldp.sensor.record.curves[0].clone()
+    ldp.sensing = False
+    weight = next(model.parameters())
+    y = model(x)
+    of_x, of_w = variances_drawn(y, g, (x, weight))
+    layered = name not in ("einsum", "experts")  # outside of layers both take the same rounding, with the more bits of the two
+    at_x, at_w = (3, 4) if layered else (4, 4)
+    assert float(measured[INPUT_GRADIENT, at_x - 2]) == pytest.approx(of_x, rel=0.2)
+    assert float(measured[WEIGHT_GRADIENT, at_w - 2]) == pytest.approx(of_w, rel=0.2)
+
+
+def test_variances_of_a_product_of_two_activations_are_those_of_drawn_gradients():
+    model, x = Attended(), torch.randn(3, 6, 4)
+    ldp = searched(model, x, attention=True)
+    row = list(ldp.layers).index("products" if "products" in ldp.layers else next(n for n in ldp.layers if "products" in n))
+    with torch.no_grad():
+        ldp.tensors.bits.copy_(torch.tensor([8.0, 8, 3]))
+        ldp.tensors.bits[1 - row, 2] = 8
+    x.requires_grad_()
+    y = model(x)
+    g = torch.randn_like(y)
+    y.backward(g)
+    measured = ldp.sensor.record.curves[row, :, 1]
+    ldp.sensing = False
+    held = {}
+    model.query.register_forward_hook(lambda m, a, out: held.update(q=out))
+    y = model(x)
+    of_q, of_x = variances_drawn(y, g, (held["q"], x))
+    assert float(measured[INPUT_GRADIENT]) == pytest.approx(of_q, rel=0.2)
+    assert float(measured[WEIGHT_GRADIENT]) == pytest.approx(of_x, rel=0.35), "with what comes through the query"
+
+
+# -- damages of weights and inputs against the loss measured -----------------------------------------------------------
+
+
+def classifier(kind: str):
+    torch.manual_seed(3)
+    if kind == "conv":
+        model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
+                              nn.Linear(32, 4))  # fmt: skip
+        return model, lambda n: torch.randn(n, 2, 6, 6)
+    return nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)), lambda n: torch.randn(
+        n, 8
+    )
+
+
+def drawn_labels(model, x):
+    """Labels from the model itself: then the mean gradient is zero, and the Fisher matrix is the Hessian."""
+    ldp = ldp_search.controller(model)
+    with torch.no_grad(), ldp.disabled():
+        return torch.multinomial(torch.softmax(2 * model(x), 1), 1).squeeze(1)
+
+
+def sensed(model, ldp, inputs, bits: float, steps: int, batch: int = 64):
+    """Curves after some steps of sensing at so many bits everywhere, without any training."""
+    ldp.sensor.meter = DamageMeter(0.98)
+    for _ in range(steps):
+        with torch.no_grad():
+            ldp.tensors.bits.fill_(bits)
+        x, ldp.sensing = inputs(batch), False
+        labels, ldp.sensing = drawn_labels(model, x), True
+        nn.functional.cross_entropy(2 * model(x), labels).backward()
+        ldp.sensor.measure()
+        model.zero_grad()
+    ldp.sensing = False
+    return ldp.sensor.curves(3)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_damages_of_weights_and_inputs_are_the_loss_that_rounding_costs(kind):
+    """To a factor of 2: the loss with one coordinate rounded, less that without, over labels drawn from the model."""
+    model, inputs = classifier(kind)
+    ldp = searched(model, inputs(2))
+    curves = sensed(model, ldp, inputs, 8, 60)
+    x = inputs(3000)
+    with torch.no_grad():
+        ldp.tensors.bits.fill_(8)
+        with ldp.disabled():
+            target = torch.softmax(2 * model(x), 1)
+
+        def loss():
+            return float(nn.functional.cross_entropy(2 * model(x), target))
+
+        base = loss()
+        for row in range(len(ldp.layers)):
+            for column in (WEIGHT, INPUT):
+                if row == 0 and column == INPUT:
+                    continue  # its own gradient is not computed
+                for bits in (3, 4):
+                    ldp.tensors.bits[row, column] = bits
+                    measured, expected = loss() - base, float(curves[row, column, bits - 2])
+                    assert 0.5 < expected / measured < 2, (row, column, bits, expected, measured)
+                ldp.tensors.bits[row, column] = 8
+
+
+def test_curves_do_not_depend_on_the_bits_in_force():
+    model, inputs = classifier("linear")
+    ldp = searched(model, inputs(2))
+    state = ldp.state_dict()
+    found = []
+    for bits in (4, 7):
+        torch.manual_seed(5)
+        ldp.load_state_dict(state)
+        found.append(sensed(model, ldp, inputs, bits, 80))
+    ratio = (found[0] / found[1])[:, :, :6]
+    rounded_at_all = found[1][:, :, :6] > 0
+    assert rounded_at_all[1:].all() and (ratio[rounded_at_all].log2().abs() < 0.585).all(), "within a factor of 1.5"
+
+
+# -- damages of gradients against the steady state of a training ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("kind", ["in dL/dw", "in dL/dx"])
+def test_damages_of_gradients_are_the_excess_loss_of_a_training_with_them(kind, momentum):
+    """Two trainings of a linear network at its optimum on the same data, of which one rounds: half their squared distance is
+    what the noise costs, (lr / 4) tr C to a factor of 2.
+    """
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 3, bias=False))
+    best, rounding = copy.deepcopy(plain).requires_grad_(False), copy.deepcopy(plain)
+    ldp = searched(rounding, torch.zeros(2, 6), bits=(3, 16), grad_bits=(3, 16), split_gradient=True)
+    with torch.no_grad():
+        ldp.tensors.bits.copy_(torch.tensor([16.0, 16, 16, 16]))
+        if kind == "in dL/dw":
+            ldp.tensors.bits[:, 3] = 4
+        else:
+            ldp.tensors.bits[1, 2] = 3
+    lr = 0.06 * (1 - momentum)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=lr, momentum=momentum) for m in (plain, rounding)]
+    excess, expected, steps = 0.0, 0.0, 500
+    for step in range(steps):
+        x = torch.randn(16, 6)
+        target = best(x) + 0.5 * torch.randn(16, 3)
+        ldp.sensing = step >= steps - 60
+        out = [model(x) for model in (plain, rounding)]
+        for y, optimizer in zip(out, optimizers, strict=True):
+            optimizer.zero_grad()
+            ((y - target).square().sum(1).mean() / 2).backward()
+        if ldp.sensing:
+            ldp.sensor.measure(optimizers[1])
+        if step >= 150:
+            excess += float((out[1] - out[0]).detach().square().sum(1).mean() / 2) / (steps - 150)
+        for optimizer in optimizers:
+            optimizer.step()
+    found = ldp.damage()
+    expected = found.kinds["weight_grad" if kind == "in dL/dw" else "grad"]
+    assert 0.5 < expected / excess < 2, (expected, excess)
+
+
+# -- what sensing does not change, and how it adds up ------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    """A convolution, layers, a product of two activations, and a weight outside of layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.query, self.last = nn.Conv2d(2, 4, 3, stride=2), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.mix = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        x = self.conv(x).relu().flatten(2).transpose(1, 2)
+        x = (self.query(x) @ x.transpose(1, 2)).softmax(-1) @ x @ self.mix
+        return self.last(x.mean(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"split_gradient": True, "grad_quantizer": "per_sample_channel"}, {"grad_bits": 32}])
+def test_sensing_changes_no_loss_and_no_weight_by_a_bit(options):
+    results = []
+    for every in (1, 1000):
+        torch.manual_seed(0)
+        model, x = Small(), torch.randn(6, 8, 2, 7, 7)
+        policy = {"name": "learned", "warmup": 1.0, "freeze": 0.0}  # measures, and moves nothing
+        space = {"policy": policy, "weight_quantizer": "minmax", "input_quantizer": "minmax", "attention": True}
+        ldp = searched(model, x[0], sense_every=every, **(space | options))
+        optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
+        torch.manual_seed(1)
+        for step, batch in enumerate(x):
+            ldp.sensing = ldp.sensing and every == 1
+            optimizer.zero_grad()
+            loss = model(batch).square().mean()
+            loss.backward()
+            ldp.step((step + 1) / 7)
+            optimizer.step()
+            losses.append(loss.detach())
+        assert ldp.sensor.ready
+        results.append([*losses, ldp.ranges.clone(), *(p.detach() for p in model.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def record_of(parts, whole: int, model, ldp) -> list[torch.Tensor]:
+    """What some micro-batches leave; their losses are parts of the mean over `whole` samples."""
+    ldp.sensor.record.clear()
+    for x in parts:
+        ldp.sensing = True
+        (model(x).square().sum(1).sum() / whole).backward()
+    model.zero_grad()
+    return [tensor.clone() for tensor in ldp.sensor.record.tensors()]
+
+
+def of_one_range(samples: int, width: int) -> list[torch.Tensor]:
+    """Two micro-batches with the same smallest and largest value."""
+    parts = [torch.randn(samples, width).clamp(-1.9, 1.9) for _ in range(2)]
+    for part in parts:
+        part[0, 0], part[0, 1] = -2, 2
+    return parts
+
+
+EXACT = {"weight_quantizer": "minmax", "input_quantizer": "minmax"}
+
+
+def test_micro_batches_add_up_to_the_batch(whole_batches):
+    model = nn.Sequential(nn.Linear(6, 5))
+    ldp = searched(model, torch.zeros(2, 6), **EXACT)
+    with torch.no_grad():
+        ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 4]))
+    parts = of_one_range(8, 6)
+    for x in parts:
+        x.requires_grad_()
+    together = record_of([torch.cat(parts)], 16, model, ldp)
+    apart = record_of(parts, 16, model, ldp)
+    for kind in (INPUT, INPUT_GRADIENT, WEIGHT_GRADIENT):
+        torch.testing.assert_close(apart[0][0, kind], together[0][0, kind], rtol=1e-3, atol=0)
+    assert together[1][0, 2] == apart[1][0, 2] == 16, "terms of the loss"
+    torch.testing.assert_close(apart[1][0, 0], together[1][0, 0])
+    torch.testing.assert_close(apart[2], together[2])
+
+
+def test_two_ranks_measure_what_one_process_measures_on_both_their_batches(whole_batches):
+    """Each takes the mean over its own half, both are averaged; noise of an averaged gradient has half the variance."""
+    model = nn.Sequential(nn.Linear(6, 5))
+    ldp = searched(model, torch.zeros(2, 6), **EXACT)
+    with torch.no_grad():
+        ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 4]))
+    parts = of_one_range(8, 6)
+    for x in parts:
+        x.requires_grad_()
+    curves = []
+    for ranks, records in (
+        (1, [record_of([torch.cat(parts)], 16, model, ldp)]),
+        (2, [record_of([x], 8, model, ldp) for x in parts]),
+    ):
+        sensed = Sensed(1, ldp.levels)
+        sensed.order[0] = None
+        for tensor, *found in zip(sensed.tensors(), *records, strict=True):
+            tensor.copy_(sum(found) / ranks)
+        meter = DamageMeter(0.9, ranks)
+        meter.update(sensed)
+        curves.append(meter.curves(torch.ones(1, dtype=torch.float64), 4))
+    for kind in (INPUT, WEIGHT_GRADIENT):
+        torch.testing.assert_close(curves[1][0, kind], curves[0][0, kind], rtol=1e-3, atol=0)
+
+
+def test_a_scaled_loss_is_undone():
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), torch.randn(8, 6)
+    found = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(0)
+        twin = copy.deepcopy(model)
+        ldp = searched(twin, x)
+        torch.manual_seed(1)
+        (scale * twin(x).square().mean()).backward()
+        ldp.sensor.unscale(scale)
+        ldp.sensor.measure()
+        found.append(ldp.sensor.curves(3))
+    assert found[0][1].all()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=0)
+
+
+def test_the_first_layers_input_and_what_no_backward_reaches_do_no_damage():
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "last": nn.Linear(4, 2), "idle": nn.Linear(4, 4)})
+    model.forward = lambda x: model["last"](model["used"](x).relu())
+    ldp = searched(model, torch.zeros(2, 4))
+    model.forward(torch.randn(8, 4)).square().mean().backward()
+    ldp.step(0.1)
+    curves, rows = ldp.sensor.curves(3), {name: row for row, name in enumerate(ldp.layers)}
+    assert not curves[rows["idle"]].any() and not ldp.sensor.meter.known[rows["idle"]]
+    assert curves[rows["last"], :2].all() and curves.isfinite().all() and (curves >= 0).all()
+
+
+def test_interpolating_bits_are_measured_too():
+    """The bits of this policy are integers, at which a mixture of two grids is one of them."""
+    found = []
+    for relaxation in ("round", "interpolate"):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), torch.randn(8, 6)
+        ldp = searched(model, x, relaxation=relaxation)
+        torch.manual_seed(1)
+        model(x).square().mean().backward()
+        ldp.step(0.1)
+        found.append(ldp.sensor.curves(3))
+    assert found[0][1].all() and torch.equal(*found)
