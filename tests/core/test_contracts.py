@@ -24,7 +24,7 @@ def of_each(kind: str, contract: type, **specs) -> dict[str, type]:
 globals().update(of_each("policy", PolicyContract, replay=None, progressive={"name": "progressive", "window": 2}))
 globals().update(of_each("quantizer", QuantizerContract))
 globals().update(of_each("grad_quantizer", GradQuantizerContract))
-globals().update(of_each("backend", BackendContract, int8={"name": "int8", "choose": "always"}))
+globals().update(of_each("backend", BackendContract, int8={"name": "int8", "choose": "always", "keep": "input"}))
 
 
 class TestTrainingBitops(CostContract):

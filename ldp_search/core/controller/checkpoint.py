@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..profile.records import ModelProfile
 
+if TYPE_CHECKING:
+    from .controller import Controller
 
-def of(controller) -> dict:
+
+def of(controller: Controller) -> dict:
     """The state: tensors on the CPU and plain data."""
     return {
         "layers": list(controller.specs),
@@ -23,7 +28,7 @@ def of(controller) -> dict:
     }
 
 
-def load(controller, state: dict) -> None:
+def load(controller: Controller, state: dict) -> None:
     """Take over what `of` gave, all of it or nothing; a ValueError where it is of another model or space.
 
     What has been counted stays counted: a state from before is taken as if the operations had been counted then.
@@ -39,7 +44,7 @@ def load(controller, state: dict) -> None:
         raise
 
 
-def _load(controller, state: dict) -> None:
+def _load(controller: Controller, state: dict) -> None:
     profile = controller.profile
     if state["profile"] is None and profile is not None:
         controller.forget_profile()
@@ -51,7 +56,7 @@ def _load(controller, state: dict) -> None:
     _take(controller, state)
 
 
-def _take(controller, state: dict) -> None:
+def _take(controller: Controller, state: dict) -> None:
     """Check a state against the layers as they are now, then copy it in."""
     names = list(controller.specs)
     if state["layers"] != names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -67,6 +68,7 @@ def agree(value):
 
 def reshard(model: nn.Module) -> None:
     """FSDP2 keeps the root's parameters gathered after a forward; whoever makes an optimizer next would be given these."""
+    module: Any
     for module in model.modules():
         if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
             module.reshard()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..model.swap import ATTRIBUTE
+
+if TYPE_CHECKING:
+    from .controller import Controller
 
 _HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
           "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")  # fmt: skip
@@ -41,7 +45,7 @@ def _put(values: dict, key: str, value) -> None:
 
 
 @contextlib.contextmanager
-def controller_kept(controller):
+def controller_kept(controller: Controller):
     """A controller, with its policy's memory, its model's classes and hooks, is as before when the context raises."""
     held = _Held(controller)
     try:
@@ -55,7 +59,7 @@ def controller_kept(controller):
 class _Held:
     """A controller at one moment: which objects it holds, and the values of those that change in place."""
 
-    def __init__(self, controller):
+    def __init__(self, controller: Controller):
         self.controller, self.values, self.hooks = controller, dict(controller.__dict__), dict(controller.hooks)
         self.tensors = [(x, x.detach().clone()) for x in controller.tensors.all()]
         policy, others = controller.policy, (controller.trajectory, *controller.tensors.holders(), *controller.sites)
@@ -76,7 +80,7 @@ class _Held:
         for x, values in self.objects:
             x.__dict__.clear()
             x.__dict__.update(values)
-        if self.sensor is not None:
+        if self.sensor is not None and controller.sensor is not None:
             controller.sensor.load_state_dict(self.sensor)
         controller.generator.set_state(self.random)
         if self.backend:

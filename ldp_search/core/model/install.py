@@ -27,8 +27,9 @@ def install(controller: Controller) -> None:
     owners = plans(controller, sites)
     for name, module in model.named_modules():
         spec, plan = controller.specs.get(name), owners.get(name)
-        if spec is not None and spec.module is module:
-            _install_layer(module, sites[name], bool(owners))
+        layer = None if spec is None else spec.module
+        if layer is not None and layer is module:
+            _install_layer(layer, sites[name], bool(owners))
         elif plan is not None:
             own(module, plan)
         if isinstance(module, FUSED) and not isinstance(module, OrdinaryPath):

@@ -77,7 +77,8 @@ def copy_with_model(record: Any, controller: Controller, memo: dict[int, Any]) -
     """A deep copy of what a module's forward asks; itself where the model that it belongs to is not being copied."""
     if memo and id(controller.model) not in memo and id(controller) not in memo:
         return record
-    made = memo[id(record)] = type(record).__new__(type(record))
+    cls: Any = type(record)
+    made = memo[id(record)] = cls.__new__(cls)
     state = record.__getstate__() if hasattr(record, "__getstate__") else record.__dict__
     state = copy.deepcopy(state, memo)
     made.__setstate__(state) if hasattr(made, "__setstate__") else made.__dict__.update(state)
@@ -175,6 +176,8 @@ def _warn_of_the_unknown(plan: InterceptionPlan, product: TorchProduct) -> None:
 
 class InterceptedForward(Swapped):
     """Mixin before the original class of a module that owns products."""
+
+    training: bool
 
     def run(self, forward, args, kwargs):
         plan = self.__dict__[ATTRIBUTE]

@@ -20,6 +20,9 @@ from .swap import ATTRIBUTE, Swapped, original_class, quantized_class
 class QuantizedLayer(Swapped):
     """Mixin of a quantized layer. `_ldp_site` is the controller's record of it."""
 
+    _ldp_kind: str
+    _ldp_parameters: tuple[str, ...]
+
     @classmethod
     def made_from(cls, original):
         """QuantLinear of Linear, ..."""
@@ -58,6 +61,8 @@ class OrdinaryPath(Swapped):
     """Mixin of torch's own transformer encoder. Its fused path for evaluation reads the weights past the layers' forwards, so
     it is closed while they are quantized.
     """
+
+    training: bool
 
     def run(self, forward, args, kwargs):
         fused = torch.backends.mha.get_fastpath_enabled()

@@ -16,8 +16,6 @@ ATTRIBUTE = "_ldp_site"  # in the layer's __dict__: neither parameter, buffer no
 class Swapped:
     """Base of the mixins that stand before the original class. `run` takes the place of its forward."""
 
-    _ldp_original: type[Any]
-
     def __init_subclass__(cls, **options):
         """Nothing: the original class's own hook (a registry, required arguments) is for classes that people write."""
 
@@ -31,18 +29,18 @@ class Swapped:
 
     def __reduce_ex__(self, protocol):
         # Made classes have no importable name: pickle and copy remake them from the original class.
-        made = next(cls for cls in type(self).__mro__ if "_ldp_original" in cls.__dict__)
+        made: Any = next(cls for cls in type(self).__mro__ if "_ldp_original" in cls.__dict__)
         state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__  # recurrent layers leave something out
         return _remake, (made._ldp_original, made.__bases__[0]), state
 
 
-def _remake(cls: type[nn.Module], mixin: type[Swapped]) -> nn.Module:
+def _remake(cls: Any, mixin: Any) -> nn.Module:
     made = quantized_class(cls, mixin)
     return made.__new__(made)
 
 
 @cache
-def quantized_class(cls: Any, mixin: type[Swapped]) -> type[Any]:
+def quantized_class(cls: Any, mixin: Any) -> Any:
     """`mixin` before a class. The signature of its forward stays, which transformers' Trainer reads."""
 
     @wraps(cls.forward)
@@ -55,7 +53,7 @@ def quantized_class(cls: Any, mixin: type[Swapped]) -> type[Any]:
 
 
 @cache
-def original_class(made: Any) -> type[Any]:
+def original_class(made: Any) -> Any:
     """The class that a module had before `swap`, also where somebody else (FSDP) has put a class of theirs before ours."""
     if not issubclass(made, Swapped):
         return made
@@ -68,13 +66,15 @@ def original_class(made: Any) -> type[Any]:
     return type(name, bases, names)
 
 
-def swap(module: nn.Module, record: Any, mixin: type[Swapped]) -> None:
+def swap(module: Any, record: Any, mixin: Any) -> None:
     """Put `mixin` before the class of `module`, in place; record: what its forward asks (a site, a plan)."""
-    module.__class__ = quantized_class(type(module), mixin)
+    cls: Any = type(module)
+    module.__class__ = quantized_class(cls, mixin)
     module.__dict__[ATTRIBUTE] = record
 
 
-def unswap(module: nn.Module) -> None:
+def unswap(module: Any) -> None:
     """Undo every `swap` of a module, exactly."""
-    module.__class__ = original_class(type(module))
+    cls: Any = type(module)
+    module.__class__ = original_class(cls)
     module.__dict__.pop(ATTRIBUTE, None)

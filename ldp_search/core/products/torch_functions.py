@@ -75,7 +75,9 @@ class Linear(TorchProduct):
         return tuple(range(operand.dim() - 1))
 
     def as_layer_call(self, args, kwargs):
-        x, w = self.operands(args, kwargs)
+        if (pair := self.operands(args, kwargs)) is None:
+            return None
+        x, w = pair
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
         return (x, w, bias, LinearProduct()) if w.dim() == 2 else None
 
@@ -97,7 +99,9 @@ class Convolution(TorchProduct):
         return 2  # a convolution of one channel with a kernel of one element would be an odd way to scale
 
     def as_layer_call(self, args, kwargs):
-        x, w = self.operands(args, kwargs)
+        if (pair := self.operands(args, kwargs)) is None:
+            return None
+        x, w = pair
         if x.dim() != self.dims + 2:
             return None
         given = dict(zip(self._OPTIONS[self.transposed], args[2:], strict=False)) | kwargs

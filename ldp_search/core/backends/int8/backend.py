@@ -7,7 +7,7 @@ that says so. What does not fit (`choice.misfit`), or is slower in integers, is 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -275,8 +275,13 @@ def _convolution_products(gy, grad_bits, codes, w_q, how, kernel, need_x: bool, 
     missing = need_x and gx is None, need_w and gw is None
     if any(missing):
         x_q = codes.to_float().permute(0, 3, 1, 2)
-        g_x, g_w = (g.float() if full else None if g is None else g.to_float().permute(0, 3, 1, 2) for g in (g_x, g_w))
+        g_x, g_w = _channels_first(g_x, full), _channels_first(g_w, full)
         gx_float, gw_float = bilinear.backward(how.product, g_x, g_w, x_q, w_q, *missing)
         gw = gw if gw_float is None else gw_float
         gx = gx if gx_float is None else gx_float.permute(0, 2, 3, 1).reshape(-1, x_q.shape[1])
     return gx, gw
+
+
+def _channels_first(g: Any, full: bool) -> Any:
+    """A gradient in fp32, full as it came, else from codes with their channels last; None where it is not needed."""
+    return g.float() if full else None if g is None else g.to_float().permute(0, 3, 1, 2)

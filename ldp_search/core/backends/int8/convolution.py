@@ -60,8 +60,8 @@ def inside(size, kernel, stride, padding, dilation) -> Tensor:
     return columns(torch.ones(1, *size, 1, dtype=torch.float32, device="cpu"), kernel, stride, padding, dilation)
 
 
-def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_sums: bool) -> tuple[Tensor, Tensor | None]:
-    """(columns @ w in int32, sums of the columns' rows) for codes (samples, height, width, channels)."""
+def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_sums: bool) -> tuple[Tensor, Tensor]:
+    """(columns @ w in int32, sums of the columns' rows or nothing) for codes (samples, height, width, channels)."""
     places = len(inside(tuple(values.shape[1:3]), kernel, stride, padding, dilation))
     out = torch.empty(len(values) * places, w.shape[1], dtype=torch.int32, device=values.device)
     sums = []
@@ -70,7 +70,7 @@ def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_s
         torch._int_mm(*integers.plain(rows, w), out=out[some.start * places : some.start * places + len(rows)])
         if row_sums:
             sums.append(integers.row_sums(rows))
-    return out, torch.cat(sums) if row_sums else None
+    return out, torch.cat(sums) if row_sums else out.new_empty(0)
 
 
 def forward(x: Codes, w: Codes, bias: Tensor | None, product, kernel, dtype: torch.dtype) -> Tensor:
