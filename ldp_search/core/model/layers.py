@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..products.bilinear import ConvolutionProduct, LinearProduct, padded
 from .guard import not_intercepted
+from .interception import InterceptionPlan
 from .swap import ATTRIBUTE, Swapped, original_class, quantized_class
 
 
@@ -32,7 +33,7 @@ class QuantizedLayer(Swapped):
 
     def run(self, forward, args, kwargs):
         site = self.__dict__.get(ATTRIBUTE)  # none in a layer that somebody made of this class, as adapters do
-        if hasattr(site, "activations"):  # parametrized since: its owner's plan sees to it
+        if isinstance(site, InterceptionPlan):  # parametrized since: its owner's plan sees to it
             return forward(self, *args, **kwargs)
         bound = in_order(self._ldp_parameters, args, kwargs)
         if site is None or not site.on or bound is None or has_no_range(bound[0]):
