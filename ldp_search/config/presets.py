@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _SUFFIXES = (".yaml", ".yml")
 DEFAULT_SPACE = "ldp"
 _OWN_SPACES = {
-    **{name: name for name in ("static", "ramp", "cyclic", "progressive", "random")},
+    **{name: name for name in ("static", "ramp", "cyclic", "progressive", "random", "bit_gradient")},
     "ldp_sgd": "ldp_paper",
     "paper": "ldp_paper",
 }

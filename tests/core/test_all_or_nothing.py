@@ -188,7 +188,9 @@ POLICIES = [
 
 def remembered(state: dict) -> float:
     """How much of the past a policy has taken in."""
-    return state["damage"]["meter"]["mass"] if state["damage"] else state["policy"]["mass"]
+    if not state["damage"]:
+        return state["policy"]["mass"]
+    return state["damage"]["meter"]["mass"] if state["damage"]["meter"] else 0.0
 
 
 @pytest.mark.parametrize("space", POLICIES)

@@ -133,7 +133,7 @@ def test_the_first_layer_at_bits_that_are_not_learned(name, case):
 def test_a_convolution_gives_a_tensor_that_may_be_added_to():
     model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True))
     x = torch.randn(2, 4, 6, 6)
-    ldp_search.apply(model, "ldp", x, backend=ALWAYS)
+    ldp_search.apply(model, "bit_gradient", x, backend=ALWAYS)
     y = model(x)
     assert y.is_contiguous(memory_format=torch.channels_last)
     y.sum().backward()
@@ -270,7 +270,7 @@ def test_less_is_saved_for_backward():
     found = {}
     for keep in ("input", "codes"):
         model = nn.Sequential(nn.Linear(512, 8), nn.Tanh())
-        ldp_search.apply(model, "ldp", x[:1], backend={"name": "int8", "choose": "always", "keep": keep})
+        ldp_search.apply(model, "bit_gradient", x[:1], backend={"name": "int8", "choose": "always", "keep": keep})
         found[keep] = saved_bytes(model, lambda model=model: model(x * 2).sum())
     assert found["codes"] < 0.42 * found["input"]  # 1.5 bytes an element instead of 4
 
@@ -298,7 +298,12 @@ def test_what_does_not_fit_is_simulated_and_named(reason, monkeypatch):
         model = nn.Sequential(make())
         x = torch.randn(2, 4, 4, 4, dtype=model[0].weight.dtype)
         x = x[0] if isinstance(model[0], nn.Conv1d) else x
-        ldp_search.apply(model, {"backend": backend} | ({} if backend == "simulate" else options), x, target_cost=0.6)
+        ldp_search.apply(
+            model,
+            {"policy": "bit_gradient", "backend": backend} | ({} if backend == "simulate" else options),
+            x,
+            target_cost=0.6,
+        )
         results.append((model(x), ldp_search.controller(model)))
     assert f"0 of 1 layers; simulated: 0 ({reason})" in results[0][1].summary()
     assert "integer arithmetic" not in results[1][1].summary()
@@ -309,14 +314,14 @@ def test_the_choice_is_measured_once_kept_and_reported(monkeypatch):
     monkeypatch.setattr(choice, "_measure", lambda call, ways: next(seconds))
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     x = torch.randn(32, 8)
-    ldp_search.apply(model, "ldp", x, backend="int8")
+    ldp_search.apply(model, "bit_gradient", x, backend="int8")
     ldp = ldp_search.controller(model)
     for rows in (32, 20):  # the next power of two is the same
         model(x[:rows]).sum().backward()
     line = "integer arithmetic: 1 of 2 layers (forward and backward); simulated: 2 (slower in integers)"
     assert line in ldp.summary()
     other = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-    ldp_search.apply(other, "ldp", x, backend="int8")
+    ldp_search.apply(other, "bit_gradient", x, backend="int8")
     ldp_search.controller(other).load_state_dict(ldp.state_dict())
     other(x).sum().backward()  # measures nothing: the iterator is at its end
     assert line in ldp_search.controller(other).summary()
@@ -326,7 +331,7 @@ def test_a_layer_that_did_both_is_reported_so_whatever_came_last(monkeypatch):
     seconds = iter([[3.0, 2.0], [1.0, 2.0], [3.0, 2.0]])
     monkeypatch.setattr(choice, "_measure", lambda call, ways: next(seconds))
     model = nn.Sequential(nn.Linear(8, 4))
-    ldp_search.apply(model, "ldp", torch.randn(2, 8), backend="int8")
+    ldp_search.apply(model, "bit_gradient", torch.randn(2, 8), backend="int8")
     for rows in (8, 64, 256):
         model(torch.randn(rows, 8)).sum().backward()
     assert "integer arithmetic: 1 of 1 layers (forward and backward; 0 not at every call)" in (
@@ -340,7 +345,7 @@ def test_measuring_leaves_no_trace():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 64))
         x = torch.randn(256, 64, requires_grad=True)
-        ldp_search.apply(model, "ldp", x.detach(), backend={"name": "int8", "choose": choose})
+        ldp_search.apply(model, "bit_gradient", x.detach(), backend={"name": "int8", "choose": choose})
         ldp = ldp_search.controller(model)
         if choose == "measure":
             measured = ldp.backend.choices.slower
@@ -359,7 +364,7 @@ def test_compiled_it_is_the_simulation():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 4))
         x = torch.randn(16, 8)
-        ldp_search.apply(model, "ldp", x, backend=backend)
+        ldp_search.apply(model, "bit_gradient", x, backend=backend)
         outputs.append(torch.compile(model, backend="eager", fullgraph=True)(x))
     assert torch.equal(*outputs)
 

@@ -22,7 +22,8 @@ class Sense:
     """Adds one product to its site's row of `Sensed`.
 
     forward: (x, w) -> the product, linear in both. x_errors, w_errors: (levels,) mean squared errors at each number of bits.
-    bits: (3,) or (4,) in force. kept: axes of w that the sum leaves. channel_dim: of the output's channels.
+    bits: (3,) or (4,) in force. kept: axes of w that the sum leaves. channel_dim: of the output's channels; None: one gradient
+    serves both operands, whatever the quantizer would do with a layer's.
     weight: w is a weight; False: an activation, rounded sample by sample as x is.
     """
 
@@ -35,7 +36,7 @@ class Sense:
         w_errors: Tensor,
         bits: Tensor,
         kept: tuple[int, ...],
-        channel_dim: int,
+        channel_dim: int | None,
         weight: bool = True,
         part: int = PART,
     ):
@@ -71,16 +72,17 @@ class Sense:
     def of_gradient(self, g: Tensor, x_q: Tensor, w_q: Tensor, quantizer: GradQuantizer | None) -> None:
         """g: dL/dy before its rounding, by `quantizer` (None: it is not rounded), (samples, ...)."""
         scalars = self.sensed.scalars[self.row]
-        scalars[2] += (g.abs().amax(self.channel_dim) > 0).sum()
+        scalars[2] += (g.abs().amax(-1 if self.channel_dim is None else self.channel_dim) > 0).sum()
         scalars[3] += 1
         if quantizer is None:
             return
         count = max(1, len(g) // self.part) if self.part > 1 else len(g)
         scale = len(g) / count
         g, x, w = (g, x_q.float(), w_q.float()) if scale == 1 else (g[:count], x_q[:count].float(), w_q.float())
-        parts, bits = quantizer.parts(self.channel_dim), (self.bits[2], self.bits[-1])
-        seen = self._variances(g, parts[0], bits[0])
-        both = (seen, seen if parts[1] is parts[0] and len(self.bits) == 3 else self._variances(g, parts[1], bits[1]))
+        of_input, of_weight = (quantizer, quantizer) if self.channel_dim is None else quantizer.parts(self.channel_dim)
+        seen = self._variances(g, of_input, self.bits[2])
+        alike = of_weight is of_input and len(self.bits) == 3
+        both = seen, seen if alike else self._variances(g, of_weight, self.bits[-1])
         operands = (torch.ones_like(x), w.square()), (x.square(), torch.ones_like(w))
         for kind, (v, totals), of in zip((INPUT_GRADIENT, WEIGHT_GRADIENT), both, operands, strict=True):
             added = (v * self.forward(*of)).sum() * scale

@@ -52,12 +52,13 @@ class _Product(torch.autograd.Function):
         need = ctx.needs_input_grad  # x, w, bias, grad_bits, then scale, offset, low, high of x and of w, options
         x_bits, w_bits = need[4], need[8]
         sense = ctx.sense
-        need_x, need_w = need[0] or x_bits or sense is not None, need[1] or w_bits or sense is not None
+        asked = need[0] or x_bits, need[1] or w_bits
+        need_x, need_w = (needed or sense is not None for needed in asked)
 
         g_x = g_w = gy
         if grad_bits is not None:
-            asked = (bits if needed else None for bits, needed in zip(each_product(grad_bits), (need_x, need_w), strict=True))
-            g_x, g_w = grad_quantizer.pair(gy, *asked, product.channel_dim)
+            bits = (b if needed else None for b, needed in zip(each_product(grad_bits), asked, strict=True))
+            g_x, g_w = grad_quantizer.pair(gy, *bits, product.channel_dim)
         x_q = fq.rounded(x, x_grid, dtype) if need_w else x
         w_q = fq.rounded(w, w_grid, dtype) if need_x else w
         gx, gw = bilinear.backward(product, g_x, g_w, x_q.to(dtype), w_q.to(dtype), need_x, need_w)

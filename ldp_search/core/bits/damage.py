@@ -39,11 +39,11 @@ class Sensed:
     """
 
     def __init__(self, sites: int, levels: Tensor):
-        device = levels.device
+        made: Any = {"dtype": torch.float32, "device": levels.device}
         self.levels = levels
         self.order: dict[int, None] = {}
-        self.curves = torch.zeros(sites, 4, len(levels), device=device)
-        self.scalars, self.sketch = torch.zeros(sites, 4, device=device), torch.zeros(sites, SKETCH, device=device)
+        self.curves = torch.zeros(sites, 4, len(levels), **made)
+        self.scalars, self.sketch = torch.zeros(sites, 4, **made), torch.zeros(sites, SKETCH, **made)
 
     def tensors(self) -> list[Tensor]:
         return [self.curves, self.scalars, self.sketch]

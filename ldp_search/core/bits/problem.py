@@ -44,7 +44,7 @@ class Problem:
     def levels(self) -> Tensor:
         """(levels,) every number of bits that a coordinate may take, but for full precision."""
         low, high = self.low.min(), torch.where(self.high < FULL_PRECISION, self.high, 0).max()
-        return torch.arange(float(low), float(torch.maximum(low, high)) + 1, device=self.low.device)
+        return torch.arange(float(low), float(torch.maximum(low, high)) + 1, dtype=torch.float32, device=self.low.device)
 
     def layer_costs(self, bits: Tensor) -> Tensor:
         """(..., layers) share of each layer in the relative training cost at `bits` (..., layers, kinds); float64."""

@@ -281,7 +281,8 @@ class Controller:
             self.policy.problem = self.problem
             self.tensors = copy.copy(self.tensors)
             self.tensors.resize_ranges([*specs.values()])
-            self.sensor = DamageSensor([*specs.values()], self.levels) if self.sensor is not None else None
+            if self.sensor is not None:
+                self.sensor.specs = [*specs.values()]
             self._bind_views()
         else:
             self._build(specs)

@@ -17,10 +17,11 @@ from ..registry import register
 from .grid import SMALLEST_SCALE, Grid, Statistics
 from .quantizers import Quantizer
 
-FACTOR, BOUNDS = 0.84, 16
-"""The search tries so many bounds, each this share of the one before: from the largest magnitude down to 0.07 of it."""
+FACTOR, BOUNDS = 0.9, 30
+"""The search tries so many bounds, each this share of the one before: from the largest magnitude down to 0.05 of it."""
 SAMPLE = 1024  # values that a search looks at
 CHANNELS = 16  # of a weight, that a search looks at
+MARGIN = 2.0  # over the largest value, where cutting nothing off is best: the next batch's may be larger
 UNCLIPPED = 1e30  # a bound, in units of the mean magnitude, that cuts nothing off
 
 
@@ -49,17 +50,20 @@ class LeastSquares(Quantizer):
         most = torch.exp2(bits) - 1
         scale = ((high - low) / most).clamp_min(SMALLEST_SCALE)
         with torch.no_grad():  # what the bits learn, they learn by the scale
-            offset = torch.round(low / scale) * scale if self.exact_zero else low
+            # A range cut at both sides is symmetric, and half a step lies on a tie: the level that is over goes above zero.
+            offset = torch.floor(low / scale + 0.501) * scale if self.exact_zero else low
             return Grid(scale, offset, offset.clone(), offset + most * scale)  # torch.compile takes no tensor twice
 
 
 @torch.no_grad()
-def search(quantizer: Quantizer, x: Tensor, stats: Statistics, levels: Tensor, numel: int) -> tuple[Tensor, Tensor]:
+def search(
+    quantizer: Quantizer, x: Tensor, stats: Statistics, levels: Tensor, numel: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The best bound and its error, for every number of bits.
 
     Args:
         x: (channels, values) sample, fp32. stats: of the whole tensor, (channels, 1) or (1, 1). levels: (n,) numbers of bits.
-        numel: elements of the whole, of each channel: its largest one counts too, which the sample may lack.
+        numel: elements of the whole, of each channel: its largest one counts too, which a sample may lack; None: x is all.
 
     Returns:
         clip (n,) in units of the mean magnitude, and the mean squared error (n,) in the units of x squared.
@@ -68,15 +72,18 @@ def search(quantizer: Quantizer, x: Tensor, stats: Statistics, levels: Tensor, n
     clip = None
     if quantizer.searches_clip:
         largest = torch.maximum(-stats.low, stats.high) / stats.spread.clamp_min(SMALLEST_SCALE)
-        clip = largest.max() * torch.pow(FACTOR, torch.arange(BOUNDS, device=x.device)).view(1, -1, 1, 1)
+        clip = largest.max() * torch.pow(FACTOR, torch.arange(BOUNDS, dtype=torch.float32, device=x.device)).view(1, -1, 1, 1)
     grid = quantizer.grid(Statistics(*(s[None, None] for s in stats)), bits, clip is None, clip)
     error = _squared_error(x, grid)  # (levels, bounds)
-    if clip is not None:
+    if clip is not None and numel is not None:
         cut = ((largest - clip.view(-1, 1, 1)) * stats.spread).clamp_min(0)  # (bounds, channels, 1)
         error = error + cut.square().mean((1, 2)) / numel
     best = error.argmin(1, keepdim=True)
     found = error.gather(1, best).squeeze(1)
-    return (clip.view(-1)[best.squeeze(1)] if clip is not None else torch.full_like(found, UNCLIPPED)), found
+    if clip is None:
+        return torch.full_like(found, UNCLIPPED), found
+    bound = clip.view(-1).gather(0, best.squeeze(1))
+    return torch.where(best.squeeze(1) == 0, MARGIN * bound, bound), found
 
 
 def _squared_error(x: Tensor, grid: Grid) -> Tensor:

@@ -64,7 +64,8 @@ class Int8(Backend):
         saved_activations.keep_exact(call.w)
         bits = call.site.bits.detach()
         number = 2 if self.input_gradient == "exact" else 1
-        how = _How(call.product, call.grad_quantizer, compute_dtype(call.x), bits, number, self.keep == "codes")
+        dtype, codes = compute_dtype(call.x), self.keep == "codes"
+        how = _How(call.product, call.grad_quantizer, dtype, bits, number, codes, call.straight)
         function = _Linear if isinstance(call.product, LinearProduct) else _Convolution
         return function.apply(call.x, call.w, call.bias, call.grad_bits, *call.x_grid, *call.w_grid, how)
 
@@ -99,7 +100,10 @@ class Int8(Backend):
 
 
 class _How(NamedTuple):
-    """bits: (3,) of weight, input and gradient. planes: of the weight in dL/dx. codes: kept for backward instead of x."""
+    """bits: of weight, input and gradient. planes: of the weight in dL/dx. codes: kept for backward instead of x.
+
+    straight: as of `Call`.
+    """
 
     product: Product
     grad_quantizer: GradQuantizer
@@ -107,6 +111,11 @@ class _How(NamedTuple):
     bits: Tensor
     planes: int
     codes: bool
+    straight: tuple[bool, bool]
+
+    def needs_cells(self, need_grid: bool, grid: Grid) -> bool:
+        """Whether backward looks at the rounding errors of the input, or at where its values were cut."""
+        return self.codes and (need_grid or (grid.low is not None and not self.straight[0]))
 
 
 def _weight(w: Tensor, grid: Grid, transposed: bool) -> tuple[Tensor, Grid]:
@@ -144,7 +153,7 @@ def _gradients(ctx, s: _Saved, gx, grid_x: tuple, gw, gb) -> tuple:
     """What backward returns, in the order of what forward took."""
     grid_w = (None, None, None)
     if s.need_w:
-        gw, grid_w = fq.backward(gw.to(s.w.dtype), s.w, s.w_grid, ctx.needs_input_grad[8], s.w_q)
+        gw, grid_w = fq.backward(gw.to(s.w.dtype), s.w, s.w_grid, ctx.needs_input_grad[8], s.w_q, ctx.how.straight[1])
     return gx, gw, gb, None, grid_x[0], None, *grid_x[1:], grid_w[0], None, *grid_w[1:], None
 
 
@@ -155,7 +164,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, w, bias, grad_bits, *grids_and_how):
         *grids, how = grids_and_how
         x_grid, w_grid = Grid(*grids[:4]), Grid(*grids[4:])
-        cells = how.codes and (ctx.needs_input_grad[4] or x_grid.low is not None)
+        cells = how.needs_cells(ctx.needs_input_grad[4], x_grid)
         codes, packed = integers.quantize(x.reshape(-1, x.shape[-1]), x_grid, how.bits[1], cells)
         w_codes, _ = integers.quantize(*_weight(w, w_grid, how.product.transposed), how.bits[0])
         ctx.save_for_backward(None if how.codes else x, w, grad_bits, *grids, *(codes if how.codes else (None,) * 3), packed)
@@ -171,7 +180,9 @@ class _Linear(torch.autograd.Function):
         gx, gw = _products(gy, s.grad_bits, s.codes, s.w_q, ctx.how, s.need_x, s.need_w)
         grid_x = (None, None, None)
         if s.need_x:
-            gx, grid_x = _input_backward(gx, s.x, s.codes, s.packed, s.x_grid, ctx.needs_input_grad[4], ctx.x_dtype)
+            gx, grid_x = _input_backward(
+                gx, s.x, s.codes, s.packed, s.x_grid, ctx.needs_input_grad[4], ctx.x_dtype, ctx.how.straight[0]
+            )
             gx = gx.view(ctx.shape)
         return _gradients(ctx, s, gx, grid_x, gw, gb)
 
@@ -212,13 +223,13 @@ def _values(g) -> Tensor:
     return g if isinstance(g, Tensor) else g.to_float()
 
 
-def _input_backward(gx, x2, codes, packed, grid, need_grid: bool, dtype):
+def _input_backward(gx, x2, codes, packed, grid, need_grid: bool, dtype, straight: bool):
     """(dL/dx, gradients of the grid) from what was saved: x, or its codes and cells."""
     if x2 is None and not isinstance(gx, Tensor):
         return integers.input_backward(gx, codes, packed, grid, need_grid, dtype)
     gx = gx if isinstance(gx, Tensor) else gx.to_float()
     if x2 is not None:
-        return fq.backward(gx.to(dtype), x2, grid, need_grid)
+        return fq.backward(gx.to(dtype), x2, grid, need_grid, straight=straight)
     gx, of_grid = rounding_error.backward(gx, codes.values, packed, grid, need_grid)
     return gx.to(dtype), of_grid
 
@@ -230,7 +241,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, x, w, bias, grad_bits, *grids_and_how):
         *grids, how = grids_and_how
         x_grid, w_grid = Grid(*grids[:4]), Grid(*grids[4:])
-        cells = how.codes and (ctx.needs_input_grad[4] or x_grid.low is not None)
+        cells = how.needs_cells(ctx.needs_input_grad[4], x_grid)
         codes, packed = integers.quantize(x.permute(0, 2, 3, 1).contiguous(), x_grid, how.bits[1], cells)
         rows = w.permute(0, 2, 3, 1).reshape(len(w), -1)
         w_codes, _ = integers.quantize(rows, w_grid.map(lambda t: t.view(-1, 1)), how.bits[0])
@@ -252,7 +263,9 @@ class _Convolution(torch.autograd.Function):
         if s.need_x:
             flat = None if s.x is None else s.x.view(-1, s.x.shape[-1])
             shape, codes = s.codes.values.shape, s.codes._replace(values=s.codes.values.view(-1, s.codes.values.shape[-1]))
-            gx, grid_x = _input_backward(gx, flat, codes, s.packed, s.x_grid, ctx.needs_input_grad[4], ctx.x_dtype)
+            gx, grid_x = _input_backward(
+                gx, flat, codes, s.packed, s.x_grid, ctx.needs_input_grad[4], ctx.x_dtype, ctx.how.straight[0]
+            )
             gx = _last_to_first(gx.view(shape))
         return _gradients(ctx, s, gx, grid_x, gw, gb)
 

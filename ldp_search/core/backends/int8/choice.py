@@ -30,7 +30,9 @@ def misfit(call: Call) -> str | None:
         return "a product of another kind"
     if isinstance(call.product, ConvolutionProduct) and (reason := _unfit_convolution(call.product)):
         return reason
-    for what, bits in zip(("weights", "inputs", "gradients"), call.site.highest, strict=True):
+    if call.straight[0] and call.x_grid.scale.requires_grad:
+        return "gradients of the bits, with a range that lets gradients through"
+    for what, bits in zip(("weights", "inputs", "gradients", "gradients"), call.site.highest, strict=False):
         if bits > 8 and not (what == "gradients" and bits == FULL_PRECISION):
             return f"{what} of up to {bits:.0f} bits"
     x, w = call.x, call.w

@@ -57,7 +57,7 @@ class Learned(Policy):
     def __post_init__(self):
         if self.start not in (known := [*STARTS, "target"]):
             raise ValueError(f"Unknown start {self.start!r} of the policy 'learned'.{did_you_mean(self.start, known)}")
-        for name, most in (("every", 1), ("inertia", 4)):
+        for name, most in (("every", 0.5), ("inertia", 4)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be within 0 and {most}; received {getattr(self, name)}.")
         for name in ("weight_rate", "input_rate", "grad_rate"):
@@ -80,7 +80,7 @@ class Learned(Policy):
             bits, _ = allocation_at_cost(p, bits, p.target_cost)
         bits = torch.round(bits)
         self._check_start(bits)
-        self.state = {"bits": bits, "price": None, "loss": None, "decided": 0.0, "plan": None}
+        self.state = {"bits": bits, "price": None, "loss": None, "decided": 0.0, "progress": 0.0, "plan": None}
         return bits.clone()
 
     def _check_start(self, bits) -> None:
@@ -92,7 +92,7 @@ class Learned(Policy):
             return
         first, low, high = (self.warmup * float(p.relative_cost(b)) for b in (bits, p.low, p.high))
         least, most = (first + (1 - self.warmup) * float(p.relative_cost(b)) for b in (p.low, p.high))
-        if not least <= p.target_cost <= most + 1e-9:
+        if least > p.target_cost or p.target_cost > most + 1e-9:
             raise ValueError(
                 f"target_cost={p.target_cost} cannot be met with start={self.start!r} and warmup={self.warmup}: the mean cost "
                 f"of the run would lie between {least:.3f} and {most:.3f}. Take start=target, or a shorter warmup."
@@ -101,11 +101,13 @@ class Learned(Policy):
     def step(self, signals):
         s, p = self.state, self.problem
         if signals.loss is not None:
-            s["loss"] = signals.loss if s["loss"] is None else torch.lerp(s["loss"], signals.loss, 0.05)
-        if s["plan"] is None and signals.progress >= 1 - self.freeze:
+            loss = signals.loss.float()
+            s["loss"] = loss if s["loss"] is None else torch.lerp(s["loss"], loss, 0.05)
+        half_a_step, s["progress"] = (signals.progress - s["progress"]) / 2, signals.progress
+        if s["plan"] is None and signals.progress >= 1 - max(self.freeze, self.every):
             s["plan"] = self._plan(signals)
         if s["plan"] is not None:
-            return [bits for start, bits in s["plan"] if signals.progress >= start - 1e-9][-1]
+            return [bits for start, bits in s["plan"] if signals.progress >= start - half_a_step][-1]
         warm = signals.progress > self.warmup and (not signals.warming_up or signals.progress > LONGEST_WARM_UP)
         if warm and signals.damage is not None and signals.progress >= s["decided"] + self.every - 1e-9:
             s["decided"] = signals.progress

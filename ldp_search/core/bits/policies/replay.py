@@ -35,7 +35,8 @@ class Replay(Policy):
             if name not in names:
                 raise ValueError(f"{self.path} has no bits for layer {name!r}.{did_you_mean(name, names)}")
         order = [names.index(name) for name in self.problem.layers]
-        self.state = {"progress": progress, "bits": bits[:, order].to(self.problem.low.device)}
+        bits = _of_kinds(bits[:, order], self.problem.low.shape[1])
+        self.state = {"progress": progress, "bits": bits.to(self.problem.low.device)}
         return self._at(0.0)
 
     def _at(self, progress: float):
@@ -46,3 +47,12 @@ class Replay(Policy):
 
     def step(self, signals):
         return self._at(signals.progress)
+
+
+def _of_kinds(bits: torch.Tensor, kinds: int) -> torch.Tensor:
+    """Records (records, layers, 3 or 4) as a space has them: one gradient's bits stand for both, of two the higher for one."""
+    if bits.shape[2] == kinds:
+        return bits
+    if kinds == 4:
+        return torch.cat([bits, bits[..., 2:]], 2)
+    return torch.cat([bits[..., :2], bits[..., 2:].amax(2, keepdim=True)], 2)
