@@ -40,8 +40,6 @@ ODD = [
     "", "null", "-1", "0", "1e9", "nan", "inf", "true", "[]", "[1,2,3]", "{a: 1}", "abc", "'", ":", "*", "../x", "é", "0.5",
     "{}", "[[1]]",
 ]  # fmt: skip
-KEPT = ("output", "resume", "data", "task", "steps", "limit", "model")
-"""Settings that make a run short, or write elsewhere."""
 
 
 def net(num_classes: int, in_chans: int) -> nn.Module:

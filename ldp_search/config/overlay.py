@@ -8,7 +8,7 @@ one takes the other away.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, cast
 
 EXCLUSIVE = (("epochs", "steps"), ("target_cost", "cost_weight"))
 
@@ -66,7 +66,7 @@ def _value(text: str, is_list: bool) -> Any:
     if is_list and "," in text and not text.lstrip().startswith(("[", "{")):
         text = f"[{text.strip('() ')}]"  # brackets mean something to some shells, so they may be left out
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))["value"]
     except Exception as error:  # YAML and OmegaConf raise a dozen classes
         if text.startswith(("*", "?", "!", "@", "%", "`", "&")):
             return text  # a pattern such as *.fc, which YAML would take for an alias

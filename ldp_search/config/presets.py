@@ -6,7 +6,7 @@ They lie beside the package in a checkout (`tasks/`, `search_spaces/`) and insid
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..core.messages import did_you_mean
 
@@ -100,4 +100,4 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} must be a readable YAML file: {' '.join(str(error).split())}") from error
     if not OmegaConf.is_dict(content):
         raise ValueError(f"{file} must hold a YAML mapping (key: value); it holds {type(content).__name__}.")
-    return OmegaConf.to_container(content)
+    return cast(dict[str, Any], OmegaConf.to_container(content))

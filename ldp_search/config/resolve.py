@@ -129,5 +129,5 @@ def _checked(layer: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _default(f: dataclasses.Field) -> Any:
-    value = f.default_factory() if f.default is dataclasses.MISSING else f.default
+    value = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
     return list(value) if isinstance(value, tuple) else value

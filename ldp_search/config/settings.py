@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.bits.space import SearchSpace
+from ..core.bits.space import COMPONENT_KINDS, SearchSpace
 from ..core.messages import did_you_mean
 from .overlay import ConfigError
 from .study import StudyOptions
@@ -97,8 +97,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 CHOICES = {"lr_schedule": ("multistep", "cosine", "linear", "constant"), "precision": ("fp32", "bf16"),
            "recipe": ("full", "quick"), "bad_rows": ("refuse", "skip")}  # fmt: skip
 EXPORT_FORMATS = ("onnx", "packed", "torch")
-COMPONENTS = ("dataset", "model", "optimizer", "policy", "relaxation", "weight_quantizer", "input_quantizer",
-              "grad_quantizer", "backend")  # fmt: skip
+COMPONENTS = ("dataset", "model", "optimizer", *COMPONENT_KINDS)
 LISTS = ("trackers", "export", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
 RUN_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 SPACE_FIELDS = {f.name: f for f in dataclasses.fields(SearchSpace) if f.name not in RUN_FIELDS}  # both have a seed: one seed

@@ -69,7 +69,7 @@ def _choose(task: TaskFile, member: str, name: str) -> None:
     task.dataset = task.dataset | chosen
 
 
-def kind(name: str) -> type:
+def kind(name: str) -> Any:
     """The class of a kind of task. Raises ConfigError with the nearest names."""
     if name not in KINDS and ":" not in name:
         raise ConfigError(f"Unknown kind of task {name!r}.{did_you_mean(name, KINDS)} One's own: 'module:Class'.")

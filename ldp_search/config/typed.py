@@ -7,8 +7,9 @@ import functools
 import importlib
 import typing
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
+from ..core.bits.space import COMPONENT_KINDS
 from ..core.messages import did_you_mean
 from ..core.registry import component_class
 from .overlay import ConfigError, as_component, short_component
@@ -48,7 +49,7 @@ def typed(schema: type, key: str, value: Any, where: str, known: Collection[str]
         value = [value]
     try:
         merged = OmegaConf.merge(_one_field(schema, key), {key: value})
-        return OmegaConf.to_container(merged, resolve=True)[key]
+        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))[key]
     except OmegaConfBaseException as error:
         kind = declared.removesuffix(" | None")
         rule = _TYPES.get(kind, kind) + (", or null" if declared != kind else "")
@@ -79,7 +80,7 @@ def check_components(values: dict[str, Any], names: Collection[str]) -> None:
         spec = as_component(values[field])
         if "name" not in spec:
             raise ConfigError(f"{field} is given by name: {field}=NAME {field}.OPTION=VALUE; received {values[field]!r}.")
-        cls = component_class(field if field == "grad_quantizer" else field.rpartition("_")[2], str(spec["name"]))
+        cls = component_class(COMPONENT_KINDS[field], str(spec["name"]))
         for option, value in spec.items():
             if option == "name":
                 continue

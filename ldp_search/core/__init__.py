@@ -16,6 +16,7 @@ An import names the module that defines what it wants: the rooms hand nothing on
 """
 
 from .apply import apply, find_controller, remove
+from .backends import Backend, Call
 from .bits.allocation import Allocation
 from .bits.cost import Cost, Latency
 from .bits.relaxations import Relaxation
@@ -30,7 +31,9 @@ from .registry import register
 
 __all__ = [
     "Allocation",
+    "Backend",
     "Bits",
+    "Call",
     "Controller",
     "Cost",
     "Coverage",

@@ -40,7 +40,7 @@ def apply(model: nn.Module, space: SearchSpace, example_inputs=None, profile: Mo
             controller.hooks["profile"] = model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True)
             if not isinstance(model, Swapped):  # a forward is looked up before the hook runs, so the class has to be there
                 own(model, InterceptionPlan("", controller))
-        if call:
+        if call and before is not None:
             _verify(model, controller, call, before)
             check_reached(model, controller, *call)
             controller.check_coverage()
@@ -116,7 +116,7 @@ def remove(model: nn.Module) -> nn.Module:
     return model
 
 
-def _verify(model: nn.Module, controller: Controller, call: tuple, before: list) -> None:
+def _verify(model: nn.Module, controller: Controller, call: tuple, before: list[Tensor]) -> None:
     """With quantization off the outputs must be those from before, exactly; else undo everything and name the culprit."""
     with controller.disabled():
         if equal(before, outputs(model, *call)):

@@ -1,7 +1,8 @@
 """Components by name: a registered dataclass whose fields are its options.
 
 A component (policy, quantizer, relaxation, backend) is asked for as ``"cyclic"``, as ``{"name": "cyclic", "cycles": 8}``, or,
-for one's own, as ``"module:attribute"``. Unknown names and options are errors that give the nearest known ones.
+for one's own, as ``"module:attribute"``. Unknown names and options are errors that give the nearest known ones, and so is a
+component that lacks a method of its kind's base class.
 """
 
 from __future__ import annotations
@@ -9,18 +10,40 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+from abc import ABC
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 from .messages import did_you_mean, warn_renamed
 
-_KINDS: dict[str, dict[str, type]] = {}
+C = TypeVar("C", bound="Component")
+
+
+class Component(ABC):
+    """Base of the kinds of components; ``class Policy(Component, kind="policy")`` makes one of them.
+
+    name: what it is registered as; of one's own, which nothing registers, the name of its class.
+    """
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, kind: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.name = cls.__name__
+        if kind is not None:
+            _BASES[kind] = cls
+
+
+_BASES: dict[str, type[Component]] = {}
+_KINDS: dict[str, dict[str, type[Component]]] = {}
 _RENAMED = {("policy", "paper"): "ldp_sgd"}
 """Names of earlier versions."""
 
 
-def register(kind: str, name: str):
+def register(kind: str, name: str) -> Callable[[type[C]], type[C]]:
     """Class decorator: make a dataclass known as component `name` of `kind`."""
 
-    def add(cls: type) -> type:
+    def add(cls: type[C]) -> type[C]:
         cls.name = name
         _KINDS.setdefault(kind, {})[name] = cls
         return cls
@@ -41,11 +64,11 @@ def current_name(kind: str, name: str) -> str:
     return _RENAMED[kind, name]
 
 
-def component_class(kind: str, name: str) -> type:
+def component_class(kind: str, name: str) -> type[Any]:
     """The class behind a registered name or a ``module:attribute``.
 
     Raises:
-        ValueError: unknown name, or a ``module:attribute`` that cannot be imported.
+        ValueError: unknown name, a ``module:attribute`` that cannot be imported, or a class that lacks a method.
     """
     name = current_name(kind, name)
     if name in _KINDS.get(kind, {}):
@@ -57,20 +80,35 @@ def component_class(kind: str, name: str) -> type:
         cls = getattr(importlib.import_module(module), attribute)
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             raise AttributeError(f"{attribute} of {module} is none")
-        return cls
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"The {kind} {name!r} must name an importable dataclass as 'module:attribute', but: {error}."
         ) from error
+    return check_complete(kind, name, cls)
 
 
-def build(kind: str, spec):
+def check_complete(kind: str, name: str, cls: type) -> type[Any]:
+    """The class of a component; a ValueError where it is not derived from its kind's base, or lacks one of its methods."""
+    base = _BASES[kind]
+    if not issubclass(cls, base):
+        raise ValueError(f"The {kind} {name!r} must be derived from {base.__module__}.{base.__name__}; it has {_bases(cls)}.")
+    if missing := sorted(cls.__abstractmethods__):
+        raise ValueError(f"The {kind} {name!r} must define {' and '.join(missing)}, as {base.__module__}.{base.__name__} says.")
+    return cls
+
+
+def _bases(cls: type) -> str:
+    return ", ".join(base.__name__ for base in cls.__mro__[1:-1]) or "no base class"
+
+
+def build(kind: str, spec: Any) -> Any:
     """Make the component that `spec` asks for: a name, a mapping with ``name`` and options, or an instance (copied).
 
     Raises:
-        ValueError: unknown name, unknown option, or a spec of another form.
+        ValueError: unknown name, unknown option, a spec of another form, or a class that lacks a method.
     """
     if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
+        check_complete(kind, type(spec).__name__, type(spec))
         return copy.copy(spec)  # its memory belongs to one model
     if isinstance(spec, str):
         spec = {"name": spec}
@@ -86,11 +124,10 @@ def build(kind: str, spec):
     return cls(**options)
 
 
-def describe(component) -> dict:
+def describe(component: Any) -> dict[str, Any]:
     """The inverse of `build`: a plain mapping fit for YAML and JSON."""
     cls = type(component)
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or name not in {n for kind in _KINDS.values() for n in kind}:
-        name = f"{cls.__module__}:{cls.__qualname__}"
+    known = any(classes.get(cls.name) is cls for classes in _KINDS.values())
+    name = cls.name if known else f"{cls.__module__}:{cls.__qualname__}"
     fields = [f for f in dataclasses.fields(component) if f.init]
     return {"name": name} | {f.name: getattr(component, f.name) for f in fields}

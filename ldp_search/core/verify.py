@@ -4,6 +4,8 @@ runs, and every site is reached.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -13,6 +15,9 @@ from .controller.strays import names_of
 from .model.layers import has_no_range
 from .model.swap import ATTRIBUTE
 from .profile.sandbox import copied, on_trial
+
+if TYPE_CHECKING:
+    from .controller.controller import Controller
 
 
 def outputs(model: nn.Module, args: tuple, kwargs: dict) -> list[Tensor]:
@@ -59,7 +64,7 @@ def first_difference(before: list, after: list) -> str:
     return "a part that no module holds"
 
 
-def check_reached(model: nn.Module, controller, args: tuple, kwargs: dict) -> None:
+def check_reached(model: nn.Module, controller: Controller, args: tuple, kwargs: dict) -> None:
     """Note in `controller.bypassed` the sites whose module ran, on an input that is not empty, without asking its site.
 
     Raises:

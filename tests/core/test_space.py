@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import ldp_search
-from ldp_search import SearchSpace
+from ldp_search import Policy, Quantizer, Schedule, SearchSpace
 from ldp_search.config import presets
+from ldp_search.core import Backend, GradQuantizer, Relaxation
 from ldp_search.core.bits.coordinates import assign_groups, block_of
 from ldp_search.core.registry import build, describe, names
 
@@ -95,6 +96,61 @@ def test_a_budget_and_a_weight_replace_each_other(base, change, found):
 def test_refused(values, message):
     with pytest.raises(ValueError, match=message):
         SearchSpace.from_dict(values)
+
+
+INCOMPLETE = """
+from dataclasses import dataclass
+from ldp_search import Policy
+
+@dataclass
+class NoStep(Policy):
+    def begin(self):
+        return self.problem.low
+
+@dataclass
+class NoBase:
+    def __call__(self, call):
+        return call.x
+"""
+
+
+def empty(base: type) -> type:
+    return dataclasses.dataclass(type("Empty", (base,), {}))
+
+
+@pytest.mark.parametrize(
+    ("base", "missing"),
+    [
+        (Policy, "begin|step"),
+        (Schedule, "fraction"),
+        (Quantizer, "grid"),
+        (GradQuantizer, "grid"),
+        (Relaxation, "realize"),
+        (Backend, "__call__"),
+    ],
+)
+def test_an_incomplete_class_fails_when_it_is_made_and_says_what_it_lacks(base, missing):
+    with pytest.raises(TypeError, match=f"Empty.*({missing})"):
+        empty(base)()
+
+
+def test_a_component_of_ones_own_that_is_incomplete_is_refused_by_name(tmp_path, monkeypatch):
+    (tmp_path / "incomplete.py").write_text(INCOMPLETE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"policy 'incomplete:NoStep' must define step, as ldp_search\..*Policy says"):
+        SearchSpace(policy="incomplete:NoStep")
+    with pytest.raises(ValueError, match="backend 'incomplete:NoBase' must be derived from .*Backend; it has no base"):
+        SearchSpace(backend="incomplete:NoBase")
+    with pytest.raises(ValueError, match="backend 'Cyclic' must be derived from .*Backend; it has Schedule, Policy"):
+        SearchSpace(backend=build("policy", "cyclic"))
+
+
+def test_what_derives_from_a_registered_component_is_described_as_itself():
+    @dataclasses.dataclass
+    class Half(type(build("quantizer", "minmax"))):
+        pass
+
+    assert describe(Half())["name"].endswith("Half")
 
 
 def test_one_pattern_may_be_given_bare():

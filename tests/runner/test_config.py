@@ -7,7 +7,9 @@ from ldp_search.config import presets
 from ldp_search.config.overlay import ConfigError, parse_words
 from ldp_search.config.resolve import resolve
 from ldp_search.config.settings import interval
+from ldp_search.config.task_file import TaskFile
 from ldp_search.run import main
+from ldp_search.runner.tasks.base import build_task
 
 
 def values(*words):
@@ -185,3 +187,27 @@ def test_words_of_earlier_versions_are_taken():
         settings = resolve(["task=digits", "policy=paper", "policy.lr=2", "saved=half"])
     assert settings.values["policy"] == {"name": "ldp_sgd", "lr": 2.0} and settings.space.activations == "16bit"
     assert sorted({str(w.message).partition(" is")[0] for w in seen}) == ["policy=paper", "saved=half"] and len(seen) == 2
+
+
+INCOMPLETE = """
+from dataclasses import dataclass
+from ldp_search.runner.tasks.base import Task
+
+class Mine(Task):
+    @dataclass
+    class Data:
+        pass
+
+    def __init__(self, data, config):
+        self.train_size = 1
+
+    def batch(self, indices, epoch):
+        return indices
+"""
+
+
+def test_a_kind_of_task_that_lacks_methods_is_refused_with_their_names(tmp_path, monkeypatch):
+    (tmp_path / "incomplete_task.py").write_text(INCOMPLETE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="'incomplete_task:Mine' must define create_model and example_inputs and measure and"):
+        build_task(TaskFile(kind="incomplete_task:Mine"), None)

@@ -3,9 +3,10 @@
 A backend is called with everything that a product needs and returns y, differentiable in x, w, bias and the two grids.
 """
 
+from .base import Backend
 from .call import Call, finish
 from .int8.backend import Int8
 from .reference import Reference
 from .simulate import Simulate
 
-__all__ = ["Call", "Int8", "Reference", "Simulate", "finish"]
+__all__ = ["Backend", "Call", "Int8", "Reference", "Simulate", "finish"]

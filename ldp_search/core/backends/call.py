@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..products.bilinear import Product
 from ..quantize import fake_quantize as fq
+from ..quantize.gradient_quantizers import GradQuantizer
 from ..quantize.grid import Grid
+
+if TYPE_CHECKING:
+    from ..model.site import Site
+    from .sensing import Sense
 
 
 class Call(NamedTuple):
@@ -25,12 +31,12 @@ class Call(NamedTuple):
     bias: Tensor | None
     x_grid: Grid
     w_grid: Grid
-    product: object
+    product: Product
     grad_bits: Tensor | None
-    grad_quantizer: object
-    site: object = None
+    grad_quantizer: GradQuantizer
+    site: Site
     straight: tuple[bool, bool] = (False, False)
-    sense: object = None
+    sense: Sense | None = None
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -43,7 +49,10 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def each_product(grad_bits: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient's bits in dL/dx and in dL/dw; one object where they are the same number."""
-    return tuple(grad_bits.unbind()) if grad_bits.dim() else (grad_bits, grad_bits)
+    if not grad_bits.dim():
+        return grad_bits, grad_bits
+    of_input, of_weight = grad_bits.unbind()
+    return of_input, of_weight
 
 
 class _Either(torch.autograd.Function):
@@ -62,18 +71,21 @@ class _Either(torch.autograd.Function):
         return *(quantizer(g, bits) if needed else None for quantizer, bits, needed in both), None, None
 
 
-def _with_quantized_gradient(call: Call, x_q: Tensor, w_q: Tensor) -> Tensor:
+def _with_quantized_gradient(call: Call, grad_bits: Tensor, x_q: Tensor, w_q: Tensor) -> Tensor:
     """The product without bias; made twice where dL/dx and dL/dw each take a gradient of their own."""
     quantizers = of_input, of_weight = call.grad_quantizer.parts(call.product.channel_dim)
-    if of_input is of_weight and not call.grad_bits.dim():
-        return fq.quantize_gradient(call.product.forward(x_q, w_q, None), call.grad_bits, of_input)
+    if of_input is of_weight and not grad_bits.dim():
+        return fq.quantize_gradient(call.product.forward(x_q, w_q, None), grad_bits, of_input)
     of_x, of_w = call.product.forward(x_q, w_q.detach(), None), call.product.forward(x_q.detach(), w_q, None)
-    return _Either.apply(of_x, of_w, call.grad_bits, quantizers)
+    return _Either.apply(of_x, of_w, grad_bits, quantizers)
 
 
 def finish(call: Call, x_q: Tensor, w_q: Tensor) -> Tensor:
     """The product of operands that are quantized already, left to autograd."""
     dtype = compute_dtype(call.x)  # by hand: not every product is on the list of each device's autocast
     x_q, w_q = x_q.to(dtype), w_q.to(dtype)
-    y = call.product.forward(x_q, w_q, None) if call.grad_bits is None else _with_quantized_gradient(call, x_q, w_q)
+    if call.grad_bits is None:
+        y = call.product.forward(x_q, w_q, None)
+    else:
+        y = _with_quantized_gradient(call, call.grad_bits, x_q, w_q)
     return y if call.bias is None else y + call.bias.to(y.dtype).view(-1, *[1] * call.product.spatial_dims)

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..quantize import fake_quantize as fq
 from ..registry import register
+from .base import Backend
 from .call import Call, finish
 
 
 @register("backend", "reference")
 @dataclass
-class Reference:
+class Reference(Backend):
     """The formulas, left to autograd: one line each. What the tests compare the others with."""
 
     def __call__(self, call: Call) -> Tensor:

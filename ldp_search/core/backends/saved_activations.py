@@ -72,7 +72,9 @@ class Keeper:
         self.exact = {p.untyped_storage()._cdata for p in model.parameters()}
         self.packed: dict[tuple, Packed] = {}
         self.latest: tuple[Packed, Tensor] | None = None  # often asked for twice in a row: by a convolution, then by its ReLU
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        self.hooks: torch.autograd.graph.saved_tensors_hooks | None = torch.autograd.graph.saved_tensors_hooks(
+            self._pack, self._unpack
+        )
 
     def _pack(self, x: Tensor):
         kept = self._kept(x)
@@ -86,6 +88,8 @@ class Keeper:
         storage = x.untyped_storage()
         if storage._cdata in self.exact or storage.nbytes() < 4 * x.numel():  # the latter: expanded from less
             return x
+        key: tuple
+        dense: Tensor | None
         if storage.nbytes() == 4 * x.numel() and native.is_dense(x):
             key, dense = (storage._cdata, x._version), x
         else:  # a part: packed without the rest, whose memory may hold anything
@@ -108,7 +112,7 @@ class Keeper:
 
 
 class _Running(threading.local):
-    def __init__(self):
+    def __init__(self) -> None:
         self.keepers: list[Keeper | None] = []
         self.watch: Callable[..., None] | None = None
 
@@ -139,9 +143,10 @@ def begin(model: nn.Module, args: tuple) -> None:
     if torch.compiler.is_compiling():
         return
     on = torch.is_grad_enabled() and model.__dict__[ATTRIBUTE].enabled and not any(map(_is_wrapped, model.parameters()))
-    _running.keepers.append(Keeper(model) if on else None)
-    if on:
-        _running.keepers[-1].hooks.__enter__()
+    keeper = Keeper(model) if on else None
+    _running.keepers.append(keeper)
+    if keeper is not None and keeper.hooks is not None:
+        keeper.hooks.__enter__()
 
 
 def end(model: nn.Module, args: tuple, output) -> None:
@@ -149,7 +154,7 @@ def end(model: nn.Module, args: tuple, output) -> None:
     if torch.compiler.is_compiling() or not _running.keepers:
         return
     keeper = _running.keepers.pop()
-    if keeper is not None:
+    if keeper is not None and keeper.hooks is not None:
         keeper.hooks.__exit__(None, None, None)
         keeper.packed.clear()
         keeper.hooks = None  # they refer to the keeper, which is to go with the graph

@@ -96,13 +96,7 @@ class Sense:
 
     def watch(self, x: Tensor, x_q: Tensor, w: Tensor, w_q: Tensor) -> tuple[Tensor, Tensor]:
         """The rounded operands of a product left to autograd, shown their gradients."""
-        out = []
-        for raw, rounded, see in ((x, x_q, self.of_input), (w, w_q, self.of_weight)):
-            rounded = rounded if rounded.requires_grad else rounded.detach().requires_grad_()
-            error = (rounded - raw).detach()
-            rounded.register_hook(lambda g, error=error, see=see: see(g, error))
-            out.append(rounded)
-        return tuple(out)
+        return _watched(x, x_q, self.of_input), _watched(w, w_q, self.of_weight)
 
     def watch_gradient(self, y: Tensor, x_q: Tensor, w_q: Tensor, quantizer: GradQuantizer | None) -> Tensor:
         """Their product, shown the gradient that comes back to it."""
@@ -110,6 +104,14 @@ class Sense:
         y = y.clone() if y._is_view() else y
         y.register_hook(lambda g: self.of_gradient(g, x_q, w_q, quantizer))
         return y
+
+
+def _watched(raw: Tensor, rounded: Tensor, see: Callable[[Tensor, Tensor], None]) -> Tensor:
+    """`rounded`, of which `see` is shown the gradient and the error."""
+    rounded = rounded if rounded.requires_grad else rounded.detach().requires_grad_()
+    error = (rounded - raw).detach()
+    rounded.register_hook(lambda g: see(g, error))
+    return rounded
 
 
 def _at_all_bits(dots: Tensor, error: Tensor, errors: Tensor) -> Tensor:

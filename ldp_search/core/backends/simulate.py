@@ -12,12 +12,13 @@ from ..quantize import fake_quantize as fq
 from ..quantize.grid import Grid
 from ..registry import register
 from . import saved_activations
+from .base import Backend
 from .call import Call, compute_dtype, each_product
 
 
 @register("backend", "simulate")
 @dataclass
-class Simulate:
+class Simulate(Backend):
     """Floating-point products of fake-quantized operands; keeps for backward what the plain product keeps (x and w)."""
 
     def __call__(self, call: Call) -> Tensor:

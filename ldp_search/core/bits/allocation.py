@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .specs import Bits, SplitBits, as_bits
+from .specs import AnyBits, Bits, SplitBits, as_bits
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Allocation:
     mean_relative_cost (training, to the space's highest bits), relative_inference_cost, weight_mib, coverage.
     """
 
-    layers: dict[str, Bits]
+    layers: dict[str, AnyBits]
     details: dict[str, dict] = field(default_factory=dict)
     summary: dict = field(default_factory=dict)
 

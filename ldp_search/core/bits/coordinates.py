@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..messages import did_you_mean
-from .space import FULL_PRECISION, SearchSpace
+from .space import FULL_PRECISION, BitRange, BitsOfKinds, SearchSpace
 
 FULL = (FULL_PRECISION,) * 3
 
@@ -37,7 +37,8 @@ def assign_groups(
     holders: for each layer the one that holds its weight, where several have the same: its bits are theirs too.
     """
     unit = {"layer": lambda name: name, "block": block_of, "network": lambda name: ""}[granularity]
-    index, known = torch.zeros(low.shape, dtype=torch.long, device="cpu"), {}
+    index = torch.zeros(low.shape, dtype=torch.long, device="cpu")
+    known: dict[tuple[str, str | int, BitRange], int] = {}
     for row, name in enumerate(layers):
         for kind in range(low.shape[1]):
             bounds = float(low[row, kind]), float(high[row, kind])
@@ -48,7 +49,7 @@ def assign_groups(
     return index, max(1, len(known))
 
 
-def precisions(names: Collection[str], space: SearchSpace, final: bool) -> dict[str, tuple]:
+def precisions(names: Collection[str], space: SearchSpace, final: bool) -> dict[str, tuple[BitsOfKinds, BitsOfKinds]]:
     """{row: (lowest, highest), each of weight, input and gradient bits}.
 
     final: all names are known, so that a pattern that matches none is a mistake in it.
@@ -63,11 +64,12 @@ def precisions(names: Collection[str], space: SearchSpace, final: bool) -> dict[
     return found
 
 
-def _precision(name: str, space: SearchSpace) -> tuple:
+def _precision(name: str, space: SearchSpace) -> tuple[BitsOfKinds, BitsOfKinds]:
     if any(fnmatchcase(name, pattern) for pattern in space.skip):
         return FULL, FULL
     for pattern, (bits, _) in space.fixed.items():
         if fnmatchcase(name, pattern):
             grad = bits if bits == FULL_PRECISION else space.grad_bits[1]
             return (bits, bits, grad), (bits, bits, grad)
-    return tuple(zip(space.weight_bits, space.input_bits, space.grad_bits, strict=True))
+    low, high = zip(space.weight_bits, space.input_bits, space.grad_bits, strict=True)
+    return low, high

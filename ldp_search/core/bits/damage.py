@@ -19,6 +19,8 @@ shows at each number of bits: so no law like 4^-b is assumed, and clipping is in
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,8 +39,9 @@ class Sensed:
     """
 
     def __init__(self, sites: int, levels: Tensor):
-        made = {"dtype": torch.float32, "device": levels.device}
-        self.levels, self.order = levels, {}
+        made: Any = {"dtype": torch.float32, "device": levels.device}
+        self.levels = levels
+        self.order: dict[int, None] = {}
         self.curves = torch.zeros(sites, 4, len(levels), **made)
         self.scalars, self.sketch = torch.zeros(sites, 4, **made), torch.zeros(sites, SKETCH, **made)
 
@@ -61,7 +64,8 @@ class DamageMeter:
     """
 
     def __init__(self, smoothing: float, ranks: int = 1):
-        self.smoothing, self.ranks, self.state = smoothing, ranks, None
+        self.smoothing, self.ranks = smoothing, ranks
+        self.state: Any = None  # {name: tensor, "mass": float, "order": list} from the first measurement on
 
     def update(self, sensed: Sensed) -> None:
         """Take in one step's measurement; one of a single transfer from the device."""

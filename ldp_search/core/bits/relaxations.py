@@ -6,15 +6,17 @@ All are computed once per optimizer step, for all layers at once; the layers see
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..registry import register
+from ..registry import Component, register
 
 
-class Relaxation:
+class Relaxation(Component, kind="relaxation"):
     """Base. `realize` maps real-valued bits (layers, 3) to the bits in force; the gradient passes straight through.
 
     interpolates: bits in force may be fractional; a layer then evaluates both neighbouring bit-widths.
@@ -22,12 +24,14 @@ class Relaxation:
 
     interpolates = False
 
-    def realize(self, bits: Tensor, previous: Tensor, hysteresis: float, progress: float, uniform) -> Tensor:
+    @abstractmethod
+    def realize(
+        self, bits: Tensor, previous: Tensor, hysteresis: float, progress: float, uniform: Callable[[], Tensor]
+    ) -> Tensor:
         """Args:
         previous: bits in force so far. hysteresis: how far beyond k + 0.5 the real-valued bits must go for a change.
         uniform: call it for random numbers in [0, 1), like `bits` in shape, the same for coordinates that share their bits.
         """
-        raise TypeError(f"{type(self).__name__} must define realize(bits, previous, hysteresis, progress, uniform).")
 
 
 @register("relaxation", "round")

@@ -19,6 +19,11 @@ MAX_BITS = 16
 FULL_PRECISION = 32
 """Bits counted for a layer that is left in full precision."""
 
+BitRange = tuple[float, float]
+"""(lowest, highest) bits, whole numbers; equal where the bits are fixed."""
+BitsOfKinds = tuple[float, ...]
+"""Bits of weight, input and gradient."""
+
 
 @dataclass
 class SearchSpace:
@@ -81,14 +86,13 @@ class SearchSpace:
             raise ValueError(f"min_coverage must be in [0, 1]; received {self.min_coverage}.")
         if self.sense_every < 1:
             raise ValueError(f"sense_every must be a number of steps, 1 at least; received {self.sense_every}.")
-        for kind in COMPONENTS:
-            name = kind.rpartition("_")[2] if kind != "grad_quantizer" else kind
-            build(name, getattr(self, kind))  # an unknown name or option fails here, before any work
+        for name, kind in COMPONENT_KINDS.items():
+            build(kind, getattr(self, name))  # an unknown name or option fails here, before any work
 
     def _check_types(self) -> None:
         """Plain fields hold what their names promise; a word where a number belongs is a mistake in a file."""
         number = (int, float)
-        wanted = {
+        wanted: dict[str, tuple[type | tuple[type, ...], str]] = {
             **dict.fromkeys(("tie", "split_gradient", "attention", "embeddings"), (bool, "true or false")),
             **dict.fromkeys(("target_cost", "cost_weight", "min_coverage"), (number, "a number")),
             **dict.fromkeys(("seed", "sense_every"), (int, "a whole number")),
@@ -151,10 +155,18 @@ def current_words(values: dict) -> dict:
 
 
 GRANULARITIES = ("network", "block", "layer")
-COMPONENTS = ("policy", "relaxation", "weight_quantizer", "input_quantizer", "grad_quantizer", "backend")
+COMPONENT_KINDS = {
+    "policy": "policy",
+    "relaxation": "relaxation",
+    "weight_quantizer": "quantizer",
+    "input_quantizer": "quantizer",
+    "grad_quantizer": "grad_quantizer",
+    "backend": "backend",
+}
+"""{field of the space that holds a component: its kind}."""
 
 
-def bit_range(value, field_name: str, full: bool = False) -> tuple[float, float]:
+def bit_range(value: Any, field_name: str, full: bool = False) -> BitRange:
     """(lowest, highest) bits from a pair or a number.
 
     Raises:

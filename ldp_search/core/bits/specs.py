@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -22,7 +23,10 @@ class SplitBits(NamedTuple):
     weight_grad: int
 
 
-def as_bits(row) -> Bits | SplitBits:
+AnyBits = Bits | SplitBits
+
+
+def as_bits(row: Sequence[int]) -> AnyBits:
     """Of three numbers, or of four."""
     return Bits(*row) if len(row) == 3 else SplitBits(*row)
 

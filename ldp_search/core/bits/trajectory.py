@@ -52,13 +52,13 @@ class Trajectory:
     @property
     def progress(self) -> list[float]:
         """Progress at the end of each recorded step."""
-        tail = self._last is not None and self._progress[-1] != self._last[0]
-        return self._progress + ([self._last[0]] if tail else [])
+        last = [] if self._last is None or self._progress[-1] == self._last[0] else [self._last[0]]
+        return self._progress + last
 
     @property
     def bits(self) -> Tensor:
         """(records, layers, 3) uint8 on the host: weight, input and gradient bits."""
-        if self._last is None:
+        if self._last is None or self._rows is None:
             return torch.empty(0, len(self.layers), 3, dtype=torch.uint8, device="cpu")
         rows = self._rows[: len(self._progress)].cpu()
         return torch.cat([rows, self._last[1].cpu()[None]]) if len(self) > len(rows) else rows
@@ -86,7 +86,7 @@ class Trajectory:
     def columns(self) -> dict[str, list]:
         """Long form, one row a record and layer: progress, layer, weight_bits, input_bits, grad_bits."""
         bits, progress = self.bits, self.progress
-        out = {
+        out: dict[str, list] = {
             "progress": [p for p in progress for _ in self.layers],
             "layer": self.layers * len(progress),
         }

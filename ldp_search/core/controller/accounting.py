@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from ..bits.cost import Cost, inference_bitops, training_bitops, weight_mib
 from ..bits.space import FULL_PRECISION
 from ..model.coverage import SKIPPED
 
+if TYPE_CHECKING:
+    from .controller import Controller
 
-def cost_of(controller) -> Cost:
+
+def cost_of(controller: Controller) -> Cost:
     """`Cost` of a controller. Waits for the device."""
-    p, bits, spent, progress = controller.problem, torch.round(controller.tensors.bits).double(), *controller.spent
+    p, bits = controller.problem, torch.round(controller.tensors.bits).double()
+    spent, progress = controller.spent
     macs = p.macs if controller.profiled else torch.zeros_like(p.macs)
     inference, highest = (inference_bitops(p.macs, b).sum() for b in (bits, p.high.double()))
     numel = torch.tensor([spec.weight_numel for spec in controller.layers.values()], dtype=torch.float64, device=bits.device)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..profile.records import ModelProfile
 
+if TYPE_CHECKING:
+    from .controller import Controller
 
-def of(controller) -> dict:
+
+def of(controller: Controller) -> dict:
     """The state: tensors on the CPU and plain data."""
     return {
         "layers": list(controller.specs),
@@ -19,10 +24,11 @@ def of(controller) -> dict:
         "generator": controller.generator.get_state(),
         "progress": controller._progress,
         "frozen": controller.frozen,
-    } | ({"backend": controller.backend.state_dict()} if hasattr(controller.backend, "state_dict") else {})
+        "backend": controller.backend.state_dict(),
+    }
 
 
-def load(controller, state: dict) -> None:
+def load(controller: Controller, state: dict) -> None:
     """Take over what `of` gave, all of it or nothing; a ValueError where it is of another model or space.
 
     What has been counted stays counted: a state from before is taken as if the operations had been counted then.
@@ -38,7 +44,7 @@ def load(controller, state: dict) -> None:
         raise
 
 
-def _load(controller, state: dict) -> None:
+def _load(controller: Controller, state: dict) -> None:
     profile = controller.profile
     if state["profile"] is None and profile is not None:
         controller.forget_profile()
@@ -50,7 +56,7 @@ def _load(controller, state: dict) -> None:
     _take(controller, state)
 
 
-def _take(controller, state: dict) -> None:
+def _take(controller: Controller, state: dict) -> None:
     """Check a state against the layers as they are now, then copy it in."""
     names = list(controller.specs)
     if state["layers"] != names:
@@ -62,7 +68,7 @@ def _take(controller, state: dict) -> None:
     controller.policy.load_state_dict(state["policy"])
     controller.trajectory.load_state_dict(state["trajectory"])
     controller.generator.set_state(state["generator"])
-    if "backend" in state and hasattr(controller.backend, "load_state_dict"):
+    if state.get("backend"):
         controller.backend.load_state_dict(state["backend"])
     controller._progress, controller.frozen = state["progress"], state["frozen"]
     controller._steps = state.get("steps", 0)

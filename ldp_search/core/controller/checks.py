@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..bits.policies import Policy, Problem
 from ..bits.space import SearchSpace
 from ..bits.specs import Coverage
+
+if TYPE_CHECKING:
+    from .controller import Controller
 
 
 def check_learnable(policy: Policy, problem: Problem, space: SearchSpace) -> None:
@@ -27,7 +31,7 @@ def check_learnable(policy: Policy, problem: Problem, space: SearchSpace) -> Non
         )
 
 
-def check_step(controller, progress: float, before: float, loss: Tensor | float | None) -> None:
+def check_step(controller: Controller, progress: float, before: float, loss: Tensor | float | None) -> None:
     """Raises ValueError where a step comes out of order, or lacks what the policy reads. before: the progress so far."""
     if not before < progress <= 1 + 1e-9:
         raise ValueError(

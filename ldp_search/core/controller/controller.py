@@ -13,14 +13,17 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from ..backends import Backend
 from ..bits.allocation import Allocation
 from ..bits.coordinates import precisions
 from ..bits.cost import Cost
-from ..bits.policies import Signals
+from ..bits.policies import Policy, Signals
 from ..bits.policies.budget import check_reachable
+from ..bits.relaxations import Relaxation
 from ..bits.space import FULL_PRECISION, SearchSpace
-from ..bits.specs import Bits, Coverage, LayerSpec, as_bits
+from ..bits.specs import AnyBits, Coverage, LayerSpec, as_bits
 from ..bits.trajectory import Trajectory
 from ..model.coverage import coverage
 from ..model.install import install
@@ -28,6 +31,8 @@ from ..model.interception import copy_with_model
 from ..model.site import Site
 from ..model.sites import SiteSpec, check_some, find_sites, owned_numel
 from ..profile.records import ModelProfile
+from ..quantize.gradient_quantizers import GradQuantizer
+from ..quantize.quantizers import Quantizer
 from ..registry import build
 from . import checkpoint as state
 from .accounting import cost_of
@@ -54,15 +59,17 @@ class Controller:
     @own_defaults()
     def __init__(self, model: nn.Module, space: SearchSpace, profile: ModelProfile | None = None):
         self.model, self.space, self.enabled, self.calibrating = model, space, True, False
-        self.weight_quantizer = build("quantizer", space.weight_quantizer)
-        self.input_quantizer = build("quantizer", space.input_quantizer)
-        self.grad_quantizer = build("grad_quantizer", space.grad_quantizer)
-        self.backend = build("backend", space.backend)
+        self.weight_quantizer: Quantizer = build("quantizer", space.weight_quantizer)
+        self.input_quantizer: Quantizer = build("quantizer", space.input_quantizer)
+        self.grad_quantizer: GradQuantizer = build("grad_quantizer", space.grad_quantizer)
+        self.backend: Backend = build("backend", space.backend)
         self.searches_clips = self.weight_quantizer.searches_clip or self.input_quantizer.searches_clip
         self.straight = self.input_quantizer.straight_through, self.weight_quantizer.straight_through
-        self.relaxation, self.policy = build("relaxation", space.relaxation), build("policy", space.policy)
+        self.relaxation: Relaxation = build("relaxation", space.relaxation)
+        self.policy: Policy = build("policy", space.policy)
         self.generator = torch.Generator("cpu").manual_seed(space.seed)
-        self._progress, self._steps, self.frozen, self.hooks, self.counting = 0.0, 0, False, {}, False
+        self._progress, self._steps, self.frozen, self.counting = 0.0, 0, False, False
+        self.hooks: dict[str, RemovableHandle] = {}
         self.bypassed: dict[str, str] = {}  # {site: why its products are not quantized}, found by `apply`
         self.frozen_norms: set[str] | None = None  # names of batch norms, as the first step finds them; None: before it
         self.profile = profile
@@ -199,7 +206,7 @@ class Controller:
         out = {"bits": leaf(self.tensors.bits, self.tensors.grads)}
         return out | ({"log_clips": leaf(self.tensors.clips, self.tensors.clip_grads)} if self.tensors.clips.numel() else {})
 
-    def bits(self) -> dict[str, Bits]:
+    def bits(self) -> dict[str, AnyBits]:
         """{layer name: Bits(weight, input, grad)}, integers in force now."""
         rows = torch.round(self.tensors.bits).int().tolist()
         return {name: as_bits(row) for name, row in zip(self._names, rows, strict=True)}

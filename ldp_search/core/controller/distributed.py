@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..backends import Backend
 
 
 def average_over_ranks(tensors: list[Tensor]) -> None:
     """Replace each tensor, in place, by its mean over the ranks; nothing happens in a single process."""
-    if not tensors or not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not tensors or ranks() == 1:
         return
     flat = torch.cat([t.detach().flatten().float() for t in tensors])
     dist.all_reduce(flat)
@@ -25,11 +28,11 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def agree_on_choices(backend) -> None:
+def agree_on_choices(backend: Backend) -> None:
     """Let a backend that measures settle what its processes found for themselves. Every process must call it."""
-    if hasattr(backend, "agree") and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        found: list = [None] * dist.get_world_size()
-        dist.all_gather_object(found, backend.proposals())
+    if ranks() > 1 and (mine := backend.proposals()) is not None:
+        found: list = [None] * ranks()
+        dist.all_gather_object(found, mine)
         backend.agree(found)
 
 
@@ -45,8 +48,8 @@ def all_succeed(what: str):
         yield
     except Exception as error:
         mine = error
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        every: list = [None] * dist.get_world_size()
+    if ranks() > 1:
+        every: list = [None] * ranks()
         dist.all_gather_object(every, None if mine is None else f"{type(mine).__name__}: {mine}")
         if mine is None and (failed := [f"rank {rank}: {error}" for rank, error in enumerate(every) if error]):
             raise RuntimeError(f"{what} failed on another rank, so that nothing was changed on this one. {failed[0]}")
@@ -56,15 +59,16 @@ def all_succeed(what: str):
 
 def agree(value):
     """The first rank's value, on every rank: what each would find for itself may depend on its own batch."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if ranks() == 1:
         return value
     held = [value]
     dist.broadcast_object_list(held, src=0)
     return held[0]
 
 
-def reshard(model) -> None:
+def reshard(model: nn.Module) -> None:
     """FSDP2 keeps the root's parameters gathered after a forward; whoever makes an optimizer next would be given these."""
+    module: Any
     for module in model.modules():
         if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
             module.reshard()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,13 @@ from .distributed import all_succeed, average_over_ranks
 from .rollback import controller_kept
 from .strays import warn_of_strays
 
+if TYPE_CHECKING:
+    from .controller import Controller
+
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def finalize(model: nn.Module, controller, loader=None, forward=None, batches: int = 50) -> Allocation:
+def finalize(model: nn.Module, controller: Controller, loader=None, forward=None, batches: int = 50) -> Allocation:
     """Round the bits to integers, keep them, and re-estimate statistics on `loader`; nothing is trained.
 
     Batch norms that are frozen (in evaluation mode while the model trains) keep their statistics. When it raises, at whatever
@@ -42,7 +46,7 @@ def finalize(model: nn.Module, controller, loader=None, forward=None, batches: i
     return allocation(controller)
 
 
-def _begun(model, controller, loader, forward, batches: int):
+def _begun(model, controller: Controller, loader, forward, batches: int):
     """The batches to use, of which there is one. A model that has not been counted yet is so on that one, for good."""
     chosen = itertools.islice(loader, batches)
     first = next(iter(chosen), None)
@@ -65,7 +69,7 @@ def frozen_norms(model: nn.Module) -> set[str]:
 
 
 @torch.no_grad()
-def _reestimate(model, controller, chosen, forward) -> None:
+def _reestimate(model, controller: Controller, chosen, forward) -> None:
     frozen = frozen_norms(model) if model.training else controller.frozen_norms or set()
     norms = [norm for name, norm in norms_of(model).items() if name not in frozen]
     with _estimating(model, controller, norms) as found:
@@ -80,7 +84,7 @@ def _reestimate(model, controller, chosen, forward) -> None:
 
 
 @contextlib.contextmanager
-def _estimating(model, controller, norms):
+def _estimating(model, controller: Controller, norms):
     """Evaluation mode, in which `norms` and the sites average over all batches, into copies: [(norm, {buffer: its copy})].
 
     Afterwards the norms hold their own buffers again, whose values nothing has touched.
@@ -125,7 +129,7 @@ def _forward(model):
     return run
 
 
-def allocation(controller) -> Allocation:
+def allocation(controller: Controller) -> Allocation:
     """The bits in force, with what they cost, as an Allocation."""
     cost, coverage = controller.cost(), controller.coverage
     searched = controller.problem.searched.any(1).tolist()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from ..bits.least_damage import LeastDamage
+
+if TYPE_CHECKING:
+    from .controller import Controller
 
 KINDS = {3: ("weight", "input", "grad"), 4: ("weight", "input", "grad", "weight_grad")}
 
@@ -50,7 +53,7 @@ class Front(NamedTuple):
         return min(within, key=lambda point: point.damage)
 
 
-def damage(controller) -> Damage:
+def damage(controller: Controller) -> Damage:
     """`Damage` of a controller whose training has measured it."""
     found = _search(controller).damage(torch.round(controller.tensors.bits).cpu().double())
     kinds = KINDS[found.shape[1]]
@@ -58,19 +61,19 @@ def damage(controller) -> Damage:
     return Damage(layers, dict(zip(kinds, found.sum(0).tolist(), strict=True)), float(found.sum()))
 
 
-def front(controller, points: int) -> Front:
+def front(controller: Controller, points: int) -> Front:
     """`Front` of a controller whose training has measured it."""
     search = _search(controller)
     now = search.choice(torch.round(controller.tensors.bits).cpu().double())
     return Front([_point(controller, choice) for choice in search.front(points)], _point(controller, now))
 
 
-def _point(controller, choice) -> FrontPoint:
+def _point(controller: Controller, choice) -> FrontPoint:
     rows = (tuple(int(b) for b in row) for row in choice.bits.tolist())
     return FrontPoint(choice.cost, choice.damage, dict(zip(controller.specs, rows, strict=True)))
 
 
-def _search(controller) -> LeastDamage:
+def _search(controller: Controller) -> LeastDamage:
     """Raises ValueError where nothing is measured."""
     sensor = controller.sensor
     if sensor is None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..model.swap import ATTRIBUTE
+
+if TYPE_CHECKING:
+    from .controller import Controller
 
 _HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
           "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")  # fmt: skip
@@ -41,7 +45,7 @@ def _put(values: dict, key: str, value) -> None:
 
 
 @contextlib.contextmanager
-def controller_kept(controller):
+def controller_kept(controller: Controller):
     """A controller, with its policy's memory, its model's classes and hooks, is as before when the context raises."""
     held = _Held(controller)
     try:
@@ -55,14 +59,14 @@ def controller_kept(controller):
 class _Held:
     """A controller at one moment: which objects it holds, and the values of those that change in place."""
 
-    def __init__(self, controller):
+    def __init__(self, controller: Controller):
         self.controller, self.values, self.hooks = controller, dict(controller.__dict__), dict(controller.hooks)
         self.tensors = [(x, x.detach().clone()) for x in controller.tensors.all()]
         policy, others = controller.policy, (controller.trajectory, *controller.tensors.holders(), *controller.sites)
         self.sensor = None if controller.sensor is None else controller.sensor.state_dict()
         self.objects = [(policy, _copied(policy.__dict__)), *((x, dict(x.__dict__)) for x in others)]
         self.random = controller.generator.get_state()
-        self.backend = controller.backend.state_dict() if hasattr(controller.backend, "state_dict") else None
+        self.backend = controller.backend.state_dict()
 
     def put_back(self) -> None:
         controller = self.controller
@@ -76,10 +80,10 @@ class _Held:
         for x, values in self.objects:
             x.__dict__.clear()
             x.__dict__.update(values)
-        if self.sensor is not None:
+        if self.sensor is not None and controller.sensor is not None:
             controller.sensor.load_state_dict(self.sensor)
         controller.generator.set_state(self.random)
-        if self.backend is not None and hasattr(controller.backend, "load_state_dict"):
+        if self.backend:
             controller.backend.load_state_dict(self.backend)
         controller._bind_views()
 

@@ -8,7 +8,7 @@ and as a warning at the first step, at `finalize`, when a model is saved and whe
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
@@ -18,6 +18,9 @@ from ..model.patched import is_patched
 from ..model.site import Site
 from ..model.swap import ATTRIBUTE, Swapped
 from ..products.foreign import foreign_weight
+
+if TYPE_CHECKING:
+    from .controller import Controller
 
 MOST_NAMES = 8
 
@@ -32,7 +35,7 @@ class Strays(NamedTuple):
     newcomers: list[str]
 
 
-def find_strays(controller) -> Strays:
+def find_strays(controller: Controller) -> Strays:
     """Look at the model as it is now."""
     searched = {name: site for name, site in controller.searched_sites().items() if site is not None}
     places, lost, unreached = _places(controller.model), dict(controller.bypassed), []
@@ -46,7 +49,7 @@ def find_strays(controller) -> Strays:
     return Strays(lost, unreached, _newcomers(controller))
 
 
-def apart(controller) -> dict[str, str]:
+def apart(controller: Controller) -> dict[str, str]:
     """{site or module: why its products are in floating point, as the model is now}, for the coverage."""
     others = [(name, m) for name, m in controller.model.named_modules() if name not in controller.specs and kind_of(type(m))]
     foreign = {name: foreign_weight(module) for name, module in others}
@@ -69,7 +72,7 @@ def names_of(record) -> set[str]:
     return {record.name} if isinstance(record, Site) else set()
 
 
-def _lost(name: str, controller, modules: list[nn.Module], unseen: bool) -> str | None:
+def _lost(name: str, controller: Controller, modules: list[nn.Module], unseen: bool) -> str | None:
     if not modules:
         held = dict(controller.model.named_modules()).get(name)
         now = "it is no longer in the model" if held is None else f"a {type(held).__name__} has taken its place"
@@ -82,7 +85,7 @@ def _lost(name: str, controller, modules: list[nn.Module], unseen: bool) -> str 
     return None
 
 
-def _newcomers(controller) -> list[str]:
+def _newcomers(controller: Controller) -> list[str]:
     if not controller.profiled:
         return []  # what stands under a patched forward is found by counting
     known, new = {id(row.module) for row in controller.specs.values()}, []
@@ -93,7 +96,7 @@ def _newcomers(controller) -> list[str]:
     return new
 
 
-def warn_of_strays(controller) -> None:
+def warn_of_strays(controller: Controller) -> None:
     """Name them, where there are any."""
     found = find_strays(controller)
     used = [name for name in found.unreached if controller.specs[name].macs]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .strays import find_strays
 
+if TYPE_CHECKING:
+    from .controller import Controller
 
-def summarize(controller) -> str:
+
+def summarize(controller: Controller) -> str:
     """Layers with their MACs, ranges and bits; then the cost and the coverage."""
     bits, problem = controller.bits(), controller.problem
     width = max([len("layer"), *(min(len(name), 48) for name in bits)])
@@ -17,20 +22,20 @@ def summarize(controller) -> str:
             f"{b.weight:>2} {b.input:>2} {b.grad:>2}  {_ranges(problem.low[row].tolist(), problem.high[row].tolist())}"
         )
     cost, coverage = controller.cost(), controller.coverage
-    if not controller.profiled:
+    if (profile := controller.profile) is None:
         return "\n".join([*lines, "MACs are not counted yet: give example_inputs to apply(), or run one forward."])
     lines += [
         f"training {cost.training_bitops / 1e9:,.3f} GBitOPs a sample = {cost.relative:.3f} of the highest bits; "
         f"inference {cost.inference_bitops / 1e9:,.3f} GBitOPs = {cost.relative_inference:.3f}; "
         f"weights {cost.weight_mib:,.3f} MiB",
-        f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {controller.profile.inputs}",
+        f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {profile.inputs}",
     ]
     if controller.sensor is not None and controller.sensor.ready:
         found = controller.damage()
         each = ", ".join(f"{kind} {value:.2g}" for kind, value in found.kinds.items())
         lines.append(f"expected loss from rounding {found.total:.3g} ({each})")
-    if hasattr(controller.backend, "report"):
-        lines.append(controller.backend.report(list(bits)))
+    if arithmetic := controller.backend.report(list(bits)):
+        lines.append(arithmetic)
     lines += [f"  left out: {item.name}: {item.macs:,} MACs ({item.reason})" for item in coverage.left_out]
     return "\n".join(lines + _strays(find_strays(controller)))
 

@@ -55,12 +55,12 @@ class BitTensors:
         learn: the bits have gradients. frozen: the clips have none.
         """
         ranges = self.ranges.split(self._calls)
-        x_bounds = self.x_bounds.split(self._calls) if len(self.x_bounds) else [None] * len(sites)
+        x_bounds = self.x_bounds.split(self._calls) if len(self.x_bounds) else None
         start = self._input_clips
         for row, site in enumerate(sites):
             site.bits = leaf(self.bits[row], self.grads[row] if learn else None)
             site.grad_bits = self.bits[row, 2] if self.bits.shape[1] == 3 else self.bits[row, 2:]
-            site.ranges, site.x_bounds = ranges[row], x_bounds[row]
+            site.ranges, site.x_bounds = ranges[row], None if x_bounds is None else x_bounds[row]
             site.w_bounds = self.w_bounds[row] if len(self.w_bounds) else None
             site.x_clip = self._clip(row, row + 1, frozen) if self._input_clips else None
             stop = start + self._channels[row]

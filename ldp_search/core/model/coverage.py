@@ -37,7 +37,7 @@ def _reason(found: ProductProfile, spec: str | None, sites: dict, apart: dict[st
     """Why products are left out; None: they are not."""
     if found.weight == CONSTANTS:
         return f"{found.function} of two weights: nothing of a sample is in it"
-    if spec not in sites:
+    if spec is None or spec not in sites:
         if found.weight == ACTIVATIONS:
             return f"{found.function} of two activations; attention=True quantizes it"
         return f"{found.function}: met only after the training had begun"

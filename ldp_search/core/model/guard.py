@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from typing import Any
 
 
 class _Running(threading.local):
     """owners: the modes of the owners whose forward is under way in this thread, the innermost last; None: a layer's own."""
 
-    def __init__(self):
-        self.owners: list = []
+    def __init__(self) -> None:
+        self.owners: list[Any] = []
 
 
 running = _Running()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from ..profile.records import ACTIVATIONS, CONSTANTS, GENERATED
@@ -12,17 +14,22 @@ from .sites import outside, site_name
 from .swap import ATTRIBUTE as RECORD
 from .swap import swap
 
+if TYPE_CHECKING:
+    from ..controller.controller import Controller
+    from .site import Site
+
 ATTRIBUTE = "_ldp_controller"  # in the model's __dict__
 
 
-def install(controller) -> None:
+def install(controller: Controller) -> None:
     """Swap every module that has a SiteSpec or owns products; again when a profile has found more of them."""
     model, sites = controller.model, controller.searched_sites()
     owners = plans(controller, sites)
     for name, module in model.named_modules():
         spec, plan = controller.specs.get(name), owners.get(name)
-        if spec is not None and spec.module is module:
-            _install_layer(module, sites[name], bool(owners))
+        layer = None if spec is None else spec.module
+        if layer is not None and layer is module:
+            _install_layer(layer, sites[name], bool(owners))
         elif plan is not None:
             own(module, plan)
         if isinstance(module, FUSED) and not isinstance(module, OrdinaryPath):
@@ -48,7 +55,7 @@ def _install_layer(module: nn.Module, site, owners: bool) -> None:
         swap(module, None, FullPrecisionLayer)
 
 
-def _follow_call_sites(controller) -> None:
+def _follow_call_sites(controller: Controller) -> None:
     """Where a module runs more than once, a forward begins with its first call site, however the one before ended."""
     if "call_sites" not in controller.hooks and any(spec.call_sites > 1 for spec in controller.specs.values()):
         controller.hooks["call_sites"] = controller.model.register_forward_pre_hook(_first_call_sites)
@@ -59,10 +66,11 @@ def _first_call_sites(model: nn.Module, args: tuple) -> None:
         site.call_site = 0
 
 
-def plans(controller, sites: dict) -> dict[str, InterceptionPlan]:
+def plans(controller: Controller, sites: dict[str, Site | None]) -> dict[str, InterceptionPlan]:
     """{owner: plan} of every module that multiplies by itself; sites: {spec: its site, None where it is in full precision}."""
-    modules, out = dict(controller.model.named_modules()), {}
-    for owner, found in outside(controller.profile, controller.specs):
+    modules: dict[str, nn.Module] = dict(controller.model.named_modules())
+    out: dict[str, InterceptionPlan] = {}
+    for owner, _, found in outside(controller.profile, controller.specs):
         site = sites.get(site_name(owner, found) or "")
         plan = out.setdefault(owner, InterceptionPlan(owner, controller))
         if found.weight == ACTIVATIONS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from ..products import unfused
 from ..products.torch_functions import ATTENTION, TorchProduct, find, trailing
 from .guard import not_intercepted, running
 from .swap import ATTRIBUTE, Swapped
+
+if TYPE_CHECKING:
+    from ..controller.controller import Controller
+    from .site import Site
 
 _VIEW_NAMES = (
     "transpose", "t", "permute", "swapaxes", "movedim", "chunk", "split", "unbind", "squeeze", "unsqueeze", "view", "reshape",
@@ -39,11 +44,11 @@ class InterceptionPlan:
     """
 
     name: str
-    controller: object
-    tensors: list[tuple[nn.Module, str, object]] = field(default_factory=list)
-    computed: dict[tuple, dict[int, object]] = field(default_factory=dict)
-    generated: dict[str, object] = field(default_factory=dict)
-    activations: object = None
+    controller: Controller
+    tensors: list[tuple[nn.Module, str, Site | None]] = field(default_factory=list)
+    computed: dict[tuple, dict[int, Site | None]] = field(default_factory=dict)
+    generated: dict[str, Site | None] = field(default_factory=dict)
+    activations: Site | None = None
 
     @property
     def on(self) -> bool:
@@ -56,23 +61,24 @@ class InterceptionPlan:
     def __deepcopy__(self, memo: dict):
         return copy_with_model(self, self.controller, memo)
 
-    def sites(self) -> list:
+    def sites(self) -> list[Site]:
         """All of them, but for products in full precision."""
         computed = [site for places in self.computed.values() for site in places.values()]
         every = [*(site for _, _, site in self.tensors), *computed, *self.generated.values(), self.activations]
         return [site for site in every if site is not None]
 
-    def known(self) -> list[tuple[Tensor, object]]:
+    def known(self) -> list[tuple[Tensor, Site | None]]:
         """(tensor, its site), as the modules hold them now."""
         held = ((getattr(module, attribute, None), site) for module, attribute, site in self.tensors)
         return [(tensor, site) for tensor, site in held if tensor is not None]
 
 
-def copy_with_model(record, controller, memo: dict):
+def copy_with_model(record: Any, controller: Controller, memo: dict[int, Any]) -> Any:
     """A deep copy of what a module's forward asks; itself where the model that it belongs to is not being copied."""
     if memo and id(controller.model) not in memo and id(controller) not in memo:
         return record
-    made = memo[id(record)] = type(record).__new__(type(record))
+    cls: Any = type(record)
+    made = memo[id(record)] = cls.__new__(cls)
     state = record.__getstate__() if hasattr(record, "__getstate__") else record.__dict__
     state = copy.deepcopy(state, memo)
     made.__setstate__(state) if hasattr(made, "__setstate__") else made.__dict__.update(state)
@@ -117,7 +123,7 @@ class InterceptProducts(TorchFunctionMode):
         with not_intercepted():  # what quantizing itself computes is not to be quantized
             return site.call(product, func, args, kwargs, weight, self.training)
 
-    def _belongs(self, product: TorchProduct, pair) -> tuple[object, int | None]:
+    def _belongs(self, product: TorchProduct, pair: tuple[Tensor, Tensor]) -> tuple[Site | None, int | None]:
         """(site, which operand is its weight) of a product."""
         first, second = (self._site_of(x) for x in pair)
         if first and second:  # two weights: nothing of a sample is in it
@@ -138,13 +144,13 @@ class InterceptProducts(TorchFunctionMode):
             _warn_of_the_unknown(self.plan, product)
         return self.plan.generated.get(product.name), 1
 
-    def _computed(self, key: tuple):
+    def _computed(self, key: tuple) -> Site | None:
         """The site of the next call of this kind; more calls than were counted are taken for the last one's."""
         places, place = self.plan.computed[key], self.met.get(key, -1) + 1
         self.met[key] = place
         return places.get(place, places[max(places)])
 
-    def _site_of(self, tensor: Tensor) -> tuple:
+    def _site_of(self, tensor: Tensor) -> tuple[Site | None] | tuple[()]:
         """(site,) of a weight or of a view of one; () of any other tensor."""
         base = None if torch.compiler.is_compiling() else tensor._base
         for known, site in self.known:
@@ -170,6 +176,8 @@ def _warn_of_the_unknown(plan: InterceptionPlan, product: TorchProduct) -> None:
 
 class InterceptedForward(Swapped):
     """Mixin before the original class of a module that owns products."""
+
+    training: bool
 
     def run(self, forward, args, kwargs):
         plan = self.__dict__[ATTRIBUTE]

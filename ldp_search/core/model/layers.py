@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 from ..products.bilinear import ConvolutionProduct, LinearProduct, padded
 from .guard import not_intercepted
+from .interception import InterceptionPlan
 from .swap import ATTRIBUTE, Swapped, original_class, quantized_class
 
 
 class QuantizedLayer(Swapped):
     """Mixin of a quantized layer. `_ldp_site` is the controller's record of it."""
+
+    _ldp_kind: str
+    _ldp_parameters: tuple[str, ...]
 
     @classmethod
     def made_from(cls, original):
@@ -29,7 +33,7 @@ class QuantizedLayer(Swapped):
 
     def run(self, forward, args, kwargs):
         site = self.__dict__.get(ATTRIBUTE)  # none in a layer that somebody made of this class, as adapters do
-        if hasattr(site, "activations"):  # parametrized since: its owner's plan sees to it
+        if isinstance(site, InterceptionPlan):  # parametrized since: its owner's plan sees to it
             return forward(self, *args, **kwargs)
         bound = in_order(self._ldp_parameters, args, kwargs)
         if site is None or not site.on or bound is None or has_no_range(bound[0]):
@@ -58,6 +62,8 @@ class OrdinaryPath(Swapped):
     """Mixin of torch's own transformer encoder. Its fused path for evaluation reads the weights past the layers' forwards, so
     it is closed while they are quantized.
     """
+
+    training: bool
 
     def run(self, forward, args, kwargs):
         fused = torch.backends.mha.get_fastpath_enabled()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backends import Call, Simulate, finish
 from ..backends.reference import under_transform
 from ..backends.sensing import Sense
-from ..bits.space import FULL_PRECISION
+from ..bits.space import FULL_PRECISION, BitsOfKinds
 from ..native.memory import transformed
+from ..products.bilinear import Product
 from ..products.torch_functions import TorchProduct
 from ..quantize.fake_quantize import fake_quantize, quantize_gradient
 from ..quantize.fused_grids import fused_grids
@@ -19,6 +23,15 @@ from .guard import not_intercepted
 from .interception import copy_with_model
 from .layers import has_no_range
 
+if TYPE_CHECKING:
+    from ..controller.controller import Controller
+
+GridAt = Callable[[Tensor], Grid]
+"""From bits (0-d) to a grid."""
+Pair = tuple[Tensor, Tensor]
+"""Two operands, in the order of the call."""
+Errors = tuple[Tensor, Tensor]
+"""(levels,) mean squared errors of x and of w at each number of bits."""
 MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's code)
 
 
@@ -33,10 +46,17 @@ class Site:
     highest: weight, input and gradient bits that are never exceeded.
     """
 
-    def __init__(self, controller, row: int, name: str, axis: int, highest: tuple):
+    bits: Tensor
+    grad_bits: Tensor
+    ranges: Tensor
+    x_clip: Tensor | None
+    w_clip: Tensor | None
+    x_bounds: Tensor | None
+    w_bounds: Tensor | None
+
+    def __init__(self, controller: Controller, row: int, name: str, axis: int, highest: BitsOfKinds):
         self.controller, self.row, self.name, self.axis, self.highest = controller, row, name, axis, highest
         self.quantize_grad = highest[2] < FULL_PRECISION
-        self.bits = self.grad_bits = self.ranges = self.x_clip = self.w_clip = self.x_bounds = self.w_bounds = None
         self.call_site = 0  # of the next call in this forward
         self.seen = False  # whether a forward with quantization on has come here
 
@@ -46,10 +66,10 @@ class Site:
 
     def __getstate__(self) -> dict:
         handed_out_anew = "bits", "grad_bits", "ranges", "x_clip", "w_clip", "x_bounds", "w_bounds"
-        return self.__dict__ | dict.fromkeys(handed_out_anew)
+        return {name: value for name, value in self.__dict__.items() if name not in handed_out_anew}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__ = state | {k: v for k, v in self.__dict__.items() if v is not None}
+        self.__dict__ = state | self.__dict__  # the controller that it belongs to may have handed out its tensors already
 
     @property
     def on(self) -> bool:
@@ -57,23 +77,34 @@ class Site:
 
     # -- products -----------------------------------------------------------------------------------------------------
 
-    def layer(self, layer: nn.Module, x: Tensor, product) -> Tensor:
+    def layer(self, layer: Any, x: Tensor, product: Product) -> Tensor:
         """Q(x) * Q(weight) + bias of a layer, with the gradient of the result quantized."""
         with not_intercepted():
             return self.product(x, layer.weight, layer.bias, product, layer.training, (self.axis,))
 
-    def product(self, x: Tensor, w: Tensor, bias: Tensor | None, product, training: bool, axes: tuple) -> Tensor:
+    def product(
+        self, x: Tensor, w: Tensor, bias: Tensor | None, product: Product, training: bool, axes: tuple[int, ...]
+    ) -> Tensor:
         """The same of a product of `products/bilinear.py`; axes: of the output channels in the weight."""
         self._on_device_of(x)
         multiply = self._multiply_looking if self._looks(training) else self._multiply
         return multiply(x, w, bias, product, training, axes)
 
     @torch.compiler.disable
-    def _multiply_looking(self, x: Tensor, w: Tensor, bias: Tensor | None, product, training: bool, axes: tuple) -> Tensor:
+    def _multiply_looking(
+        self, x: Tensor, w: Tensor, bias: Tensor | None, product: Product, training: bool, axes: tuple[int, ...]
+    ) -> Tensor:
         return self._multiply(x, w, bias, product, training, axes, self._look(x, w, axes))
 
     def _multiply(
-        self, x: Tensor, w: Tensor, bias: Tensor | None, product, training: bool, axes: tuple, errors: tuple | None = None
+        self,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        product: Product,
+        training: bool,
+        axes: tuple[int, ...],
+        errors: Errors | None = None,
     ) -> Tensor:
         """errors: what `_look` found; None: it did not look."""
         c = self.controller
@@ -82,27 +113,31 @@ class Site:
             grids = fused_grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
             if grids is not None:  # the same as below in fewer operations
                 grad_bits = self.grad_bits if self.quantize_grad else None
-                return c.backend(Call(x, w, bias, *grids, product, grad_bits, c.grad_quantizer, self))
-        x_grid, w_grid = self._input_grid(x, training), self._weight_grid(w, axes)
+                x_grid, w_grid = grids
+                return c.backend(Call(x, w, bias, x_grid, w_grid, product, grad_bits, c.grad_quantizer, self))
+        x_grid_at, w_grid_at = self._input_grid(x, training), self._weight_grid(w, axes)
         weight_bits, input_bits, *_ = self.bits.unbind()  # at once: one node of the graph
         grad_bits = self.grad_bits if self.quantize_grad else None
-        senses = errors is not None and self._senses(training)
-        if c.relaxation.interpolates and not senses:  # a mixture of two grids lies on neither, so the backend gets none
-            call = Call(x, w, bias, None, None, product, grad_bits, c.grad_quantizer)
+        sensor = c.sensor if errors is not None and self._senses(training) else None
+        if c.relaxation.interpolates and sensor is None:  # a mixture of two grids lies on neither, so the backend gets none
+            none: Any = None
+            call = Call(x, w, bias, none, none, product, grad_bits, c.grad_quantizer, self)
             x_straight, w_straight = c.straight
-            return finish(call, _mix(x, input_bits, x_grid, x_straight), _mix(w, weight_bits, w_grid, w_straight))
-        call = Call(
-            x, w, bias, x_grid(input_bits), w_grid(weight_bits), product, grad_bits, c.grad_quantizer, self, c.straight
-        )  # fmt: skip
+            return finish(call, _mix(x, input_bits, x_grid_at, x_straight), _mix(w, weight_bits, w_grid_at, w_straight))
+        x_grid, w_grid = x_grid_at(input_bits), w_grid_at(weight_bits)
+        call = Call(x, w, bias, x_grid, w_grid, product, grad_bits, c.grad_quantizer, self, c.straight)
         if transformed():
             return under_transform(call)
-        if not senses:
+        if errors is None or sensor is None:
             return c.backend(call)
         forward = lambda a, b: product.forward(a, b, None)  # noqa: E731
-        sense = Sense(c.sensor.record, self.row, forward, *errors, self.bits, axes, product.channel_dim)
+        x_errors, w_errors = errors
+        sense = Sense(sensor.record, self.row, forward, x_errors, w_errors, self.bits, axes, product.channel_dim)
         return Simulate()(call._replace(sense=sense))  # in floating point, whatever the backend
 
-    def call(self, product: TorchProduct, function, args: tuple, kwargs: dict, weight: int | None, training: bool) -> Tensor:
+    def call(
+        self, product: TorchProduct, function: Callable, args: tuple, kwargs: dict, weight: int | None, training: bool
+    ) -> Tensor:
         """`function(*args, **kwargs)`, a product met outside of layers, of quantized operands.
 
         Args:
@@ -110,27 +145,47 @@ class Site:
                 and the second one takes the weight bits.
         """
         pair = product.operands(args, kwargs)
-        if any(has_no_range(x) for x in pair):
+        if pair is None or any(has_no_range(x) for x in pair):
             return function(*args, **kwargs)
         self._on_device_of(pair[0])
         axes = () if weight is None else product.channel_axes(weight, pair[weight], args)
         layer = product.as_layer_call(args, kwargs) if weight == 1 else None
         if layer is not None:
-            return self.product(*layer, training, axes)
+            operand, held, bias, of_layer = layer
+            return self.product(operand, held, bias, of_layer, training, axes)
         call = self._call_looking if self._looks(training) else self._call
-        return call(product, function, args, kwargs, weight, training, axes)
+        return call(product, function, args, kwargs, pair, weight, training, axes)
 
     @torch.compiler.disable
-    def _call_looking(self, product: TorchProduct, function, args: tuple, kwargs: dict, weight, training: bool, axes: tuple):
-        x, w = product.operands(args, kwargs)[:: 1 if weight != 0 else -1]
+    def _call_looking(
+        self,
+        product: TorchProduct,
+        function: Callable,
+        args: tuple,
+        kwargs: dict,
+        pair: Pair,
+        weight: int | None,
+        training: bool,
+        axes: tuple[int, ...],
+    ) -> Tensor:
+        x, w = pair if weight != 0 else (pair[1], pair[0])
         errors = self._look(x, w, axes, own=weight is None)
-        return self._call(product, function, args, kwargs, weight, training, axes, errors)
+        return self._call(product, function, args, kwargs, pair, weight, training, axes, errors)
 
     def _call(
-        self, product: TorchProduct, function, args: tuple, kwargs: dict, weight, training: bool, axes: tuple, errors=None
+        self,
+        product: TorchProduct,
+        function: Callable,
+        args: tuple,
+        kwargs: dict,
+        pair: Pair,
+        weight: int | None,
+        training: bool,
+        axes: tuple[int, ...],
+        errors: Errors | None = None,
     ) -> Tensor:
-        c, pair = self.controller, product.operands(args, kwargs)
-        x, w = pair if weight != 0 else pair[::-1]
+        c = self.controller
+        x, w = pair if weight != 0 else (pair[1], pair[0])
         if weight is None:
             grids = [self._own_grid(x) for x in pair]
         else:
@@ -146,10 +201,12 @@ class Site:
             return function(*new_args, **new_kwargs)
 
         sense = None
-        if errors is not None and self._senses(training):
+        sensor = c.sensor if errors is not None and self._senses(training) else None
+        if errors is not None and sensor is not None:
             added = lambda a, b: run(a, b) - run(torch.zeros_like(a), b)  # noqa: E731  (less what `addmm` adds)
+            x_errors, w_errors = errors
             options = {"weight": weight is not None, "part": 1, "once": True}
-            sense = Sense(c.sensor.record, self.row, added, *errors, self.bits, axes, -1, **options)
+            sense = Sense(sensor.record, self.row, added, x_errors, w_errors, self.bits, axes, -1, **options)
             x_q, w_q = sense.watch(x, x_q, w, w_q)
         quantizer = c.grad_quantizer if self.quantize_grad else None
         y = run(x_q, w_q)
@@ -163,12 +220,12 @@ class Site:
         grid = self._weight_grid(flat, (0,), learned=False)
         return self._rounded(flat, self.bits[0], grid, self.controller.straight[1]).view(rows.shape)
 
-    def _rounded(self, x: Tensor, bits: Tensor, grid, straight: bool) -> Tensor:
+    def _rounded(self, x: Tensor, bits: Tensor, grid: GridAt, straight: bool) -> Tensor:
         if self.controller.relaxation.interpolates:
             return _mix(x, bits, grid, straight)
         return fake_quantize(x, grid(bits), straight)
 
-    def _on_device_of(self, x: Tensor):
+    def _on_device_of(self, x: Tensor) -> Controller:
         self.seen = True
         if self.bits.device != x.device:
             self.controller.to(x.device)
@@ -187,13 +244,14 @@ class Site:
 
     def _look(self, x: Tensor, w: Tensor, axes: tuple, own: bool = False) -> tuple[Tensor, Tensor]:
         """(levels,) squared errors of both operands at each number of bits; bounds move. own: the operands have none."""
-        c, out = self.controller, []
+        c, move = self.controller, not _recomputing()
         x_table = self.x_bounds[self.call_site] if not own and self.x_bounds is not None else None
         w_table = None if own else self.w_bounds
-        for operand, kept, quantizer, table in ((x, (), c.input_quantizer, x_table), (w, axes, c.weight_quantizer, w_table)):
-            stats = measure(operand.detach(), kept, True)
-            out.append(clipping.look(quantizer, operand, stats, kept, c.levels, table, not _recomputing()))
-        return tuple(out)
+        x_stats, w_stats = measure(x.detach(), (), True), measure(w.detach(), axes, True)
+        return (
+            clipping.look(c.input_quantizer, x, x_stats, (), c.levels, x_table, move),
+            clipping.look(c.weight_quantizer, w, w_stats, axes, c.levels, w_table, move),
+        )
 
     # -- grids: functions from bits ---------------------------------------------------------------------------------
 
@@ -207,11 +265,11 @@ class Site:
         bits = self.bits[1].detach()
         return self.controller.input_quantizer.grid(stats, bits, False, self._input_clip(bits, call_site))
 
-    def _weight_grid(self, w: Tensor, axes: tuple, learned: bool = True):
+    def _weight_grid(self, w: Tensor, axes: tuple[int, ...], learned: bool = True) -> GridAt:
         quantizer = self.controller.weight_quantizer
         stats = measure(w.detach(), axes, quantizer.needs_spread)
-        if learned and self.w_bounds is not None:
-            return lambda bits: quantizer.grid(stats, bits, True, self._bound(self.w_bounds, bits))
+        if learned and (table := self.w_bounds) is not None:
+            return lambda bits: quantizer.grid(stats, bits, True, self._bound(table, bits))
         clip = None
         if learned and self.w_clip is not None:
             clip = self.w_clip.exp().view([-1 if d in axes else 1 for d in range(w.dim())])
@@ -225,13 +283,13 @@ class Site:
             return self._bound(self.x_bounds[call_site], bits)
         return None if self.x_clip is None else self.x_clip.exp().view(())
 
-    def _input_grid(self, x: Tensor, training: bool):
+    def _input_grid(self, x: Tensor, training: bool) -> GridAt:
         call_site = self.call_site
         stats = self._input_statistics(x, training)
         live = training or self.controller.calibrating
         return lambda bits: self.controller.input_quantizer.grid(stats, bits, live, self._input_clip(bits, call_site))
 
-    def _own_grid(self, x: Tensor):
+    def _own_grid(self, x: Tensor) -> GridAt:
         quantizer = self.controller.input_quantizer
         stats = measure(x.detach(), None, quantizer.needs_spread)
         return lambda bits: quantizer.grid(stats, bits, True)
@@ -265,7 +323,7 @@ def _recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _mix(x: Tensor, bits: Tensor, grid, straight: bool) -> Tensor:
+def _mix(x: Tensor, bits: Tensor, grid: GridAt, straight: bool) -> Tensor:
     """(1 - f) Q_k(x) + f Q_{k+1}(x) with k = floor(bits), f its fraction: dx/dbits is the difference of the two."""
     lower = torch.floor(bits.detach())
     below, above = (fake_quantize(x, grid(k), straight) for k in (lower, lower + 1))

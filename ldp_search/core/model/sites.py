@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -40,7 +41,8 @@ class SiteSpec:
 
 def find_sites(model: nn.Module, space: SearchSpace, profile: ModelProfile | None) -> dict[str, SiteSpec]:
     """{name: spec} in the order of the model's modules; without a profile those of the layers alone."""
-    specs, tensors = {}, dict([*model.named_buffers(), *model.named_parameters()])
+    specs: dict[str, SiteSpec] = {}
+    tensors = dict([*model.named_buffers(), *model.named_parameters()])
     for name, module in model.named_modules():
         kind = kind_of(type(module)) if not is_patched(module) and foreign_weight(module) is None else None
         if kind and (kind != "Embedding" or space.embeddings):
@@ -50,7 +52,7 @@ def find_sites(model: nn.Module, space: SearchSpace, profile: ModelProfile | Non
             if counts:
                 spec.macs, spec.calls, spec.input_numel = sum(counts.macs.values()), counts.calls, counts.input_numel
                 spec.call_sites = max(1, counts.calls)
-    for owner, found in outside(profile, specs):
+    for owner, calls, found in outside(profile, specs):
         name = site_name(owner, found)
         if name is None or (found.weight == ACTIVATIONS and not space.attention):
             continue
@@ -61,17 +63,17 @@ def find_sites(model: nn.Module, space: SearchSpace, profile: ModelProfile | Non
         weight = tensors.get(found.weight)
         if spec.module is None and isinstance(weight, nn.Parameter) and not any(w is weight for w in spec.weights):
             spec.weights.append(weight)
-        within = found.calls // max(1, profile.modules[owner].calls)
+        within = found.calls // max(1, calls)
         if found.weight != ACTIVATIONS and not found.stacked and within <= MOST_CALL_SITES:
             spec.call_sites = max(spec.call_sites, spec.calls)
     return _in_order(model, specs)
 
 
-def outside(profile: ModelProfile | None, specs: dict[str, SiteSpec]):
-    """(owner, what was found) of all that the profiler met outside of layers."""
+def outside(profile: ModelProfile | None, specs: dict[str, SiteSpec]) -> Iterator[tuple[str, int, ProductProfile]]:
+    """(owner, its calls, what was found) of all that the profiler met outside of layers."""
     for owner, counts in profile.modules.items() if profile else ():
         if owner not in specs or specs[owner].module is None:
-            yield from ((owner, found) for found in counts.products)
+            yield from ((owner, counts.calls, found) for found in counts.products)
 
 
 def site_name(owner: str, found: ProductProfile) -> str | None:
@@ -96,9 +98,10 @@ def _in_order(model: nn.Module, specs: dict[str, SiteSpec]) -> dict[str, SiteSpe
     return {name: specs[name] for name in sorted(specs, key=key)}
 
 
-def owned_numel(specs) -> list[int]:
+def owned_numel(specs: Iterable[SiteSpec]) -> list[int]:
     """Elements of each spec's weights, 0 for those whose storage an earlier one owns (ties)."""
-    seen, out = set(), []
+    seen: set[int] = set()
+    out = []
     for spec in specs:
         out.append(sum(weight.numel() for weight in spec.weights if id(weight) not in seen))
         seen.update(id(weight) for weight in spec.weights)

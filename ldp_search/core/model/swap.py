@@ -6,6 +6,7 @@ A made class stands before the original one, and its forward is that of a mixin,
 from __future__ import annotations
 
 from functools import cache, wraps
+from typing import Any
 
 from torch import nn
 
@@ -28,18 +29,18 @@ class Swapped:
 
     def __reduce_ex__(self, protocol):
         # Made classes have no importable name: pickle and copy remake them from the original class.
-        made = next(cls for cls in type(self).__mro__ if "_ldp_original" in cls.__dict__)
+        made: Any = next(cls for cls in type(self).__mro__ if "_ldp_original" in cls.__dict__)
         state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__  # recurrent layers leave something out
         return _remake, (made._ldp_original, made.__bases__[0]), state
 
 
-def _remake(cls: type, mixin: type):
+def _remake(cls: Any, mixin: Any) -> nn.Module:
     made = quantized_class(cls, mixin)
     return made.__new__(made)
 
 
 @cache
-def quantized_class(cls: type, mixin: type) -> type:
+def quantized_class(cls: Any, mixin: Any) -> Any:
     """`mixin` before a class. The signature of its forward stays, which transformers' Trainer reads."""
 
     @wraps(cls.forward)
@@ -52,7 +53,7 @@ def quantized_class(cls: type, mixin: type) -> type:
 
 
 @cache
-def original_class(made: type) -> type:
+def original_class(made: Any) -> Any:
     """The class that a module had before `swap`, also where somebody else (FSDP) has put a class of theirs before ours."""
     if not issubclass(made, Swapped):
         return made
@@ -65,13 +66,15 @@ def original_class(made: type) -> type:
     return type(name, bases, names)
 
 
-def swap(module: nn.Module, record, mixin: type) -> None:
+def swap(module: Any, record: Any, mixin: Any) -> None:
     """Put `mixin` before the class of `module`, in place; record: what its forward asks (a site, a plan)."""
-    module.__class__ = quantized_class(type(module), mixin)
+    cls: Any = type(module)
+    module.__class__ = quantized_class(cls, mixin)
     module.__dict__[ATTRIBUTE] = record
 
 
-def unswap(module: nn.Module) -> None:
+def unswap(module: Any) -> None:
     """Undo every `swap` of a module, exactly."""
-    module.__class__ = original_class(type(module))
+    cls: Any = type(module)
+    module.__class__ = original_class(cls)
     module.__dict__.pop(ATTRIBUTE, None)

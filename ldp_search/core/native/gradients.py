@@ -31,7 +31,7 @@ def _kernel(name: str):
 
 def draw_seed(device: torch.device) -> int:
     """From torch's generator of the CPU: `torch.manual_seed` and a resumed run repeat what follows from it."""
-    return torch.empty((), dtype=torch.int64, device=device).random_().item()
+    return int(torch.empty((), dtype=torch.int64, device=device).random_())
 
 
 def affine(g: Tensor, bits: Tensor, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,8 @@ def _ready() -> bool:
 
 
 def _library_of_kernels() -> ctypes.CDLL:
+    if _library is None:
+        raise Unavailable(f"The kernels are not there ({_reason}); ask takes() before one is called.")
     return _library
 
 

@@ -100,7 +100,7 @@ def stochastic(
         kernels.stochastic_kernel, x, (down * blocks,), 4 * r * c, x, y, seed, scale, offset, most, sums, rows, length,
         shape[1], blocks, EACH=each, R=r, C=c,
     )  # fmt: skip
-    if not variance:
+    if sums is None:
         return y
     if each == COLUMN.value:
         return y, sums.sum(0)

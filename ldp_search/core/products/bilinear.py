@@ -67,7 +67,10 @@ class ConvolutionProduct:
         return g.sum([d for d in range(g.dim()) if d != 1])
 
 
-def backward(product, g_x: Tensor, g_w: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool):
+Product = LinearProduct | ConvolutionProduct
+
+
+def backward(product: Product, g_x: Tensor, g_w: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool):
     """`product.backward` where dL/dx takes the gradient g_x and dL/dw takes g_w, which are cast to the type of x and w."""
     if g_x is g_w or not (need_x and need_w):
         return product.backward((g_x if need_x else g_w).to(x.dtype), x, w, need_x, need_w)
@@ -83,7 +86,7 @@ def padded(x: Tensor, padding: tuple | str, kernel: tuple, dilation: tuple) -> t
     if padding == "valid":
         return x, (0,) * len(kernel)
     if padding != "same":
-        return x, padding
+        return x, tuple(padding)
     totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     if all(total % 2 == 0 for total in totals):
         return x, tuple(total // 2 for total in totals)

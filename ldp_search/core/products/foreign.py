@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,18 @@ _TRANSPARENT = ("torch.distributed.", "torch._subclasses.", "torch.testing.")
 
 
 @cache
-def _is_foreign_class(cls: type) -> bool:
+def _is_foreign_class(cls: type[Tensor]) -> bool:
     """Whether a class computes by rules of its own."""
     if cls.__module__.startswith(_TRANSPARENT):
         return False
     dispatches = getattr(cls, "__torch_dispatch__", None) not in (None, Tensor.__torch_dispatch__)
-    plain = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
-    function = cls.__torch_function__
-    return dispatches or getattr(function, "__func__", function) not in plain
+    plain = (_plain(Tensor.__torch_function__), torch._C._disabled_torch_function_impl)
+    return dispatches or _plain(cls.__torch_function__) not in plain
+
+
+def _plain(function: Any) -> Any:
+    """The function behind a bound method."""
+    return getattr(function, "__func__", function)
 
 
 def foreign(x: Tensor) -> str | None:

@@ -26,8 +26,8 @@ class TorchProduct:
 
     def operands(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor] | None:
         """The two operands; None where they are not two dense floating-point tensors."""
-        found = [self._one(args, kwargs, i) for i in (0, 1)]
-        return tuple(found) if all(map(_is_dense, found)) else None
+        first, second = (self._one(args, kwargs, i) for i in (0, 1))
+        return (first, second) if _is_dense(first) and _is_dense(second) else None
 
     def _one(self, args, kwargs, which):
         place = self.first + which
@@ -35,13 +35,13 @@ class TorchProduct:
 
     def with_operands(self, args: tuple, kwargs: dict, pair) -> tuple[tuple, dict]:
         """The arguments with other operands."""
-        args, kwargs = list(args), dict(kwargs)
+        placed, named = list(args), dict(kwargs)
         for which, value in enumerate(pair):
-            if len(args) > self.first + which:
-                args[self.first + which] = value
+            if len(placed) > self.first + which:
+                placed[self.first + which] = value
             else:
-                kwargs[self.operand_names[which]] = value
-        return tuple(args), kwargs
+                named[self.operand_names[which]] = value
+        return tuple(placed), named
 
     def channel_axes(self, which: int, operand: Tensor, args: tuple) -> tuple[int, ...]:
         """Axes of an operand that the sum leaves: its output channels, where it is a weight."""
@@ -75,7 +75,9 @@ class Linear(TorchProduct):
         return tuple(range(operand.dim() - 1))
 
     def as_layer_call(self, args, kwargs):
-        x, w = self.operands(args, kwargs)
+        if (pair := self.operands(args, kwargs)) is None:
+            return None
+        x, w = pair
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
         return (x, w, bias, LinearProduct()) if w.dim() == 2 else None
 
@@ -97,7 +99,9 @@ class Convolution(TorchProduct):
         return 2  # a convolution of one channel with a kernel of one element would be an odd way to scale
 
     def as_layer_call(self, args, kwargs):
-        x, w = self.operands(args, kwargs)
+        if (pair := self.operands(args, kwargs)) is None:
+            return None
+        x, w = pair
         if x.dim() != self.dims + 2:
             return None
         given = dict(zip(self._OPTIONS[self.transposed], args[2:], strict=False)) | kwargs

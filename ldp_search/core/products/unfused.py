@@ -70,13 +70,15 @@ def _direction(kind: str, x: Tensor, batches: list[int], state: tuple, weights: 
     projection = weights[-1] if kind == "lstm" and len(weights) in (3, 5) else None
     w_x, w_h, *biases = weights if projection is None else weights[:-1]
     b_x, b_h = biases or (None, None)
-    parts, outputs = F.linear(x, w_x, b_x).split(batches), [None] * len(batches)
-    state, done = [s[: batches[0]] for s in state], [[] for _ in state]
-    live = [s[: batches[-1]] for s in state] if reverse else state
+    parts = F.linear(x, w_x, b_x).split(batches)
+    outputs: list[Tensor] = []  # in the order in which they are made
+    begin = [s[: batches[0]] for s in state]
+    done: list[list[Tensor]] = [[] for _ in begin]
+    live = [s[: batches[-1]] for s in begin] if reverse else begin
     for t in reversed(range(len(batches))) if reverse else range(len(batches)):
         n = batches[t]
         if len(live[0]) < n:  # backwards, more samples join
-            live = [torch.cat([old, s[len(old) : n]]) for old, s in zip(live, state, strict=True)]
+            live = [torch.cat([old, s[len(old) : n]]) for old, s in zip(live, begin, strict=True)]
         elif len(live[0]) > n:  # forwards, the shortest ones end
             for ended, old in zip(done, live, strict=True):
                 ended.insert(0, old[n:])
@@ -89,8 +91,9 @@ def _direction(kind: str, x: Tensor, batches: list[int], state: tuple, weights: 
             live = [_gru(parts[t], h, live[0])]
         else:
             live = [(parts[t] + h).tanh() if kind == "tanh" else (parts[t] + h).relu()]
-        outputs[t] = live[0]
-    return torch.cat(outputs), tuple(torch.cat([last, *ended]) for last, ended in zip(live, done, strict=True))
+        outputs.append(live[0])
+    finals = tuple(torch.cat([last, *ended]) for last, ended in zip(live, done, strict=True))
+    return torch.cat(outputs[::-1] if reverse else outputs), finals
 
 
 def _stack(kind, x, batches, states, weights, layers, dropout, train, bidirectional):

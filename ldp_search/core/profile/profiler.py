@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,8 @@ class _Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.counter = FlopCounterMode(display=False, custom_mapping=_more_operations())
-        self.counter.mod_tracker = _NoModules()
+        no_modules: Any = _NoModules()
+        self.counter.mod_tracker = no_modules
         self.modules: dict[str, ModuleProfile] = {}
         self.stack: list[tuple[str, Counter, Counter]] = []  # module, counts at its start, counts of its children
         self.provenance = Provenance(model)
@@ -116,7 +118,7 @@ class _Watch(TorchFunctionMode):
             with self:
                 return unfused.UNFUSED[func](*args, **kwargs)
         product = find(func, args, kwargs)
-        before = None if product is None else self.total()
+        before = Counter() if product is None else self.total()
         out = func(*args, **kwargs)
         if product is not None and self.stack:
             self._note(product, product.operands(args, kwargs), self.total() - before)

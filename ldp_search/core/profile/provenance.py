@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Provenance:
         self.held: list[Tensor] = []
         self.sizes = {name: t.numel() for name, t in tensors.items()}
         self.stacks = {name for name, t in tensors.items() if t.dim() > 2}
-        self.computed: dict[int, tuple[weakref.ref, str, bool]] = {}  # id -> the tensor, what it comes from, by a product
+        self.computed: dict[int, tuple[Callable[[], Tensor | None], str, bool]] = {}  # id -> tensor, its source, by a product
 
     def enter_module(self, module: nn.Module, prefix: str) -> None:
         """A module begins: whoever shards a model (FSDP) has put gathered tensors in the place of its parameters by now."""
@@ -50,11 +51,12 @@ class Provenance:
         name = getattr(function, "__name__", "")
         if args and isinstance(args[0], Tensor) and (name == "__setitem__" or name.endswith("_") and not name.endswith("__")):
             return self._written(args[0], [*args[1:], *kwargs.values()])
-        sources = [self.source(x) for x in tensors_of([*args, *kwargs.values()])]
-        constant = bool(sources) and None not in sources
+        found = [self.source(x) for x in tensors_of([*args, *kwargs.values()])]
+        sources = [source for source in found if source is not None]
+        constant = 0 < len(sources) == len(found)
         for tensor in tensors_of([out]):
             if constant and self.source(tensor) is None:
-                largest = max((source.name for source in sources), key=self.sizes.get)
+                largest = max((source.name for source in sources), key=self.sizes.__getitem__)
                 multiplied = product or any(source.multiplied for source in sources)
                 self.computed[id(tensor)] = weakref.ref(tensor), largest, multiplied
             elif not constant:
@@ -73,13 +75,13 @@ class Provenance:
         if None not in sources:
             return ProductProfile(product.name, CONSTANTS)
         operand = 1 if sources[1] is not None else 0
-        if sources[operand] is None:
+        if (source := sources[operand]) is None:
             return (
                 ProductProfile(product.name, GENERATED, 1)
                 if product.second_is_weight
                 else ProductProfile(product.name, ACTIVATIONS)
             )
-        name, direct, _ = sources[operand]
+        name, direct, _ = source
         stacked = direct and name in self.stacks and pair[operand].numel() < self.sizes[name]
         return ProductProfile(product.name, name, operand, None if direct else trailing(product, pair[operand]), stacked)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class Foreign(TorchDispatchMode):
         return out
 
 
-def estimate(module: nn.Module, inputs, output, foreign: bool) -> int:
+def estimate(module: Any, inputs: Any, output: Any, foreign: bool) -> int:
     """MACs of a module that multiplied nothing known, from its shapes; 0 where it holds no matrix, or only adds or looks up.
 
     foreign: an operation of another package ran in it.

@@ -26,7 +26,7 @@ def reference(x: Tensor, grid: Grid, straight: bool = False) -> Tensor:
     """
     dtype = x.dtype
     x = x.to(torch.promote_types(dtype, torch.float32))
-    if grid.low is not None:
+    if grid.low is not None and grid.high is not None:
         inside = x.detach() if straight else x
         clipped = torch.where(x > grid.high, grid.high, torch.where(x < grid.low, grid.low, inside))
         x = clipped + (x - x.detach()) if straight else clipped
@@ -34,10 +34,10 @@ def reference(x: Tensor, grid: Grid, straight: bool = False) -> Tensor:
     return (grid.scale * round_ste((x - offset) / grid.scale) + offset).to(dtype)
 
 
-def _clamped(x: Tensor, grid: Grid) -> Tensor:
-    """A fresh tensor within the grid's range. Minimum and maximum by a tensor are three times as fast as clamp."""
-    low = torch.minimum(x, grid.high)
-    return torch.maximum(low, grid.low) if torch.compiler.is_compiling() else torch.maximum(low, grid.low, out=low)
+def _clamped(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """A fresh tensor within the range. Minimum and maximum by a tensor are three times as fast as clamp."""
+    below = torch.minimum(x, high)
+    return torch.maximum(below, low) if torch.compiler.is_compiling() else torch.maximum(below, low, out=below)
 
 
 def rounded(x: Tensor, grid: Grid, dtype: torch.dtype | None = None) -> Tensor:
@@ -55,8 +55,8 @@ def rounded(x: Tensor, grid: Grid, dtype: torch.dtype | None = None) -> Tensor:
 
 def _rounded(x: Tensor, grid: Grid) -> Tensor:
     """One fresh tensor, worked on in place."""
-    if grid.low is not None:
-        q = _clamped(x, grid)
+    if grid.low is not None and grid.high is not None:
+        q = _clamped(x, grid.low, grid.high)
         q = q.div_(grid.scale) if grid.offset is None else q.sub_(grid.offset).div_(grid.scale)
     else:
         q = x / grid.scale if grid.offset is None else torch.sub(x, grid.offset).div_(grid.scale)
@@ -89,8 +89,8 @@ def backward(
 def _backward(g, x, grid, need_grid, x_q):
     """Floating-point signs instead of masks: boolean tensors cost a CPU three to ten times as much."""
     low = high = None
-    if grid.low is not None:
-        outside = _clamped(x, grid).neg_().add_(x).sign_()  # 1 above, -1 below, 0 inside
+    if grid.low is not None and grid.high is not None:
+        outside = _clamped(x, grid.low, grid.high).neg_().add_(x).sign_()  # 1 above, -1 below, 0 inside
         if need_grid:
             difference = _sum(outside, g, grid.high)
         outside.mul_(outside)

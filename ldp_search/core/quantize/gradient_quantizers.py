@@ -15,6 +15,7 @@ token).
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from .. import native
 from ..native import cuda
 from ..native import gradients as on_cpu
 from ..native.grids import reads
-from ..registry import register
+from ..registry import Component, register
 from .grid import measure
 
 TINY = torch.finfo(torch.float32).tiny  # the smallest scale, of a gradient of zeros
@@ -62,12 +63,12 @@ def round_stochastically_(x: Tensor) -> Tensor:
     return x.add_(0.5 + 2**-17).add_(noise, alpha=2**-16).floor_()
 
 
-class GradQuantizer:
+class GradQuantizer(Component, kind="grad_quantizer"):
     """Base of the gradient quantizers. A new one defines `grid`; where dL/dx and dL/dw want different grids, `parts` too."""
 
+    @abstractmethod
     def grid(self, g: Tensor, bits: Tensor) -> GradGrid:
         """The grid of g at so many bits (0-d fp32)."""
-        raise TypeError(f"{type(self).__name__} must define grid(g, bits).")
 
     def parts(self, channel_dim: int) -> tuple[GradQuantizer, GradQuantizer]:
         """The quantizers of g for dL/dx and for dL/dw; the same object where one rounding serves both.
@@ -117,12 +118,6 @@ class GradQuantizer:
         grid = self.grid(g, bits)
         fraction = _places(g, grid).frac_().abs_()  # below zero it is 1 - f, with the same product
         return fraction.mul_(1 - fraction).mul_(grid.scale).mul_(grid.scale)
-
-    def pair_variance(
-        self, g: Tensor, input_bits: Tensor | None, weight_bits: Tensor | None, channel_dim: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Of the rounding of each element by `pair`; None where the bits are None."""
-        return self._both(lambda part, bits: part.variance(g, bits), input_bits, weight_bits, channel_dim)
 
     def _both(self, of, input_bits: Tensor | None, weight_bits: Tensor | None, channel_dim: int, without=None) -> tuple:
         """of(quantizer, bits) for both products, once where both are the same; `without` where there are no bits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,11 @@ class Grid(NamedTuple):
     offset: Tensor | None = None
     low: Tensor | None = None
     high: Tensor | None = None
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Grid:
+        """The grid with every tensor changed by `f`."""
+        scale, *others = self
+        return Grid(f(scale), *(None if t is None else f(t) for t in others))
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ def unclipped_errors(quantizer: Quantizer, x: Tensor, stats: Statistics, levels:
 
 
 def _squared_error(x: Tensor, grid: Grid) -> Tensor:
-    y = x if grid.low is None else torch.minimum(torch.maximum(x, grid.low), grid.high)
+    y = x if grid.low is None or grid.high is None else torch.minimum(torch.maximum(x, grid.low), grid.high)
     y = y / grid.scale if grid.offset is None else (y - grid.offset) / grid.scale
     y = torch.round(y).mul_(grid.scale)
     return (y if grid.offset is None else y.add_(grid.offset)).sub_(x).square_().mean((2, 3))

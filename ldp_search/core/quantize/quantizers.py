@@ -7,17 +7,18 @@ differentiable in the bits and in a learned clip; the passes over whole tensors 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..native import grids as kernels
-from ..registry import register
+from ..registry import Component, register
 from .grid import SMALLEST_SCALE, Grid, Statistics
 
 
-class Quantizer:
+class Quantizer(Component, kind="quantizer"):
     """Base of the quantizers: `grid` says where the values of a tensor with these statistics may lie.
 
     learned_clip: the grid has a learned multiplier of its clipping range, `clip` (1 at the start, > 0).
@@ -34,11 +35,11 @@ class Quantizer:
         """Whether `grid` looks at the mean magnitude."""
         return self.learned_clip or self.searches_clip
 
+    @abstractmethod
     def grid(self, stats: Statistics, bits: Tensor, live: bool, clip: Tensor | None = None) -> Grid:
         """Args:
         bits: 0-d fp32 tensor. live: the statistics are those of the very tensor to quantize, so that nothing exceeds them.
         """
-        raise TypeError(f"{type(self).__name__} must define grid(stats, bits, live, clip).")
 
 
 @register("quantizer", "minmax")

@@ -77,8 +77,8 @@ def measure(settings: Settings, rounds: int, layers: int) -> str:
     peaks = [peak_bytes(subject.step, accelerator.device) for subject in (plain, ldp)]
     lines = [_headline(settings, accelerator), *_steps(times, saved, peaks, config.accumulate)]
     handle = ldp_search.controller(model)
-    if hasattr(handle.backend, "report"):
-        lines.append(handle.backend.report(list(handle.layers)))
+    if arithmetic := handle.backend.report(list(handle.layers)):
+        lines.append(arithmetic)
     if layers:
         with accelerator.autocast():
             each = layer_times(plain.module, ldp.module, handle.layers, plain.forward, min(rounds, 5), accelerator.device)

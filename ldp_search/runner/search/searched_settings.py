@@ -12,7 +12,7 @@ from ...config.overlay import ConfigError, as_component, overlay
 from ...config.settings import COMPONENTS, NOT_A_RESULT, RUN_FIELDS, SPACE_FIELDS, Config, Settings
 from ...config.task_file import display_name
 from ...config.typed import check_components, typed
-from ...core.bits.space import SearchSpace
+from ...core.bits.space import COMPONENT_KINDS, SearchSpace
 from ...core.messages import did_you_mean
 from ...core.registry import component_class
 from ..models import display_name as model_name
@@ -99,9 +99,9 @@ def option_of(key: str, values: dict[str, Any]) -> Any:
 
 def _option(head: str, spec: dict[str, Any], option: str) -> Any:
     """An option of a component: as given, else its default."""
-    if option in spec or head not in SPACE_FIELDS:
+    if option in spec or head not in COMPONENT_KINDS:
         return spec.get(option)
-    cls = component_class(head if head == "grad_quantizer" else head.rpartition("_")[2], str(spec["name"]))
+    cls = component_class(COMPONENT_KINDS[head], str(spec["name"]))
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}
     value = defaults.get(option)
     return None if value is dataclasses.MISSING else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...config.overlay import ConfigError
 from ...config.task_file import TaskFile, kind
 
 
-class Task:
+class Task(ABC):
     """Base of the kinds of tasks. Made from the data's description and the run's Config.
 
     train_size, eval_size: numbers of samples. metric: the key of `metrics` that says how good a model is (`metrics.py` knows
@@ -34,41 +36,42 @@ class Task:
     eval_size: int
     fingerprint: str
 
+    @abstractmethod
     def __init__(self, data: Any, config: Any):
-        raise TypeError(f"{type(self).__name__} must define __init__(data, config), which loads the data.")
+        """Loads the data."""
 
+    @abstractmethod
     def create_model(self, spec: Any, pretrained: bool) -> nn.Module:
         """The model of the setting `model`, with the outputs that this task needs. Called before any batch is asked for, so
         that what a model demands of its inputs (its own size, mean, tokenizer) can be taken over.
         """
-        raise TypeError(f"{type(self).__name__} must define create_model(spec, pretrained).")
 
     def creation(self, spec: Any) -> dict[str, Any] | None:
         """What timm.create_model was given besides the name, where the model is one of timm's: to make it again when loaded."""
         return None
 
+    @abstractmethod
     def example_inputs(self) -> tuple | dict[str, Any]:
         """Inputs of a forward, positional or by name, a batch of one: for counting multiply-accumulates."""
-        raise TypeError(f"{type(self).__name__} must define example_inputs().")
 
+    @abstractmethod
     def batch(self, indices: Tensor, epoch: int | None) -> Any:
         """The samples `indices` of the training set in `epoch`, or of the evaluation set when epoch is None.
 
         Called in data workers. Random parts may depend on (seed, epoch, index) alone, so that neither the number of workers
         nor a resume changes them, and must leave the global random state as it is.
         """
-        raise TypeError(f"{type(self).__name__} must define batch(indices, epoch).")
 
+    @abstractmethod
     def measure(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """(mean loss, 0-d, with gradient; sums over the batch as a vector, detached, for `metrics` to divide).
 
         The sums of all batches are added, over processes too; those of training may be shorter than those of evaluation.
         """
-        raise TypeError(f"{type(self).__name__} must define measure(model, batch).")
 
+    @abstractmethod
     def metrics(self, sums: list[float]) -> dict[str, float]:
         """Metrics, with `loss` among them, from sums of `measure` added over batches and processes."""
-        raise TypeError(f"{type(self).__name__} must define metrics(sums).")
 
     def save_extras(self, folder: Path) -> None:
         """Write what the saved model needs beside it to be used: the names of the classes (a kind adds a tokenizer, say)."""
@@ -81,6 +84,8 @@ class Task:
 
 
 def build_task(file: TaskFile, config: Any) -> Task:
-    """The task's object, with its data loaded. Raises ConfigError when the data cannot be had."""
+    """The task's object, with its data loaded. Raises ConfigError when the data cannot be had, or the kind is incomplete."""
     cls = kind(file.kind)
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise ConfigError(f"The kind of task {file.kind!r} must define {' and '.join(missing)}, as runner.tasks.Task says.")
     return cls(cls.Data(**file.dataset), config)

@@ -89,8 +89,8 @@ def _result(run: Session, row: dict[str, Any]) -> dict[str, Any]:
 
 def _arithmetic(run: Session) -> dict[str, str]:
     """Which layers ran in integers, where the backend tells."""
-    backend = run.ldp.backend
-    return {"arithmetic": backend.report(list(run.ldp.layers))} if hasattr(backend, "report") else {}
+    arithmetic = run.ldp.backend.report(list(run.ldp.layers))
+    return {"arithmetic": arithmetic} if arithmetic else {}
 
 
 def _versions() -> dict[str, str]:

@@ -7,18 +7,20 @@ that says so. What does not fit (`choice.misfit`), or is slower in integers, is 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...messages import did_you_mean
 from ...products import bilinear
-from ...products.bilinear import LinearProduct
+from ...products.bilinear import LinearProduct, Product
 from ...quantize import fake_quantize as fq
+from ...quantize.gradient_quantizers import GradQuantizer
 from ...quantize.grid import Grid
 from ...registry import register
 from .. import saved_activations
+from ..base import Backend
 from ..call import Call, compute_dtype, each_product
 from ..simulate import Simulate
 from . import convolution as convolutions
@@ -31,7 +33,7 @@ OPTIONS = {"choose": ("measure", "always", "never"), "keep": ("codes", "input"),
 
 @register("backend", "int8")
 @dataclass
-class Int8:
+class Int8(Backend):
     """Products of 8-bit integers where they fit and are faster, on CPUs with VNNI and on CUDA; else as `simulate`.
 
     choose: integers where a measurement at the first calls finds them faster, wherever they fit (always), or never.
@@ -104,8 +106,8 @@ class _How(NamedTuple):
     straight: of x and of w: the gradient of clipped values passes too.
     """
 
-    product: object
-    grad_quantizer: object
+    product: Product
+    grad_quantizer: GradQuantizer
     dtype: torch.dtype
     bits: Tensor
     planes: int
@@ -119,7 +121,7 @@ class _How(NamedTuple):
 
 def _weight(w: Tensor, grid: Grid, transposed: bool) -> tuple[Tensor, Grid]:
     """Weight and grid as (outputs, inputs)."""
-    return (w.t(), Grid(*(None if t is None else t.t() for t in grid))) if transposed else (w, grid)
+    return (w.t(), grid.map(Tensor.t)) if transposed else (w, grid)
 
 
 class _Saved(NamedTuple):
@@ -253,7 +255,7 @@ class _Convolution(torch.autograd.Function):
         cells = how.cells(ctx.needs_input_grad[4], x_grid)
         codes, packed = integers.quantize(x.permute(0, 2, 3, 1).contiguous(), x_grid, how.bits[1], cells)
         rows = w.permute(0, 2, 3, 1).reshape(len(w), -1)
-        w_codes, _ = integers.quantize(rows, Grid(*(None if t is None else t.view(-1, 1) for t in w_grid)), how.bits[0])
+        w_codes, _ = integers.quantize(rows, w_grid.map(lambda t: t.view(-1, 1)), how.bits[0])
         ctx.save_for_backward(None if how.codes else x, w, grad_bits, *grids, *(codes if how.codes else (None,) * 3), packed)
         ctx.how, ctx.x_dtype, ctx.bias_dtype = how, x.dtype, None if bias is None else bias.dtype
         y = convolutions.forward(codes, w_codes, bias, how.product, tuple(w.shape[2:]), how.dtype)
@@ -295,8 +297,13 @@ def _convolution_products(gy, grad_bits, codes, w_q, how, kernel, need_x: bool, 
     missing = need_x and gx is None, need_w and gw is None
     if any(missing):
         x_q = codes.to_float().permute(0, 3, 1, 2)
-        g_x, g_w = (g.float() if full else None if g is None else g.to_float().permute(0, 3, 1, 2) for g in (g_x, g_w))
+        g_x, g_w = _channels_first(g_x, full), _channels_first(g_w, full)
         gx_float, gw_float = bilinear.backward(how.product, g_x, g_w, x_q, w_q, *missing)
         gw = gw if gw_float is None else gw_float
         gx = gx if gx_float is None else gx_float.permute(0, 2, 3, 1).reshape(-1, x_q.shape[1])
     return gx, gw
+
+
+def _channels_first(g: Any, full: bool) -> Any:
+    """A gradient in fp32, full as it came, else from codes with their channels last; None where it is not needed."""
+    return g.float() if full else None if g is None else g.to_float().permute(0, 3, 1, 2)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ...bits.space import FULL_PRECISION
 from ...products.bilinear import ConvolutionProduct, LinearProduct
-from ...quantize.grid import Grid
 from ..call import Call, compute_dtype
 from .matmul import LONGEST_SUM
 
@@ -84,7 +83,7 @@ def has_integer_products(device: str) -> bool:
 class Choices:
     """What was measured, and which layers ran how."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
         self.proposed: dict[str, list[float]] = {}
         self.reasons: dict[str, str | None] = {}
@@ -142,7 +141,8 @@ class Choices:
         others: dict[str, list[str]] = {}
         for name in names:
             if name not in ran:
-                others.setdefault(self.reasons.get(name, "did not run, or only outside of layers"), []).append(name)
+                reason = self.reasons.get(name) or "did not run, or only outside of layers"
+                others.setdefault(reason, []).append(name)
         listed = [f"{_some(members)} ({reason})" for reason, members in others.items()]
         return text + (f"; simulated: {'; '.join(listed)}" if listed else "")
 
@@ -212,9 +212,9 @@ def _measure(call: Call, ways: list[Callable[[Call], Tensor]]) -> list[float]:
 
 def _detached(call: Call) -> Call:
     """The same product on leaves of their own, without copies."""
-    x, w, bias = (None if t is None else _leaf(t) for t in (call.x, call.w, call.bias))
-    grids = [Grid(*(None if t is None else _leaf(t) for t in grid)) for grid in (call.x_grid, call.w_grid)]
-    return call._replace(x=x, w=w, bias=bias, x_grid=grids[0], w_grid=grids[1])
+    x_grid, w_grid = (grid.map(_leaf) for grid in (call.x_grid, call.w_grid))
+    bias = None if call.bias is None else _leaf(call.bias)
+    return call._replace(x=_leaf(call.x), w=_leaf(call.w), bias=bias, x_grid=x_grid, w_grid=w_grid)
 
 
 def _leaf(tensor: Tensor) -> Tensor:

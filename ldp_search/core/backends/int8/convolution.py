@@ -60,8 +60,8 @@ def inside(size, kernel, stride, padding, dilation) -> Tensor:
     return columns(torch.ones(1, *size, 1, dtype=torch.float32, device="cpu"), kernel, stride, padding, dilation)
 
 
-def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_sums: bool) -> tuple[Tensor, Tensor | None]:
-    """(columns @ w in int32, sums of the columns' rows) for codes (samples, height, width, channels)."""
+def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_sums: bool) -> tuple[Tensor, Tensor]:
+    """(columns @ w in int32, sums of the columns' rows or nothing) for codes (samples, height, width, channels)."""
     places = len(inside(tuple(values.shape[1:3]), kernel, stride, padding, dilation))
     out = torch.empty(len(values) * places, w.shape[1], dtype=torch.int32, device=values.device)
     sums = []
@@ -70,7 +70,7 @@ def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_s
         torch._int_mm(*integers.plain(rows, w), out=out[some.start * places : some.start * places + len(rows)])
         if row_sums:
             sums.append(integers.row_sums(rows))
-    return out, torch.cat(sums) if row_sums else None
+    return out, torch.cat(sums) if row_sums else out.new_empty(0)
 
 
 def forward(x: Codes, w: Codes, bias: Tensor | None, product, kernel, dtype: torch.dtype) -> Tensor:
@@ -99,7 +99,7 @@ def weight_gradient(g: Codes, x: Codes, product, kernel) -> Tensor:
     where = kernel, product.stride, product.padding, product.dilation
     samples, places, outputs = len(g.values), g.values[0, :, :, 0].numel(), g.values.shape[-1]
     valid = inside(tuple(x.values.shape[1:3]), *where).to(x.scale.device)
-    total = column = 0
+    total = column = torch.zeros((), dtype=torch.float64, device=x.scale.device)
     for some in chunks(x.values, places, valid.shape[1] * x.values.shape[-1]):
         rows, of_rows = columns(x.values[some], *where), g.values[some].reshape(-1, outputs)
         # One sample alone may have more places than 32 bits hold the sum over.

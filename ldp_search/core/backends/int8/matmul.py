@@ -98,7 +98,8 @@ def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[
     Codes of an affine grid start at 0, those of a symmetric one too where the data is never negative; they are moved by half
     of their range, so that 8 bits fit a signed byte and sums stay small.
     """
-    fast = native.takes(x) and (shape := native.grid_shape(x, grid)) is not None
+    shape = native.grid_shape(x, grid) if native.takes(x) else None
+    fast = shape is not None
     if fast and grid.offset is not None and grids.reads(bits):
         shift, offset = grids.shift(bits, grid.scale, grid.offset)
     else:
@@ -106,10 +107,10 @@ def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[
     if fast and grid.scale.dim() == 0 and x.is_contiguous():
         values, packed = kernels.quantize(x, grid, shift, cells)
         return Codes(values, grid.scale, offset), packed
-    if fast and shift.dim() == 0 and not cells:
+    if shape is not None and shift.dim() == 0 and not cells:
         return Codes(native.codes(x, grid, shape, shift), grid.scale, offset), None
     place = x.float()
-    if grid.low is not None:
+    if grid.low is not None and grid.high is not None:
         place = torch.maximum(torch.minimum(place, grid.high), grid.low)
     place = (place if grid.offset is None else place - grid.offset) / grid.scale
     values = torch.round(place).sub_(shift).clamp_(-128, 127).to(torch.int8)

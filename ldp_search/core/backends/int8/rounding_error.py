@@ -21,7 +21,7 @@ OUTSIDE = 15
 def pack(place: Tensor, x: Tensor, grid: Grid) -> Tensor:
     """Two elements a byte. place: (x - offset) / scale, clamped, before rounding."""
     cell = place.sub(torch.round(place)).add_(0.5).mul_(CELLS).floor_().clamp_(0, CELLS - 1)
-    if grid.low is not None:
+    if grid.low is not None and grid.high is not None:
         cell = torch.where((x > grid.high) | (x < grid.low), OUTSIDE, cell)
     cell = cell.to(torch.uint8).flatten()
     if cell.numel() % 2:
@@ -34,13 +34,13 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
     return torch.stack([packed & 15, packed >> 4], 1).flatten()[: shape.numel()].view(shape)
 
 
-def backward(g: Tensor, values: Tensor, packed: Tensor, grid: Grid, need_grid: bool) -> tuple[Tensor, tuple]:
+def backward(g: Tensor, values: Tensor, packed: Tensor | None, grid: Grid, need_grid: bool) -> tuple[Tensor, tuple]:
     """What `fake_quantize.backward` gives, from codes and cells. Overwrites `g` (fp32, the shape of `values`)."""
     if packed is None:
         return g, (None, None, None)
     cell = unpack(packed, values.shape)
     low = high = scale = None
-    if grid.low is not None:
+    if grid.low is not None and grid.high is not None:
         outside = cell == OUTSIDE
         cut = torch.where(outside, g, 0)
         if need_grid:

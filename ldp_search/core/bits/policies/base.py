@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import Any
+
 from torch import Tensor
 
+from ...registry import Component
 from ..problem import Problem, Signals
 
 
-class Policy:
+class Policy(Component, kind="policy"):
     """Base. A policy is a registered dataclass; its fields are its options, `self.state` its memory (tensors and numbers).
 
     needs_gradients, needs_loss, needs_damage: what `Signals` must carry. hysteresis: how far past k + 0.5 bits must go to flip.
@@ -19,23 +23,21 @@ class Policy:
     needs_damage = False
     meets_target = False
     hysteresis = 0.0
-
-    def __init_subclass__(cls, **options):
-        super().__init_subclass__(**options)
-        cls.name = cls.__name__  # of one's own policy, which nothing registers
+    problem: Problem
+    state: dict[str, Any]
 
     def bind(self, problem: Problem) -> Tensor:
         """Set up for a network; returns the bits (layers, 3) at progress 0."""
         self.problem, self.state = problem, {}
         return self.begin()
 
+    @abstractmethod
     def begin(self) -> Tensor:
-        """Bits at progress 0."""
-        raise TypeError(f"{type(self).__name__} must define begin() and step(signals).")
+        """Bits (layers, 3) at progress 0, real-valued."""
 
+    @abstractmethod
     def step(self, signals: Signals) -> Tensor:
         """Bits (layers, 3) for the next step."""
-        raise TypeError(f"{type(self).__name__} must define begin() and step(signals).")
 
     def to(self, device) -> None:
         self.problem = self.problem.to(device)
@@ -62,15 +64,16 @@ def _map(value, f):
 class Schedule(Policy):
     """A hand-made rule of progress alone: `fraction` of the way from the lowest to the highest bits."""
 
+    @abstractmethod
     def fraction(self, progress: float) -> float:
-        raise TypeError(f"{type(self).__name__} must define fraction(progress).")
+        """0: the lowest bits, 1: the highest."""
 
-    def bits_at(self, progress: float) -> Tensor:
+    def begin(self) -> Tensor:
+        return self._bits_at(0.0)
+
+    def step(self, signals: Signals) -> Tensor:
+        return self._bits_at(signals.progress)
+
+    def _bits_at(self, progress: float) -> Tensor:
         low, high = self.problem.low, self.problem.high
         return low + (high - low) * self.fraction(progress)
-
-    def begin(self):
-        return self.bits_at(0.0)
-
-    def step(self, signals):
-        return self.bits_at(signals.progress)

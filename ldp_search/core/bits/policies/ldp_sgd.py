@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ class LdpSgd(Policy):
 
     def begin(self):
         p = self.problem
-        made = {"dtype": torch.float32, "device": p.low.device}
+        made: Any = {"dtype": torch.float32, "device": p.low.device}
         self.state = {"p": torch.full((p.groups,), float(self.start), **made), "size": torch.zeros((), **made), "mass": 0.0}
         return self._bits()
 

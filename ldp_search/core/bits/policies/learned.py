@@ -14,6 +14,7 @@ loss, and the learning rate, with which the noise of rounded gradients loses its
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -123,7 +124,8 @@ class Learned(Policy):
         s, p = self.state, self.problem
         search, now = self._least_damage(signals), self.state["bits"].cpu().double()
         if p.target_cost is None:
-            s["price"] = p.cost_weight * float(s["loss"]) / float(p.relative_cost(s["bits"]))
+            weight: Any = p.cost_weight
+            s["price"] = weight * float(s["loss"]) / float(p.relative_cost(s["bits"]))
             return search.moved(s["price"], now, self.inertia).bits
         left = self._left(signals)
         _, _, s["price"] = search.around(left, now, s["price"])
@@ -139,6 +141,8 @@ class Learned(Policy):
         if p.target_cost is None:
             return [(0.0, bits)]
         left = self._left(signals)
+        below: Any
+        above: Any
         if signals.damage is None:
             below, above = allocation_at_cost(p, bits, left)
         else:
