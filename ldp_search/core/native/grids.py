@@ -45,14 +45,14 @@ class GridWithSlope(NamedTuple):
 
 
 def grid(
-    x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, ranges: Tensor | None, momentum: float
+    x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, which: int, ranges: Tensor | None = None, momentum=0.0
 ) -> GridWithSlope:
-    """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: 0-d."""
+    """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits[which]: its bits."""
     scale, low, slope = (torch.empty(size, dtype=torch.float32) for size in (each, each, shape[1:2]))
     averages = None if ranges is None else ranges.data_ptr()
     _kernel("ldp_grid")(
-        x.data_ptr(), _TYPES[x.dtype], _Shape(*shape), form, bits.data_ptr(), averages, momentum, scale.data_ptr(),
-        low.data_ptr(), slope.data_ptr(), _threads(x.numel()),
+        x.data_ptr(), _TYPES[x.dtype], _Shape(*shape), form, bits.data_ptr() + 4 * which, averages, momentum,
+        scale.data_ptr(), low.data_ptr(), slope.data_ptr(), _threads(x.numel()),
     )  # fmt: skip
     return GridWithSlope(scale, low if form == MINMAX else None, slope)
 
