@@ -119,6 +119,17 @@ def test_gradients_with_a_scale_a_sample_or_a_channel(name, grad_quantizer, keep
     assert ldp.backend.choices.reasons == {"layer": None}
 
 
+@pytest.mark.parametrize(
+    "case", [{"grad_quantizer": "per_sample"}, {"grad_quantizer": "per_sample_channel"}, {"grad_bits": 32}]
+)
+@pytest.mark.parametrize("name", ["linear", "3x3", "strided"])
+def test_the_first_layer_at_bits_that_are_not_learned(name, case):
+    """Nobody asks for dL/dx, nor for a gradient of the weight's grid."""
+    case = {"policy": "static", "bits": 8, "frozen": ("x",)} | case
+    (expected, _), (found, _) = (outcome(name, backend, **case) for backend in ("simulate", ALWAYS))
+    compare(expected, found)
+
+
 def test_a_convolution_gives_a_tensor_that_may_be_added_to():
     model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True))
     x = torch.randn(2, 4, 6, 6)

@@ -162,12 +162,14 @@ void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, in
             if (packed) {
                 float e = 0, b = 0, a = 0;
                 unpack(packed, start, n, cells);
-                if (clip) /* without conditional stores, which GCC 12 turns into wrong sums for vectors of 512 bits */
+                if (clip)
 #pragma omp simd reduction(+ : a, b)
                     for (int64_t j = 0; j < n; j++) {
-                        float v = cells[j] == OUTSIDE ? g[j] : 0, up = codes[start + j] >= 0 ? v : 0;
-                        a += up, b += v - up;
-                        g[j] -= v;
+                        int cut = cells[j] == OUTSIDE;
+                        float lost = cut ? g[j] : 0; /* by itself: gcc 12 sums what a mask of two conditions leaves out */
+                        a += codes[start + j] >= 0 ? lost : 0;
+                        b += codes[start + j] < 0 ? lost : 0;
+                        g[j] = cut ? 0 : g[j];
                     }
 #pragma omp simd reduction(+ : e)
                 for (int64_t j = 0; j < n; j++) e += g[j] * (float)((int32_t)cells[j] - CELLS / 2);

@@ -233,8 +233,9 @@ class _Convolution(torch.autograd.Function):
         s = _recall(ctx, lambda x: x.permute(0, 2, 3, 1).contiguous())
         g = gy.contiguous(memory_format=torch.channels_last)
         gb = ctx.how.product.bias_grad(g).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        w_q = s.w.float() if s.w_q is None else s.w_q  # where dL/dw alone is asked for, its shape serves
         kernel = tuple(s.w.shape[2:])
-        gx, gw = _convolution_products(g, s.grad_bits, s.codes, s.w_q, ctx.how, kernel, s.need_x, s.need_w)
+        gx, gw = _convolution_products(g, s.grad_bits, s.codes, w_q, ctx.how, kernel, s.need_x, s.need_w)
         grid_x = (None, None, None)
         if s.need_x:
             flat = None if s.x is None else s.x.view(-1, s.x.shape[-1])
