@@ -44,6 +44,8 @@ LAYOUTS = {  # name: (tensor, axis of its channels or None)
 }
 LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 DTYPE = pytest.mark.parametrize("dtype", passes.FLOATS, ids=["fp32", "bf16", "fp16"])
+HALVES = [(layout, dtype) for layout in ("whole", "channels last") for dtype in passes.FLOATS[1:]]
+LAYOUT_AND_DTYPE = pytest.mark.parametrize(("layout", "dtype"), [*((name, torch.float32) for name in LAYOUTS), *HALVES])
 
 
 @pytest.fixture(autouse=True)
@@ -106,8 +108,7 @@ def grids(x, axes, shrink: float):
         yield Grid(scale, low.clone() if offset else None, *((low, high) if clip else (None, None)))
 
 
-@LAYOUT
-@DTYPE
+@LAYOUT_AND_DTYPE
 def test_ranges_are_those_of_the_formula(layout, dtype):
     x, axes, shape = tensor(layout, dtype)
     low, high, mean = passes.measure(x, shape, True)
@@ -125,8 +126,7 @@ def test_ranges_of_odd_values(value):
     assert torch.equal(found.flatten().nan_to_num(7.0), want.nan_to_num(7.0))
 
 
-@LAYOUT
-@DTYPE
+@LAYOUT_AND_DTYPE
 def test_rounding_is_bitwise_the_formula(layout, dtype):
     x, axes, shape = tensor(layout, dtype)
     for grid in grids(x, axes, 0.6):
@@ -168,8 +168,7 @@ def test_rounding_of_odd_values():
         assert torch.equal(found.signbit(), want.signbit()), "zeros keep their sign"
 
 
-@LAYOUT
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@LAYOUT_AND_DTYPE
 def test_gradients_of_the_grid(layout, dtype):
     x, axes, shape = tensor(layout, dtype)
     g = torch.randn(x.shape).to(dtype).as_strided(x.shape, x.stride())
@@ -258,7 +257,7 @@ def test_grids_in_closed_form_are_the_quantizers(layout, quantizer):
     each = [n if d in axes else 1 for d, n in enumerate(drawn.shape)] if axes else []
     for x, number in ((drawn, 3.0), (drawn.abs(), 4.5), (torch.zeros_like(drawn), 8.0)):
         bits = torch.tensor(number, requires_grad=True)
-        scale, offset, slope = passes.grid(x, shape, each, form(quantizer), bits.detach(), None, 0.0)
+        scale, offset, slope = passes.grid(x, shape, each, form(quantizer), bits.detach(), 0)
         want = formula(lambda x=x, bits=bits: quantizer.grid(measure(x, axes), bits, True))
         torch.testing.assert_close(scale, want.scale.detach(), rtol=1e-6 if number % 1 else 0, atol=0)
         assert (offset is None) == (want.offset is None) and (offset is None or torch.equal(offset, want.offset))
@@ -270,12 +269,12 @@ def test_a_range_that_is_not_finite_shows_in_the_grid(value):
     x = torch.randn(200)
     x[77] = value
     for number in (0, 1):
-        assert not passes.grid(x, (1, 1, 200), [], number, torch.tensor(4.0), None, 0.0).scale.isfinite()
+        assert not passes.grid(x, (1, 1, 200), [], number, torch.tensor([0.0, 4.0]), 1).scale.isfinite()
 
 
 def test_moving_averages_by_hand():
     ranges, x = torch.tensor([-1.0, 1.0, 1.0, 1.0]), torch.tensor([[-3.0, 5.0]]).repeat(1, 100)
-    passes.grid(x, (1, 1, 200), [], 0, torch.tensor(4.0), ranges, 0.1)
+    passes.grid(x, (1, 1, 200), [], 0, torch.tensor(4.0), 0, ranges, 0.1)
     torch.testing.assert_close(ranges, torch.tensor([-1.2, 1.4, 1.4, 1.0]))
 
 

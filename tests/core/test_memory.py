@@ -125,7 +125,7 @@ def test_an_address_is_of_what_the_kernel_takes(x, dtype):
 def test_moving_averages_of_another_type_are_refused_instead_of_overwritten():
     bits, ranges = torch.full((3,), 4.0), torch.zeros(4, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match="float32; received Tensor of torch.bfloat16"):
-        grids.grid(torch.randn(8), (1, 1, 8), [], grids.MINMAX, bits[0], ranges, 0.1)
+        grids.grid(torch.randn(8), (1, 1, 8), [], grids.MINMAX, bits, 0, ranges, 0.1)
     assert torch.equal(ranges, torch.zeros_like(ranges))
 
 

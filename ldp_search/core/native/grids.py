@@ -46,14 +46,14 @@ class GridWithSlope(NamedTuple):
 
 
 def grid(
-    x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, ranges: Tensor | None, momentum: float
+    x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, which: int, ranges: Tensor | None = None, momentum=0.0
 ) -> GridWithSlope:
-    """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: 0-d."""
+    """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits[which]: its bits."""
     scale, low, slope = (empty(size, torch.float32) for size in (each, each, shape[1:2]))
+    at = address(bits, torch.float32) + 4 * which
     _kernel("ldp_grid")(
-        address(x, *FLOATS), _TYPES[x.dtype], _Shape(*shape), form, address(bits, torch.float32),
-        address(ranges, torch.float32),
-        momentum, scale.data_ptr(), low.data_ptr(), slope.data_ptr(), _threads(x.numel()),
+        address(x, *FLOATS), _TYPES[x.dtype], _Shape(*shape), form, at, address(ranges, torch.float32), momentum,
+        scale.data_ptr(), low.data_ptr(), slope.data_ptr(), _threads(x.numel()),
     )  # fmt: skip
     return GridWithSlope(scale, low if form == MINMAX else None, slope)
 

@@ -196,7 +196,8 @@ def _move(average, now, momentum, mask):
 
 @triton.jit
 def _finish(
-    out, at, mask, channels, low, high, total, count, bits, averages, momentum, SPREAD: tl.constexpr, FORM: tl.constexpr
+    out, at, mask, channels, low, high, total, count, bits, which, averages, momentum, SPREAD: tl.constexpr,
+    FORM: tl.constexpr,
 ):  # fmt: skip
     """What is made of channels' ranges, given as keys."""
     lowest, highest = _value(low, high, low), _value(low, high, high)
@@ -206,7 +207,7 @@ def _finish(
         if SPREAD:
             tl.store(out + 2 * channels + at, tl.div_rn(total, count), mask=mask)
     else:
-        _write_grid(out, at, mask, channels, lowest, highest, tl.load(bits), FORM)
+        _write_grid(out, at, mask, channels, lowest, highest, tl.load(bits + which), FORM)
         if averages is not None:
             _move(averages + at, lowest, momentum, mask)
             _move(averages + 1 + at, highest, momentum, mask)
@@ -214,15 +215,16 @@ def _finish(
             _move(averages + 3 + at, tl.zeros_like(highest) + 1.0, momentum, mask)
 
 
-@triton.jit(do_not_specialize=["outer", "channels", "splits", "tiles", "wide", "bits"])
+@triton.jit(do_not_specialize=["outer", "channels", "splits", "tiles", "wide", "bits", "which"])
 def range_kernel(
-    x, out, parts, outer, channels, inner, splits, tiles, wide, count, bits, averages, momentum, SPREAD: tl.constexpr,
+    x, out, parts, outer, channels, inner, splits, tiles, wide, count, bits, which, averages, momentum, SPREAD: tl.constexpr,
     FORM: tl.constexpr, EACH: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """out: (2 or 3, channels) of minimum, maximum, mean magnitude, or what `_write_grid` makes of them.
 
     parts: (3, splits, channels) instead, to be folded. tiles: (A, B) each, of A outer positions, `wide` of them next to each
-    other. count: elements of a channel, a float. averages: (4,) of minimum, maximum (twice) and mass, moved by `momentum`.
+    other. count: elements of a channel, a float. bits[which]: of the grid. averages: (4,) of minimum, maximum (twice) and mass,
+    moved by `momentum`.
     """
     unit, split = tl.program_id(0), tl.program_id(1)
     first = unit * B if EACH == COLUMN else unit * inner
@@ -244,7 +246,7 @@ def range_kernel(
         at = unit
     mask = at < channels
     if parts is None:
-        _finish(out, at, mask, channels, low, high, total, count, bits, averages, momentum, SPREAD, FORM)
+        _finish(out, at, mask, channels, low, high, total, count, bits, which, averages, momentum, SPREAD, FORM)
     else:
         at = split * channels + at
         tl.store(parts + at, low, mask=mask)
@@ -253,10 +255,10 @@ def range_kernel(
             tl.store(parts + 2 * splits * channels + at, total.to(tl.int32, bitcast=True), mask=mask)
 
 
-@triton.jit(do_not_specialize=["channels", "splits", "bits"])
+@triton.jit(do_not_specialize=["channels", "splits", "bits", "which"])
 def fold_range_kernel(
-    parts, out, channels, splits, count, bits, averages, momentum, SPREAD: tl.constexpr, FORM: tl.constexpr, S: tl.constexpr,
-    C: tl.constexpr,
+    parts, out, channels, splits, count, bits, which, averages, momentum, SPREAD: tl.constexpr, FORM: tl.constexpr,
+    S: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """`out` of range_kernel from its parts."""
     split, col = tl.arange(0, S), tl.program_id(0) * C + tl.arange(0, C)
@@ -268,7 +270,7 @@ def fold_range_kernel(
     if SPREAD:
         sums = tl.load(parts + 2 * splits * channels + at, mask=mask, other=0)
         total = tl.sum(sums.to(tl.float32, bitcast=True), axis=0)
-    _finish(out, col, col < channels, channels, low, high, total, count, bits, averages, momentum, SPREAD, FORM)
+    _finish(out, col, col < channels, channels, low, high, total, count, bits, which, averages, momentum, SPREAD, FORM)
 
 
 @triton.jit

@@ -125,13 +125,15 @@ def _split(shape: tuple[int, int, int]) -> tuple:
     return units, splits, tiles, wide, a, b, each, (outer, channels, inner)
 
 
-def _reduce(x: Tensor, shape: tuple[int, int, int], spread: bool, form, bits=None, averages=None, momentum=0.0) -> Tensor:
+def _reduce(
+    x: Tensor, shape: tuple[int, int, int], spread: bool, form, bits=None, which=0, averages=None, momentum=0.0
+) -> Tensor:
     """(2, channels) minimum and maximum, with `spread` the mean magnitude, or (3, channels) of what `form` makes of them."""
     units, splits, tiles, wide, a, b, each, (outer, channels, inner) = _split(shape)
     rows = 2 + spread if form == kernels.RANGE else 3
     out = torch.empty(rows, channels, dtype=torch.float32, device=x.device)
     parts = None if splits == 1 else torch.empty(3, splits, channels, dtype=torch.int32, device=x.device)
-    made = float(outer * inner), bits, averages, momentum
+    made = float(outer * inner), bits, which, averages, momentum
     constants = {"SPREAD": spread, "FORM": form.value}
     _launch(
         kernels.range_kernel, x, (units, splits), a * b, x, out, parts, outer, channels, inner, splits, tiles, wide, *made,
@@ -168,11 +170,11 @@ def grid_gradients(g: Tensor, x: Tensor, grid, shape: tuple[int, int, int]) -> T
 
 
 def grid(
-    x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, ranges: Tensor | None, momentum: float
+    x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, which: int, ranges: Tensor | None = None, momentum=0.0
 ) -> GridWithSlope:
-    """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits: 0-d."""
+    """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits[which]: its bits."""
     form = (kernels.MINMAX, kernels.SYMMETRIC)[form]
-    scale, low, slope = _reduce(x, shape, False, form, bits, ranges, momentum).unbind()
+    scale, low, slope = _reduce(x, shape, False, form, bits, which, ranges, momentum).unbind()
     return GridWithSlope(scale.view(each), low.view(each) if form == kernels.MINMAX else None, slope)
 
 

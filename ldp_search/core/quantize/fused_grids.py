@@ -29,9 +29,8 @@ def fused_grids(x: Tensor, w: Tensor, axes: tuple, bits: Tensor, quantizers: tup
     if (shape := native.shape_along(w, axes)) is None:
         return None
     each = [n if d in axes else 1 for d, n in enumerate(w.shape)] if axes else []
-    of_weight, of_input, *_ = bits.detach().unbind()
-    of_x = kernels.grid(x, (1, 1, x.numel()), [], x_form, of_input, next_ranges(), momentum)
-    of_w = kernels.grid(w, shape, each, w_form, of_weight, None, 0.0)
+    of_x = kernels.grid(x, (1, 1, x.numel()), [], x_form, bits, 1, next_ranges(), momentum)
+    of_w = kernels.grid(w, shape, each, w_form, bits, 0)
     x_scale, w_scale = of_x.scale, of_w.scale
     if bits.requires_grad and torch.is_grad_enabled():
         x_scale, w_scale = _Scales.apply(bits, of_x, of_w, kernels)
