@@ -320,7 +320,7 @@ def test_another_format_version(saved):
     folder, _ = saved
     path = folder / "ldp.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
-    with pytest.raises(ValueError, match="format version 2; it is of 99, made with ldp_search"):
+    with pytest.raises(ValueError, match="format version 3; it is of 99, made with ldp_search"):
         load_pretrained(folder, net())
 
 

@@ -154,8 +154,9 @@ void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, in
 #pragma omp simd reduction(+ : a, b)
                     for (int64_t j = 0; j < n; j++) {
                         int cut = cells[j] == OUTSIDE;
-                        a += cut && codes[start + j] >= 0 ? g[j] : 0;
-                        b += cut && codes[start + j] < 0 ? g[j] : 0;
+                        float lost = cut ? g[j] : 0; /* by itself: gcc 12 sums what a mask of two conditions leaves out */
+                        a += codes[start + j] >= 0 ? lost : 0;
+                        b += codes[start + j] < 0 ? lost : 0;
                         g[j] = cut ? 0 : g[j];
                     }
 #pragma omp simd reduction(+ : e)

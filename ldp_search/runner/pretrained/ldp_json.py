@@ -95,9 +95,11 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def _from_version_2(record: dict[str, Any]) -> dict[str, Any]:
-    """The record in the words of today."""
+    """The record in the words of today; what it lacks it lacks."""
+    if not {"survey", "space", "state"} <= set(record):
+        return record
     record = dict(record)
-    counts = record.pop("survey", None)
+    counts = record.pop("survey")
     if counts is not None:
         modules = {
             name: {{"rest": "other_macs", "found": "products"}.get(key, key): value for key, value in module.items()}
