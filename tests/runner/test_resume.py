@@ -140,7 +140,7 @@ def test_other_settings_or_data_are_refused(tmp_path, monkeypatch, capsys):
     kill_at(7, tmp_path / "run", monkeypatch=monkeypatch)
     before = sorted((tmp_path / "run").rglob("*"))
     for words, shown in (
-        (["lr=0.2", "bits=3,6"], "lr: 0.1 -> 0.2\n  bits: [3, 8] -> [3, 6]"),
+        (["lr=0.2", "bits=3,6"], "lr: 0.1 -> 0.2\n  bits: [2, 8] -> [3, 6]"),
         (["limit=100"], "limit: 160 -> 100"),
         (["epochs=4"], "epochs: 3 -> 4"),
     ):

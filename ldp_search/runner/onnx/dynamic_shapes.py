@@ -47,6 +47,10 @@ class Freedom(NamedTuple):
         args, kwargs = pytree.tree_map(wider, (args, kwargs))
         return Freedom(max(self.batch, 2), frozenset(max(n, 2) for n in self.lengths)), args, kwargs
 
+    def of_other_batch(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The inputs with twice the batch."""
+        return pytree.tree_map(lambda x: torch.cat([x, x]) if 0 in (self.free(x) or {}) else x, (args, kwargs))
+
     def of_other_length(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The inputs with half the length, or twice where it is one."""
 

@@ -91,6 +91,9 @@ def float_graph(model: nn.Module, args: tuple, kwargs: dict, names: list[str]):
     if wanted.lengths and (reason := _refusal(model, *wanted.of_other_length(args, kwargs))):
         fixed[f"length {_listed(wanted.lengths)}"] = f"the model takes no other ({reason})"
         wanted = wanted._replace(lengths=frozenset())
+    if wanted.batch is not None and (reason := _refusal(model, *wanted.of_other_batch(args, kwargs))):
+        fixed[f"batch size {wanted.batch}"] = f"the model takes no other ({reason})"
+        wanted = Freedom(None)
     for freedom in dict.fromkeys([wanted, wanted._replace(lengths=frozenset()), Freedom(None)]):
         try:
             graph, freedom = _export(model, args, kwargs, freedom, names)

@@ -77,7 +77,11 @@ def _metadata(ldp: Controller, record: dict[str, Any]) -> str:
 
 def _what(ldp: Controller, record: dict[str, Any]) -> str:
     policy, space = ldp.policy.name, ldp.space
-    how = "were learned while it was trained" if ldp.policy.needs_gradients else f"were set by the policy `{policy}`"
+    how = (
+        "were learned while it was trained"
+        if ldp.policy.needs_gradients or ldp.policy.needs_damage
+        else f"were set by the policy `{policy}`"
+    )
     target = f", to a training cost of {space.target_cost:g}" if ldp.policy.meets_target and space.target_cost else ""
     progress = record["progress"]
     if record["frozen"]:
