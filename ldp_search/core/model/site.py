@@ -207,7 +207,7 @@ class Site:
         if errors is not None and sensor is not None:
             added = lambda a, b: run(a, b) - run(torch.zeros_like(a), b)  # noqa: E731  (less what `addmm` adds)
             x_errors, w_errors = errors
-            options = {"weight": weight is not None, "part": 1, "once": True}
+            options: Any = {"weight": weight is not None, "part": 1, "once": True}
             sense = Sense(sensor.record, self.row, added, x_errors, w_errors, self.bits, axes, -1, **options)
             x_q, w_q = sense.watch(x, x_q, w, w_q)
         quantizer = c.grad_quantizer if self.quantize_grad else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,9 +50,9 @@ def grid(
 ) -> GridWithSlope:
     """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits[which]: its bits."""
     scale, low, slope = (empty(size, torch.float32) for size in (each, each, shape[1:2]))
-    at = address(bits, torch.float32) + 4 * which
+    first: Any = address(bits, torch.float32)  # an address: None is for tensors that may be absent
     _kernel("ldp_grid")(
-        address(x, *FLOATS), _TYPES[x.dtype], _Shape(*shape), form, at, address(ranges, torch.float32), momentum,
+        address(x, *FLOATS), _TYPES[x.dtype], _Shape(*shape), form, first + 4 * which, address(ranges, torch.float32), momentum,
         scale.data_ptr(), low.data_ptr(), slope.data_ptr(), _threads(x.numel()),
     )  # fmt: skip
     return GridWithSlope(scale, low if form == MINMAX else None, slope)
