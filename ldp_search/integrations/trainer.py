@@ -251,5 +251,5 @@ def _check_length(saved: Stand, state) -> None:
 def _take_bits(ldp, best: dict) -> None:
     """Bits, ranges and clips of another moment of this training; trajectory and costs stay those of the whole."""
     now = ldp.state_dict()
-    tensors = best["tensors"] | {name: value for name, value in now["tensors"].items() if name == "_spent"}
+    tensors = best["tensors"] | {name: value for name, value in now["tensors"].items() if name == "spent"}
     ldp.load_state_dict(now | {"tensors": tensors})
