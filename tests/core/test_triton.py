@@ -188,7 +188,7 @@ def test_a_learned_layer_takes_far_fewer_launches(monkeypatch):
         for layers in (2, 4):
             monkeypatch.setattr(cuda, "passes", lambda *tensors, parameters=(): None)
             model, x = nn.Sequential(*[nn.Linear(256, 256) for _ in range(layers)]), torch.randn(256, 256)
-            ldp_search.apply(model, {"policy": "learned", "target_cost": 0.5}, x[:1])
+            ldp_search.apply(model, {"policy": "bit_gradient", "target_cost": 0.5}, x[:1])
             monkeypatch.setattr(cuda, "passes", lambda *tensors, parameters=(), chosen=chosen: chosen)
             launched.clear()
             with CountOperations() as operations:

@@ -171,7 +171,8 @@ def test_micro_batches_add_up_in_the_bits_gradients(tmp_path):
             seen.append(controller(model).parameters()["bits"].grad.abs().sum())
 
     options = {"gradient_accumulation_steps": 2, "max_steps": 2, "save_strategy": "no"}
-    made = trainer(tmp_path, callback=Peek(), others=[ldp_search.integrations.LDPCallback()], **options)
+    space = {"space": {"policy": "bit_gradient", "target_cost": 0.5}}
+    made = trainer(tmp_path, space, callback=Peek(), others=[ldp_search.integrations.LDPCallback()], **options)
     made.train()
     assert all(value > 0 for value in seen) and seen[0] != seen[1]
 
@@ -190,7 +191,7 @@ def test_scaled_losses_are_told_and_learned_from_unscaled(tmp_path):
         loss = made.model.train()(**batch).loss
         (loss * scale).backward()
         step = ldp.step
-        ldp.step = lambda progress, loss, step=step, ldp=ldp: (
+        ldp.step = lambda progress, loss, optimizer, step=step, ldp=ldp: (
             SEEN.append(float(loss)), gradients.append(ldp.parameters()["bits"].grad.clone()), step(progress, loss)
         )  # fmt: skip
         scaler = SimpleNamespace(is_enabled=lambda: True, get_scale=lambda scale=scale: scale)

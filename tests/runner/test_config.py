@@ -54,8 +54,8 @@ WRONG = {
     "model=resnet21": "or an alias; received 'resnet21'. Did you mean 'resnet",
     "model=convnext_atto": "Did you mean 'timm:convnext_atto'?",
     "model=nowhere:net": "importable 'module:attribute'; received 'nowhere:net'",
-    "model.depht=3": "cannot be made",
-    "model=timm:vit_tiny_patch16_224": "must take this task's inputs, of shape 1x8x8, but: Input height (8)",
+    "model.depht=3": "takes no option 'depht'",
+    "model=timm:vit_tiny_patch16_224": "must take this task's inputs, of shape 1x8x8, but: AssertionError: Input height (8)",
     "optimizer=adamww": "Unknown optimizer 'adamww'. Did you mean 'adamw'",
     "optimizer=sgd optimizer.beta=3": "The optimizer 'sgd' cannot be made",
     "trackers=tensorbord": "Unknown tracker 'tensorbord'. Did you mean 'tensorboard'",
@@ -185,7 +185,7 @@ def test_answers_without_a_run(words, parts, capsys):
 def test_words_of_earlier_versions_are_taken():
     with pytest.warns(FutureWarning) as seen:
         settings = resolve(["task=digits", "policy=paper", "policy.lr=2", "saved=half"])
-    assert settings.values["policy"] == {"name": "ldp_sgd", "lr": 2.0} and settings.space.activations == "16bit"
+    assert settings.values["policy"] == {"name": "ldp_sgd", "start": 0.0, "lr": 2.0} and settings.space.activations == "16bit"
     assert sorted({str(w.message).partition(" is")[0] for w in seen}) == ["policy=paper", "saved=half"] and len(seen) == 2
 
 

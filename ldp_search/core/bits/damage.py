@@ -113,7 +113,10 @@ class DamageMeter:
         in_input = found[:, INPUT_GRADIENT] * share[:, None] / 4
         in_weight = found[:, WEIGHT_GRADIENT] * (rates / self.ranks)[:, None] / 4
         gradients = [in_input + in_weight] if columns == 3 else [in_input, in_weight]
-        return torch.stack([found[:, WEIGHT], found[:, INPUT], *gradients], 1)
+        curves = torch.stack([found[:, WEIGHT], found[:, INPUT], *gradients], 1)
+        if not self.known.all() and self.known.any():  # what no backward has reached is taken for a site like the others
+            curves[~self.known] = curves[self.known].median(0).values
+        return curves
 
     def _spread(self) -> Tensor:
         """(sites,) tr Sigma: |dL/dw|^2 less that of its mean, whose share a few elements tell."""

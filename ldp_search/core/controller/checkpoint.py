@@ -29,19 +29,14 @@ def of(controller: Controller) -> dict:
 
 
 def load(controller: Controller, state: dict) -> None:
-    """Take over what `of` gave, all of it or nothing; a ValueError where it is of another model or space.
+    """Take over what `of` gave; a ValueError where it is of another model or space (`controller_kept` undoes the rest).
 
     What has been counted stays counted: a state from before is taken as if the operations had been counted then.
     """
     missing = {"layers", "profile", "tensors", "policy", "trajectory", "progress"} - set(state)
     if missing:
         raise ValueError(f"The state must be what state_dict() gave; it lacks {sorted(missing)}.")
-    before = of(controller)
-    try:
-        _load(controller, state)
-    except BaseException:
-        _load(controller, before)
-        raise
+    _load(controller, state)
 
 
 def _load(controller: Controller, state: dict) -> None:

@@ -130,6 +130,8 @@ class Site:
             return under_transform(call)
         if errors is None or sensor is None:
             return c.backend(call)
+        if not (x.requires_grad or w.requires_grad):  # frozen so far: its backward would not run, and tell nothing
+            call = call._replace(x=x.detach().requires_grad_())
         forward = lambda a, b: product.forward(a, b, None)  # noqa: E731
         x_errors, w_errors = errors
         sense = Sense(sensor.record, self.row, forward, x_errors, w_errors, self.bits, axes, product.channel_dim)

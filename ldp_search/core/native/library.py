@@ -114,7 +114,7 @@ def grid_shape(x: Tensor, grid) -> tuple[int, int, int] | None:
     for value in grid:
         if value is not None and (value.dtype != torch.float32 or value.shape != grid.scale.shape or not value.is_contiguous()):
             return None
-        if value is not None and not is_real(value):
+        if value is not None and value.is_cpu and not is_real(value):
             return None
     axes = axes_of(grid.scale, x)
     return None if axes is None else shape_along(x, axes)

@@ -24,7 +24,7 @@ from ...core.profile.records import ModelProfile
 
 FORMAT_VERSION = 3
 RECORD = "ldp.json"
-_TRANSIENT = ("_grads", "_clip_grads")  # tensors of a controller that mean nothing between two steps
+_TRANSIENT = ("grads", "clip_grads")  # tensors of a controller that mean nothing between two steps
 
 
 def make_record(ldp: Controller, how: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def make_record(ldp: Controller, how: dict[str, Any], weights: dict[str, Any]) -
         "frozen": state["frozen"],
         "progress": state["progress"],
         "profile": ldp.profile.to_dict() if ldp.profiled else None,
-        "state": {name[1:]: _plain(value) for name, value in state["tensors"].items() if name not in _TRANSIENT},
+        "state": {name: _plain(value) for name, value in state["tensors"].items() if name not in _TRANSIENT},
     }
 
 
@@ -132,7 +132,7 @@ def restore(model: nn.Module, record: dict[str, Any]) -> None:
             f"The model must have the quantized layers of the record, but {differing[:5] or 'their order'} differ."
         )
     for name, values in record["state"].items():
-        own = state["tensors"][f"_{name}"]
+        own = state["tensors"][name]
         if math.prod(own.shape) != torch.tensor(values).numel():
             raise ValueError(f"{name} of the record must have the shape {tuple(own.shape)}: the model has other layers.")
         own.copy_(torch.tensor(values, dtype=own.dtype).view(own.shape))
