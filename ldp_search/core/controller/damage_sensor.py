@@ -27,7 +27,6 @@ class DamageSensor:
     def measure(self, optimizer=None) -> None:
         """Take in what the backward passes since the last step have recorded."""
         average_over_ranks(self.record.tensors())
-        self.meter.ranks = ranks()
         self.meter.update(self.record)
         self.record.clear()
         self.rates = self._agreed(effective_rates([_weights(spec) for spec in self.specs], optimizer))
@@ -57,6 +56,7 @@ class DamageSensor:
 
     def curves(self, kinds: int) -> Tensor:
         """(sites, kinds, levels) damages in units of the loss, float64 on the CPU."""
+        self.meter.ranks = ranks()  # of this process, not of those that measured: a resumed training decides before it measures
         return self.meter.curves(self.rates, kinds)
 
     def to(self, device) -> None:
