@@ -62,24 +62,33 @@ def answer(words: Sequence[str]) -> str | None:
 
 def help_text() -> str:
     """Examples first, then every key with its default."""
+    from ..config.presets import DEFAULT_SPACE, load
     from ..config.resolve import OPTION_FIELDS
     from ..config.settings import RUN_FIELDS, SPACE_FIELDS
 
     def rows(fields: dict[str, Any]) -> list[str]:
         return [f"  {_assignment(f):<28} {f.metadata.get('help', '')}".rstrip() for f in fields.values()]
 
-    space = [_assignment(f) for f in SPACE_FIELDS.values()]
+    of_default = load("search_spaces", DEFAULT_SPACE)
+    space = [_assignment(f, of_default.get(f.name, dataclasses.MISSING)) for f in SPACE_FIELDS.values()]
     lines = [EXAMPLES, "Keys and their defaults (a task's recipe may say otherwise: --print-config shows what holds):"]
-    of_space = ["", "Keys of the search space, at the top level too:", *_wrapped(space)]
+    title = f"Keys of the search space, at the top level too, as space={DEFAULT_SPACE} has them (--list spaces):"
+    of_space = ["", title, *_wrapped(space)]
+        "",
+        f"Keys of the search space, at the top level too, as space={DEFAULT_SPACE} has them (--list spaces):",
+        *_wrapped(space),
+    ]
     of_search = ["", "Keys of a search, which trials= begins:", *rows(OPTION_FIELDS)]
     return "\n".join([*lines, *rows(RUN_FIELDS), *of_space, *of_search])
 
 
-def _assignment(f: dataclasses.Field) -> str:
-    default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+def _assignment(f: dataclasses.Field, default: Any = dataclasses.MISSING) -> str:
+    """NAME=DEFAULT; default: instead of the field's own."""
+    if default is dataclasses.MISSING:
+        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
     if default is None or default == [] or default == {}:
         return f"{f.name}="
-    text = str(default).lower() if isinstance(default, bool) else str(default)
+    text = str(default).replace("True", "true").replace("False", "false")
     return f"{f.name}={text}".replace("'", "").replace(" ", "").replace("(", "[").replace(")", "]")
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 import ldp_search
 from ldp_search.core.backends.sensing import Sense
-from ldp_search.core.bits.damage import DamageMeter, Sensed
+from ldp_search.core.bits.damage import SKETCH, DamageMeter, Sensed, _merged
 from ldp_search.core.model import site as sites
 
 WEIGHT, INPUT, INPUT_GRADIENT, WEIGHT_GRADIENT = range(4)
@@ -380,14 +381,15 @@ def test_a_scaled_loss_is_undone():
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=0)
 
 
-def test_the_first_layers_input_and_what_no_backward_reaches_do_no_damage():
+def test_what_no_backward_reaches_is_taken_for_a_layer_like_the_others():
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "last": nn.Linear(4, 2), "idle": nn.Linear(4, 4)})
     model.forward = lambda x: model["last"](model["used"](x).relu())
     ldp = searched(model, torch.zeros(2, 4))
     model.forward(torch.randn(8, 4)).square().mean().backward()
     ldp.step(0.1)
     curves, rows = ldp.sensor.curves(3), {name: row for row, name in enumerate(ldp.layers)}
-    assert not curves[rows["idle"]].any() and not ldp.sensor.meter.known[rows["idle"]]
+    known = ldp.sensor.meter.known
+    assert not known[rows["idle"]] and torch.equal(curves[rows["idle"]], curves[known].median(0).values)
     assert curves[rows["last"], :2].all() and curves.isfinite().all() and (curves >= 0).all()
 
 
@@ -403,3 +405,57 @@ def test_interpolating_bits_are_measured_too():
         ldp.step(0.1)
         found.append(ldp.sensor.curves(3))
     assert found[0][1].all() and torch.equal(*found)
+
+
+# -- what calls a product ---------------------------------------------------------------------------------------------
+
+
+def test_a_vector_without_a_batch_dimension_is_one_sample():
+    torch.manual_seed(0)
+    held = []
+    for shape in ((6,), (1, 6)):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+        ldp, x = searched(model, torch.zeros(1, 6)), torch.randn(6).view(shape)
+        y = model(x)
+        assert y.shape == (*shape[:-1], 3)
+        y.square().mean().backward()
+        ldp.step(0.1)
+        held.append(ldp.sensor.curves(3))
+    assert torch.equal(*held)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_keeps_the_order_of_the_layers(reentrant):
+    torch.manual_seed(0)
+    layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+    model = nn.Sequential(*layers)
+    ldp = searched(model, torch.zeros(2, 6))
+    x = torch.randn(8, 6, requires_grad=True)
+    for layer in model:
+        x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=reentrant)
+    x.square().mean().backward()
+    ldp.step(0.1)
+    assert ldp.sensor.meter.state["order"] == [0, 1, 2]
+
+
+def test_a_layer_that_a_step_skips_keeps_its_place():
+    assert _merged([], [0, 2]) == [0, 2]
+    assert _merged([0, 1, 2], [0, 2]) == [0, 1, 2]
+    assert _merged([0, 1, 2, 3], [3]) == [0, 1, 2, 3]
+    assert _merged([0, 2], [0, 1, 2]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("measurements", [2, 3, 10, 40])
+def test_the_spread_of_a_gradient_is_right_from_the_second_measurement_on(measurements):
+    draw, spreads = torch.Generator().manual_seed(0), []
+    for _ in range(60):
+        sensed, meter = Sensed(1, torch.arange(3.0, 9.0)), DamageMeter(0.9)
+        for _ in range(measurements):
+            sensed.clear()
+            sensed.order[0] = None
+            gradient = 1 + torch.randn(SKETCH, generator=draw)
+            sensed.sketch[0], sensed.scalars[0, 1], sensed.scalars[0, 3] = gradient, gradient.square().sum(), 1
+            meter.update(sensed)
+        spreads.append(float(meter._spread()))
+    assert sum(spreads) / len(spreads) == pytest.approx(SKETCH, rel=0.1)

@@ -88,3 +88,27 @@ def test_a_scheduler_is_followed():
         optimizer.step(), schedule.step()
         found.append(float(effective_rates([[weight]], optimizer)) * 0.1 / learning_rate(optimizer))
     assert found == pytest.approx([1.0] * 5) and learning_rate(optimizer) == pytest.approx(0.05)
+
+
+def test_weights_that_take_no_gradient_do_not_move():
+    moving, still = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3), requires_grad=False)
+    optimizer = torch.optim.SGD([moving, still], lr=0.1)
+    assert effective_rates([[moving], [still], []], optimizer).tolist() == pytest.approx([0.1, 0.0, 0.1])
+    assert effective_rates([[moving], [still], []]).tolist() == [1.0, 0.0, 1.0]
+
+
+def test_an_optimizer_that_finds_its_own_rate_is_taken_as_none():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer.param_groups[0]["lr"] = None  # transformers' Adafactor
+    assert learning_rate(optimizer) == 0.0 and effective_rates([[weight]], optimizer).tolist() == [1.0]
+
+
+def test_steps_that_are_counted_in_the_group():
+    """timm's Lamb: the second moment of its first step is a thousandth of the gradient's square."""
+    weight = nn.Parameter(torch.zeros(64))
+    optimizer = torch.optim.Adam([weight], lr=0.002)
+    weight.grad = torch.full((64,), 0.25)
+    optimizer.step()
+    optimizer.param_groups[0]["step"] = optimizer.state[weight].pop("step")
+    assert float(effective_rates([[weight]], optimizer)) == pytest.approx(0.002 / 0.25, rel=1e-4)

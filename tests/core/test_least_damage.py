@@ -108,3 +108,29 @@ def test_the_front_falls_from_the_highest_bits_to_the_lowest():
     assert front[0].cost == pytest.approx(1) and torch.equal(front[-1].bits, p.low.double())
     costs, losses = [c.cost for c in front], [c.damage for c in front]
     assert costs == sorted(costs, reverse=True) and losses == sorted(losses), "less cost, more damage"
+
+
+@pytest.mark.parametrize("price", [0.003, 0.1, 1.0])
+def test_a_layer_whose_gradients_share_their_bits_leaves_the_others_free(price):
+    """Under `split_gradient`, a product outside of layers rounds its gradient once."""
+    p = problem(layers=2, kinds=4, macs=(1.0, 3.0))
+    p.group[1, 3] = p.group[1, 2]
+    curves, together = damages(p, 3), p.group[1, 2] == p.group[1, 3]
+    assert together
+    found = LeastDamage(p, curves, p.levels).at_price(price, p.low)
+    assert found.bits[1, 2] == found.bits[1, 3]
+    least = math.inf
+    for rows in itertools.product(
+        itertools.product(p.levels.tolist(), repeat=4), itertools.product(p.levels.tolist(), repeat=3)
+    ):
+        bits = torch.tensor([rows[0], (*rows[1], rows[1][2])], dtype=torch.float64)
+        index = (bits - p.levels[0]).long()
+        cost = float(p.layer_costs(bits).sum())
+        least = min(least, float(curves.gather(2, index[..., None]).sum()) + price * cost)
+    assert found.damage + price * found.cost == pytest.approx(least, rel=2e-3)
+
+
+def test_a_group_that_costs_nothing_does_not_end_the_way_to_a_budget():
+    p = problem(macs=(0.0, 3.0, 2.0))
+    found = LeastDamage(p, damages(p, 2), p.levels).towards(p.low, budget=0.5 * float(p.relative_cost(p.high)), tolerance=0.02)
+    assert found.cost == pytest.approx(0.5 * float(p.relative_cost(p.high)), rel=0.1)

@@ -192,8 +192,9 @@ def test_checkpointed_parts_and_two_forwards_before_backward():
 
 
 def test_compiled_it_keeps_what_the_compiler_keeps():
-    models = [ldp_search.apply(nn.Sequential(nn.Linear(64, 64)), "ldp", torch.ones(1, 64), target_cost=0.6, grad_bits=32,
-                               activations=mode) for mode in ("16bit", "exact")]  # fmt: skip
+    options = {"policy": "bit_gradient", "target_cost": 0.6, "grad_bits": 32}  # one that measures nothing breaks no graph
+    models = [ldp_search.apply(nn.Sequential(nn.Linear(64, 64)), "ldp", torch.ones(1, 64), activations=mode, **options)
+              for mode in ("16bit", "exact")]  # fmt: skip
     models[1].load_state_dict(models[0].state_dict())
     compiled, x = torch.compile(models[0], backend="eager", fullgraph=True), torch.randn(100, 64)
     y = compiled(x)

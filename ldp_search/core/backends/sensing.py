@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..bits.damage import INPUT, INPUT_GRADIENT, SKETCH, WEIGHT, WEIGHT_GRADIENT, Sensed
-from ..quantize.gradient_quantizers import GradQuantizer
+from ..quantize.gradient_quantizers import GradQuantizer, PerSample
 
 PART = 16  # of a layer's batch, that the variance of its gradient is measured on
 SMALLEST = 1e-38  # of a sum of squares that something is divided by
@@ -24,7 +24,8 @@ class Sense:
     forward: (x, w) -> the product, linear in both. x_errors, w_errors: (levels,) mean squared errors at each number of bits.
     bits: (3,) or (4,) in force. kept: axes of w that the sum leaves. channel_dim: of the output's channels.
     weight: w is a weight; False: an activation, rounded sample by sample as x is. part: share of the batch (1 / part) that the
-    variance of the gradient is measured on. once: the gradient is rounded once for both products, whatever its quantizer does.
+    variance of a gradient with a scale a sample is measured on. once: the gradient is rounded once for both products,
+    whatever its quantizer does.
     """
 
     def __init__(
@@ -44,7 +45,6 @@ class Sense:
         self.sensed, self.row, self.forward, self.bits, self.kept = sensed, row, forward, bits, kept
         self.channel_dim, self.weight, self.part, self.once = channel_dim, weight, part, once
         self.x_errors, self.w_errors = x_errors, w_errors
-        sensed.order.setdefault(row)
 
     @torch.no_grad()
     def of_input(self, gx: Tensor, error: Tensor) -> None:
@@ -77,10 +77,11 @@ class Sense:
         scalars[3] += 1
         if quantizer is None:
             return
-        count = max(1, len(g) // self.part) if self.part > 1 else len(g)
+        parts = (quantizer, quantizer) if self.once else quantizer.parts(self.channel_dim)
+        alone = all(isinstance(part, PerSample) for part in parts)  # otherwise the whole batch has a say in every scale
+        count = max(1, len(g) // self.part) if alone else len(g)
         scale = len(g) / count
         g, x, w = (g, x_q.float(), w_q.float()) if scale == 1 else (g[:count], x_q[:count].float(), w_q.float())
-        parts = (quantizer, quantizer) if self.once else quantizer.parts(self.channel_dim)
         bits = self.bits[2], self.bits[-1]
         seen = self._variances(g, parts[0], bits[0])
         both = (seen, seen if parts[1] is parts[0] and len(self.bits) == 3 else self._variances(g, parts[1], bits[1]))

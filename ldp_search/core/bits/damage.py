@@ -53,6 +53,7 @@ class Sensed:
         self.curves, self.scalars, self.sketch = (tensor.to(device) for tensor in self.tensors())
 
     def clear(self) -> None:
+        self.order.clear()
         for tensor in self.tensors():
             tensor.zero_()
 
@@ -83,7 +84,7 @@ class DamageMeter:
         for key, value in now.items():
             self.state[key].lerp_(value, 1 - keep)
         self.state["mass"] = self.state["mass"] * keep + 1 - keep
-        self.state["order"] = list(sensed.order)
+        self.state["order"] = _merged(self.state["order"], list(sensed.order))
 
     @staticmethod
     def _terms(scalars: Tensor, order: dict[int, None]) -> float:
@@ -122,7 +123,9 @@ class DamageMeter:
         """(sites,) tr Sigma: |dL/dw|^2 less that of its mean, whose share a few elements tell."""
         s, keep = self.state, self.smoothing
         total, square, mean = s["w_gradient"] / s["mass"], s["square"] / s["mass"], s["mean"] / s["mass"]
-        own = (1 - keep) / (1 + keep)  # of the variance that is left in a moving average
+        own = (1 - keep) / (1 + keep) * (2 - s["mass"]) / s["mass"]  # of the variance that is left in a moving average
+        if own > 1 - 1e-9:  # one measurement tells no spread: a gradient of few samples is mostly noise
+            return total
         variance = (square - mean.square().sum(1)) / (1 - own)
         return total * (variance / square.clamp_min(1e-300)).clamp(0.0, 1.0)
 
@@ -136,3 +139,12 @@ class DamageMeter:
 
     def load_state_dict(self, state: dict | None) -> None:
         self.state = None if state is None else {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+
+
+def _merged(known: list[int], now: list[int]) -> list[int]:
+    """The order of this step, with the sites that it has skipped behind those that they came behind before."""
+    out = list(now)
+    for before, site in zip([None, *known], known, strict=False):
+        if site not in out:
+            out.insert(0 if before is None else out.index(before) + 1, site)
+    return out

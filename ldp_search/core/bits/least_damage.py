@@ -84,7 +84,7 @@ class LeastDamage:
             stuck = p.pool((p.searched & ~free).double()) > 0
             gain = p.pool(torch.where(free, self.damage(now.bits) - self.damage(trial), 0.0))
             cost = p.pool(p.cost_gradient(now.bits) * step)
-            use = (gain / cost).masked_fill(stuck | (p.members == 0), -math.inf if sign > 0 else math.inf)
+            use = (gain / cost).masked_fill(stuck | (cost == 0) | (p.members == 0), -math.inf if sign > 0 else math.inf)
             group = int(use.argmax() if sign > 0 else use.argmin())
             if not math.isfinite(float(use[group])):
                 break
@@ -98,27 +98,30 @@ class LeastDamage:
         bits, rest = bits.double().clone(), bits.double()
         for _ in range(SWEEPS):
             before = bits.clone()
-            for together in self.columns:
-                bits = self._best(price, bits, together, rest if inertia else None, 4.0**inertia)
+            for together, layers in self.columns:
+                bits = self._best(price, bits, together, layers, rest if inertia else None, 4.0**inertia)
             if torch.equal(bits, before):
                 break
         return bits
 
-    def _best(self, price: float, bits: Tensor, together: list[int], rest: Tensor | None, factor: float) -> Tensor:
-        """The best bits of some kinds, the others held; a change from `rest` must save `factor` times what it takes."""
+    def _best(
+        self, price: float, bits: Tensor, together: list[int], layers: Tensor, rest: Tensor | None, factor: float
+    ) -> Tensor:
+        """The best bits of some kinds in some layers, the others held.
+
+        layers: mask. A change from `rest` must save `factor` times what it takes.
+        """
         p, each = self.problem, self.levels[:, None, None]
         trial = bits.expand(len(self.levels), *bits.shape).clone()
-        searched = p.searched[:, together]
+        searched = p.searched[:, together] & layers[:, None]
         trial[..., together] = torch.where(searched, each, trial[..., together])
         costs = price * p.layer_costs(trial).T  # (layers, levels)
         damages = torch.where(searched[..., None], self.curves[:, together] + self.outside[:, together], 0.0)
         group = torch.where(searched, p.group[:, together], p.groups)  # the last one: not searched
-        layers = torch.where(
-            searched.any(1), group.min(1).values, p.groups
-        )  # a group of several kinds has each layer's cost once
+        once = torch.where(searched.any(1), group.min(1).values, p.groups)  # each layer's cost, whatever the kinds
         damage, cost = (torch.zeros(p.groups + 1, len(self.levels), dtype=torch.float64) for _ in range(2))
         damage.index_add_(0, group.flatten(), damages.flatten(0, 1))
-        cost.index_add_(0, layers, costs)
+        cost.index_add_(0, once, costs)
         if rest is not None:
             damage, cost = self._with_inertia(damage, cost, group, rest[:, together], factor)
         best = self.levels[(damage + cost).argmin(1)]
@@ -194,14 +197,24 @@ class LeastDamage:
         return sorted(out.values(), key=lambda c: -c.cost)
 
 
-def _columns_that_move_together(problem: Problem) -> list[list[int]]:
-    """The kinds, those that share a group in some layer in one list."""
+def _columns_that_move_together(problem: Problem) -> list[tuple[list[int], Tensor]]:
+    """(kinds, mask of layers): kinds that share a group move together in its layers, each by itself in the others."""
     kinds = problem.low.shape[1]
-    sets = [{k} for k in range(kinds)]
     groups = torch.where(problem.searched, problem.group, -1)
+    shared = torch.zeros(problem.groups + 1, dtype=torch.bool)  # groups of several kinds; the last one: not searched
+    sets = [{k} for k in range(kinds)]
     for a in range(kinds):
         for b in range(a):
-            if bool(((groups[:, a] == groups[:, b]) & (groups[:, a] >= 0)).any()):
+            both = (groups[:, a] == groups[:, b]) & (groups[:, a] >= 0)
+            shared[groups[both, a]] = True
+            if bool(both.any()):
                 merged = next(s for s in sets if a in s) | next(s for s in sets if b in s)
                 sets = [s for s in sets if not s & merged] + [merged]
-    return [sorted(s) for s in sets]
+    joint, everywhere = shared[groups], torch.ones(len(groups), dtype=torch.bool)
+    out: list[tuple[list[int], Tensor]] = []
+    for kinds_of_set in map(sorted, sets):
+        together = joint[:, kinds_of_set].any(1) if len(kinds_of_set) > 1 else everywhere
+        out.append((kinds_of_set, together))
+        if not together.all():
+            out.extend(([kind], ~together) for kind in kinds_of_set)
+    return out

@@ -20,16 +20,18 @@ def effective_rates(weights: list[list[Tensor]], optimizer=None) -> Tensor:
     """(sites,) float64 on the CPU.
 
     Args:
-        weights: of each site; those of one that holds none, or whose weights the optimizer does not know, take the median.
+        weights: of each site; those of one that holds none, or whose weights the optimizer does not know, take the median;
+            those that take no gradient do not move: 0.
         optimizer: a torch optimizer or a wrapper with `param_groups` and `state`; None: `DEFAULT_RATE` for all.
     """
+    frozen = torch.tensor([bool(tensors) and not any(w.requires_grad for w in tensors) for tensors in weights])
     if optimizer is None:
-        return torch.full((len(weights),), DEFAULT_RATE, dtype=torch.float64)
+        return torch.full((len(weights),), DEFAULT_RATE, dtype=torch.float64).masked_fill(frozen, 0.0)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     found: list[tuple[int, float, Tensor | None]] = []
     for site, tensors in enumerate(weights):
         weight = next((w for w in tensors if id(w) in groups), None)
-        if weight is not None:
+        if weight is not None and groups[id(weight)]["lr"] is not None:  # None: of its own devising (transformers' Adafactor)
             found.append((site, *_rate(weight, groups[id(weight)], optimizer.state.get(weight, {}))))
     rates = torch.full((len(weights),), torch.nan, dtype=torch.float64)
     squares = [square for _, _, square in found if square is not None]
@@ -37,12 +39,12 @@ def effective_rates(weights: list[list[Tensor]], optimizer=None) -> Tensor:
     for site, rate, square in found:
         rates[site] = rate if square is None else rate / next(known)
     middle = rates[~rates.isnan()].median() if found else torch.tensor(DEFAULT_RATE)
-    return torch.where(rates.isnan(), middle, rates)
+    return torch.where(rates.isnan(), middle, rates).masked_fill(frozen, 0.0)
 
 
 def learning_rate(optimizer=None) -> float:
     """The highest of an optimizer's groups; 0 without one."""
-    return 0.0 if optimizer is None else max(float(group["lr"]) for group in optimizer.param_groups)
+    return 0.0 if optimizer is None else max(float(group["lr"] or 0.0) for group in optimizer.param_groups)
 
 
 def _rate(weight: Tensor, group: dict, state: dict) -> tuple[float, Tensor | None]:
@@ -51,10 +53,10 @@ def _rate(weight: Tensor, group: dict, state: dict) -> tuple[float, Tensor | Non
     rate *= (1 - float(group.get("dampening") or 0.0) if momentum else 1.0) / (1 - momentum)
     second = next((state[name] for name in SECOND_MOMENTS if state.get(name) is not None), None)
     if second is not None:
-        steps = float(state.get("step", 1)) or 1.0
+        steps = float(state.get("step", group.get("step", 1))) or 1.0
         mass = 1 - float(group["betas"][1]) ** steps if "betas" in group else 1.0  # RMSprop does not correct its moment
         return rate, _whole(second).float().mean() / mass
-    if not any(name in group for name in ("betas", "alpha")):
+    if "momentum" in group and not any(name in group for name in ("betas", "alpha")):  # SGD and its like
         return rate, None
     if weight.grad is not None:
         return rate, _whole(weight.grad).float().square().mean()

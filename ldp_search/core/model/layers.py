@@ -96,7 +96,9 @@ def channel_axis(layer: nn.Module) -> int:
 
 
 def _linear(layer, site, x):
-    return site.layer(layer, x, LinearProduct())
+    """Also of one vector without a batch dimension: dimension 0 tells the samples apart wherever gradients are rounded."""
+    y = site.layer(layer, x.unsqueeze(0) if x.dim() == 1 else x, LinearProduct())
+    return y.squeeze(0) if x.dim() == 1 else y
 
 
 def _conv1d_of_transformers(layer, site, x):

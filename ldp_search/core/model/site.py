@@ -247,6 +247,8 @@ class Site:
     def _look(self, x: Tensor, w: Tensor, axes: tuple, own: bool = False) -> tuple[Tensor, Tensor]:
         """(levels,) squared errors of both operands at each number of bits; bounds move. own: the operands have none."""
         c, move = self.controller, not _recomputing()
+        if move and c.sensor is not None:  # the order of the forward, which a recomputation need not keep
+            c.sensor.record.order.setdefault(self.row)
         x_table = self.x_bounds[self.call_site] if not own and self.x_bounds is not None else None
         w_table = None if own else self.w_bounds
         x_stats, w_stats = measure(x.detach(), (), True), measure(w.detach(), axes, True)
