@@ -74,10 +74,6 @@ def help_text() -> str:
     lines = [EXAMPLES, "Keys and their defaults (a task's recipe may say otherwise: --print-config shows what holds):"]
     title = f"Keys of the search space, at the top level too, as space={DEFAULT_SPACE} has them (--list spaces):"
     of_space = ["", title, *_wrapped(space)]
-        "",
-        f"Keys of the search space, at the top level too, as space={DEFAULT_SPACE} has them (--list spaces):",
-        *_wrapped(space),
-    ]
     of_search = ["", "Keys of a search, which trials= begins:", *rows(OPTION_FIELDS)]
     return "\n".join([*lines, *rows(RUN_FIELDS), *of_space, *of_search])
 
