@@ -87,12 +87,15 @@ class DamageMeter:
         self.state["order"] = _merged(self.state["order"], list(sensed.order))
 
     @staticmethod
-    def _terms(scalars: Tensor, order: dict[int, None]) -> float:
-        """M: the last site's output has a gradient at as many places as the loss has terms."""
-        for site in reversed(order):
-            if scalars[site, 3] > 0:
-                return max(1.0, float(scalars[site, 2]))
-        return 1.0
+    def _terms(scalars: Tensor, order: dict[int, None]) -> Tensor:
+        """(1,) M: the last site's output has a gradient at as many places as the loss has terms."""
+        if not order:
+            return scalars.new_ones(1)
+        sites = torch.tensor(list(order), dtype=torch.long)
+        reached = scalars[sites, 3] > 0
+        last = (reached * torch.arange(1, len(sites) + 1)).argmax(0, keepdim=True)
+        terms = scalars[:, 2].gather(0, sites.gather(0, last))
+        return torch.where(reached.any(), terms, 1.0).clamp_min(1.0)
 
     @property
     def ready(self) -> bool:
