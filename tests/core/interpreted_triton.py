@@ -330,11 +330,11 @@ def test_a_training_step_is_that_of_the_formulas(quantizer, chosen):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
         x, options = torch.randn(2, 3, 6, 6), {"weight_quantizer": quantizer, "input_quantizer": quantizer}
-        space = ldp_search.SearchSpace(bits=(3, 8), grad_bits=32, target_cost=0.5, **options)
+        space = ldp_search.SearchSpace(policy="bit_gradient", bits=(3, 8), grad_bits=32, target_cost=0.5, **options)
         ldp = ldp_search.controller(formula(lambda model=model, space=space, x=x: ldp_search.apply(model, space, x[:1])))
         y = by(lambda model=model, x=x: model(x))
         by(lambda y=y: y.square().sum().backward())
-        results.append([y, *(p.grad for p in model.parameters()), ldp._grads, ldp._ranges])
-    assert {"rounded", "grid_gradients", "measure" if quantizer == "clip" else "grid"} <= set(chosen)
+        results.append([y, *(p.grad for p in model.parameters()), ldp.tensors.grads, ldp.tensors.ranges])
+    assert {"rounded", "grid_gradients", "measure" if quantizer in ("clip", "mse") else "grid"} <= set(chosen)
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
