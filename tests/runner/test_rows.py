@@ -92,7 +92,7 @@ def test_pictures_without_folders_of_splits(tmp_path):
 def test_pairs_without_folders_of_splits(tmp_path):
     for folder in ("images", "masks"):
         pictures(tmp_path / "all" / folder)
-    found = paired_folders(tmp_path / "all", ["train"], "", "")
+    found, *_ = paired_folders(tmp_path / "all", ["train"], "", "")
     kept, held = ({Path(item["path"]).stem + Path(item["path"]).parent.name for item in found[k]["image"]} for k in found)
     assert len(kept) == 16 and len(held) == 4 and not kept & held
 

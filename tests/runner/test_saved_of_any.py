@@ -152,7 +152,7 @@ def test_merged_adapters_come_back_from_the_folder_of_the_adapters(tmp_path):
     inputs = {"input_ids": TOKENS}
     adapted = peft.get_peft_model(bert(), peft.LoraConfig(target_modules=["query"], init_lora_weights=False))
     adapted.save_pretrained(tmp_path)
-    model = train(adapted.merge_and_unload(), inputs)
+    model = train(adapted.merge_and_unload().requires_grad_(), inputs)
     with pytest.warns(UserWarning, match="adapter_config.json"):
         save_pretrained(model, tmp_path)
     same(model, load_pretrained(tmp_path), inputs)
