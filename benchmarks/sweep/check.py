@@ -35,7 +35,8 @@ def space(attention: bool = True) -> dict:
 
 
 def apply(sample: Sample, attention: bool = True, **overrides):
-    """`apply` on a sample's model; returns the controller."""
+    """`apply` on a sample's model, by default with bits that take gradients; returns the controller."""
+    overrides = overrides if "space" in overrides else {"space": "bit_gradient"} | overrides
     ldp_search.apply(sample.model, example_inputs=sample.inputs, **space(attention), **overrides)
     return ldp_search.controller(sample.model)
 
