@@ -162,7 +162,7 @@ def watched(ldp):
 
     def watched_call(site, found, function, args, kwargs, weight, training):
         pair, y = found.operands(args, kwargs), call(site, found, function, args, kwargs, weight, training)
-        if weight == 1 and found.layer(args, kwargs) is not None:
+        if weight == 1 and found.as_layer_call(args, kwargs) is not None:
             return y  # it came as a product
         w, x = (pair[0], pair[1]) if weight == 0 else (pair[1], pair[0])
         return note(site, y, w, x)
