@@ -90,7 +90,7 @@ class Learned(Policy):
         p = self.problem
         if p.target_cost is None:
             return
-        first, low, high = (self.warmup * float(p.relative_cost(b)) for b in (bits, p.low, p.high))
+        first = self.warmup * float(p.relative_cost(bits))
         least, most = (first + (1 - self.warmup) * float(p.relative_cost(b)) for b in (p.low, p.high))
         if least > p.target_cost or p.target_cost > most + 1e-9:
             raise ValueError(
