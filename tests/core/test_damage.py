@@ -11,7 +11,7 @@ from torch import nn
 
 import ldp_search
 from ldp_search.core.backends.sensing import Sense
-from ldp_search.core.bits.damage import SKETCH, DamageMeter, Sensed, _merged
+from ldp_search.core.bits.damage import PASSES, SKETCH, SKETCH_SQUARE, TERMS, W_SQUARE, X_SQUARE, DamageMeter, Sensed, _merged
 from ldp_search.core.model import site as sites
 
 WEIGHT, INPUT, INPUT_GRADIENT, WEIGHT_GRADIENT = range(4)
@@ -335,8 +335,8 @@ def test_micro_batches_add_up_to_the_batch(whole_batches):
     torch.testing.assert_close(apart[0][0, INPUT, 2], together[0][0, INPUT, 2], rtol=0.05, atol=0)  # gradients are rounded
     for kind in (INPUT_GRADIENT, WEIGHT_GRADIENT):
         torch.testing.assert_close(apart[0][0, kind, 6], together[0][0, kind, 6], rtol=1e-3, atol=0)
-    assert together[1][0, 2] == apart[1][0, 2] == 16, "terms of the loss"
-    torch.testing.assert_close(apart[1][0, 0], together[1][0, 0], rtol=0.05, atol=0)
+    assert together[1][0, TERMS] == apart[1][0, TERMS] == 16, "terms of the loss"
+    torch.testing.assert_close(apart[1][0, X_SQUARE], together[1][0, X_SQUARE], rtol=0.05, atol=0)
     torch.testing.assert_close(apart[2], together[2], rtol=0.05, atol=0.05 * float(together[2].abs().max()))
 
 
@@ -439,6 +439,41 @@ def test_checkpointing_keeps_the_order_of_the_layers(reentrant):
     assert ldp.sensor.meter.state["order"] == [0, 1, 2]
 
 
+class Twice(nn.Module):
+    """One layer called on inputs of two sizes, `together` in one piece that is computed again, or each in its own."""
+
+    def __init__(self, recomputed: str):
+        super().__init__()
+        self.layer, self.recomputed = nn.Linear(6, 6), recomputed
+
+    def forward(self, x):
+        def again(function, x):
+            return torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False)
+
+        if self.recomputed == "together":
+            return again(lambda x: self.layer(torch.relu(self.layer(x)) * 9), x)
+        if self.recomputed == "apart":
+            return again(self.layer, torch.relu(again(self.layer, x)) * 9)
+        return self.layer(torch.relu(self.layer(x)) * 9)
+
+
+@pytest.mark.parametrize("recomputed", ["together", "apart"])
+def test_a_layer_called_twice_is_computed_again_within_the_bounds_of_each_call(recomputed):
+    results = []
+    for how in ("never", recomputed):
+        torch.manual_seed(0)
+        model = Twice(how)
+        ldp = searched(model, torch.zeros(2, 6), sense_every=2)
+        assert len(ldp.tensors.ranges) == 2
+        for step in range(4):
+            model.zero_grad()
+            model(torch.randn(8, 6, requires_grad=True)).square().mean().backward()
+            ldp.step((step + 1) / 10)
+        results.append([model.layer.weight.grad, ldp.tensors.ranges])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_layer_that_a_step_skips_keeps_its_place():
     assert _merged([], [0, 2]) == [0, 2]
     assert _merged([0, 1, 2], [0, 2]) == [0, 1, 2]
@@ -446,16 +481,37 @@ def test_a_layer_that_a_step_skips_keeps_its_place():
     assert _merged([0, 2], [0, 1, 2]) == [0, 1, 2]
 
 
+def gradients_of_a_step(sensed: Sensed, parts: list[torch.Tensor], ranks: int = 1) -> None:
+    """What `Sense` records of them: each rank has its share of the parts, and the ranks' records are averaged."""
+    sensed.clear()
+    sensed.order[0] = None
+    for gradient in parts:
+        sensed.sketch[0] += gradient / ranks
+        sensed.scalars[0, [W_SQUARE, SKETCH_SQUARE]] += gradient.square().sum() / ranks
+        sensed.scalars[0, PASSES] += 1
+
+
+@pytest.mark.parametrize("parts, ranks", [(1, 1), (4, 1), (2, 2), (8, 4)])
 @pytest.mark.parametrize("measurements", [2, 3, 10, 40])
-def test_the_spread_of_a_gradient_is_right_from_the_second_measurement_on(measurements):
+def test_the_spread_of_a_step_s_gradient_is_right_from_the_second_measurement_on(measurements, parts, ranks):
+    """Every element is 1 + noise of variance 1, whatever parts and ranks it is summed over."""
     draw, spreads = torch.Generator().manual_seed(0), []
     for _ in range(60):
         sensed, meter = Sensed(1, torch.arange(3.0, 9.0)), DamageMeter(0.9)
         for _ in range(measurements):
-            sensed.clear()
-            sensed.order[0] = None
-            gradient = 1 + torch.randn(SKETCH, generator=draw)
-            sensed.sketch[0], sensed.scalars[0, 1], sensed.scalars[0, 3] = gradient, gradient.square().sum(), 1
+            noise = torch.randn(parts, SKETCH, generator=draw)
+            gradients_of_a_step(sensed, [ranks * (1 / parts + n / parts**0.5) for n in noise], ranks)
             meter.update(sensed)
         spreads.append(float(meter._spread()))
     assert sum(spreads) / len(spreads) == pytest.approx(SKETCH, rel=0.1)
+
+
+def test_a_step_that_overflowed_tells_nothing():
+    sensed, meter = Sensed(1, torch.arange(3.0, 9.0)), DamageMeter(0.9)
+    gradients_of_a_step(sensed, [torch.ones(SKETCH)])
+    meter.update(sensed)
+    before = {name: copy.deepcopy(value) for name, value in meter.state.items()}
+    sensed.curves[0, INPUT, 0] = torch.inf
+    meter.update(sensed)
+    assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(before[name])) for name, value in meter.state.items())
+    assert not DamageMeter(0.9).ready

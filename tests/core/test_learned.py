@@ -226,3 +226,14 @@ def test_a_budget_out_of_reach_for_the_start_is_refused_when_the_operations_are_
 def test_errors(mlp, options, message):
     with pytest.raises(ValueError, match=message):
         ldp_search.apply(mlp(), space=options, example_inputs=torch.zeros(1, 8))
+
+
+@pytest.mark.parametrize("start", ["high", "middle", "low", "target"])
+def test_a_learning_rate_that_rises_for_long_costs_no_budget(square, start):
+    ldp = square(3, target_cost=0.25, bits=(2, 8), grad_bits=(3, 8), policy={"name": "learned", "start": start})
+    known(ldp, [[1.0, 1.0, 0.1]] * 3)
+    ldp.sensor.warming_up = True
+    history = finish(ldp, 100)
+    held = sum(bits == history[0] for bits in history)
+    assert held > 2, "the bits stay for a while"
+    assert ldp.cost().mean_relative == pytest.approx(0.25, rel=0.005)

@@ -133,3 +133,12 @@ def test_a_group_that_costs_nothing_does_not_end_the_way_to_a_budget():
     p = problem(macs=(0.0, 3.0, 2.0))
     found = LeastDamage(p, damages(p, 2), p.levels).towards(p.low, budget=0.5 * float(p.relative_cost(p.high)), tolerance=0.02)
     assert found.cost == pytest.approx(0.5 * float(p.relative_cost(p.high)), rel=0.1)
+
+
+@pytest.mark.parametrize("budget", [0.05, 1.0])
+def test_the_way_to_a_far_budget_takes_one_bit_at_a_time(budget):
+    p = problem(macs=(1.0, 3.0, 2.0))
+    search, bits = LeastDamage(p, damages(p, 2), p.levels), torch.round((p.low + p.high) / 2).double()
+    found = search.towards(search.moved(0.1, bits, 0.25).bits, budget, 0.01, bits)
+    assert (found.bits - bits).abs().max() == 1
+    assert abs(found.cost - budget) < abs(float(p.relative_cost(bits)) - budget)

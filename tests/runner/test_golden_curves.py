@@ -45,7 +45,11 @@ def curves(space: str, folder: Path) -> dict[str, list]:
 
 def machine() -> list[str]:
     """What the last digits depend on."""
-    return [torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    info = Path("/proc/cpuinfo")
+    lines = [] if not info.is_file() else info.read_text().split("\n\n")[0].splitlines()
+    known = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    processor = " ".join(known.get(key, "") for key in ("vendor_id", "cpu family", "model", "stepping"))
+    return [torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), processor]
 
 
 @pytest.mark.parametrize("policy", SPACES)

@@ -11,7 +11,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..bits.damage import INPUT, INPUT_GRADIENT, SKETCH, WEIGHT, WEIGHT_GRADIENT, Sensed
+from ..bits.damage import (
+    INPUT,
+    INPUT_GRADIENT,
+    PASSES,
+    SKETCH,
+    SKETCH_SQUARE,
+    TERMS,
+    W_SQUARE,
+    WEIGHT,
+    WEIGHT_GRADIENT,
+    X_SQUARE,
+    Sensed,
+)
 from ..quantize.gradient_quantizers import GradQuantizer, PerSample
 
 PART = 16  # of a layer's batch, that the variance of its gradient is measured on
@@ -52,36 +64,39 @@ class Sense:
         error = error.float()
         dots = (gx.float() * error).reshape(len(gx), -1).sum(1)
         self.sensed.curves[self.row, INPUT] += _at_all_bits(dots, error, self.x_errors)
-        self.sensed.scalars[self.row, 0] += gx.float().square().sum()
+        self.sensed.scalars[self.row, X_SQUARE] += gx.float().square().sum()
 
     @torch.no_grad()
     def of_weight(self, gw: Tensor, error: Tensor) -> None:
         """The same of the second operand."""
-        gw, error = gw.float(), error.float()
+        gw, error, scalars = gw.float(), error.float(), self.sensed.scalars[self.row]
         if self.weight:
             summed = [d for d in range(gw.dim()) if d not in {axis % gw.dim() for axis in self.kept}]
             dots = (gw * error).sum(summed) if summed else gw * error
             flat = gw.reshape(-1)
             flat = flat[:: max(1, flat.numel() // SKETCH)][:SKETCH]
             self.sensed.sketch[self.row, : len(flat)] += flat
+            scalars[W_SQUARE] += gw.square().sum()
+            scalars[SKETCH_SQUARE] += flat.square().sum()
         else:
             dots = (gw * error).reshape(len(gw), -1).sum(1)
         self.sensed.curves[self.row, WEIGHT] += _at_all_bits(dots, error, self.w_errors)
-        self.sensed.scalars[self.row, 1] += gw.square().sum() * self.weight
 
     @torch.no_grad()
     def of_gradient(self, g: Tensor, x_q: Tensor, w_q: Tensor, quantizer: GradQuantizer | None) -> None:
         """g: dL/dy before its rounding, by `quantizer` (None: it is not rounded), (samples, ...)."""
         scalars = self.sensed.scalars[self.row]
-        scalars[2] += (g.abs().amax(self.channel_dim) > 0).sum()
-        scalars[3] += 1
+        scalars[TERMS] += (g.abs().amax(self.channel_dim) > 0).sum()
+        scalars[PASSES] += 1
         if quantizer is None:
             return
         parts = (quantizer, quantizer) if self.once else quantizer.parts(self.channel_dim)
         alone = all(isinstance(part, PerSample) for part in parts)  # otherwise the whole batch has a say in every scale
         count = max(1, len(g) // self.part) if alone else len(g)
         scale = len(g) / count
-        g, x, w = (g, x_q.float(), w_q.float()) if scale == 1 else (g[:count], x_q[:count].float(), w_q.float())
+        apart = len(g) // count  # spread over the batch: its head is no fair sample where time comes first
+        every = slice(None, count * apart, apart)
+        g, x, w = g[every], x_q[every].float(), w_q.float()
         bits = self.bits[2], self.bits[-1]
         seen = self._variances(g, parts[0], bits[0])
         both = (seen, seen if parts[1] is parts[0] and len(self.bits) == 3 else self._variances(g, parts[1], bits[1]))

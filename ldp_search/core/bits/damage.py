@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 WEIGHT, INPUT, INPUT_GRADIENT, WEIGHT_GRADIENT = range(4)
+X_SQUARE, W_SQUARE, SKETCH_SQUARE, TERMS, PASSES = range(5)  # columns of `Sensed.scalars`
 SKETCH = 256  # elements of a weight's gradient that tell its mean from its spread
 DEFAULT_RATE = 1.0
 """Effective learning rate where no optimizer tells: that of SGD at 0.1 with momentum 0.9."""
@@ -34,8 +35,9 @@ class Sensed:
     """What one step's backward passes tell of every site; accumulated by `backends.sensing`, averaged over ranks.
 
     curves: (sites, 4, levels): sum (g . e)^2 of the weight, sum (G_n . e_n)^2 of the input, V1, V2.
-    scalars: (sites, 4): |dL/dx|^2, |dL/dw|^2, terms of the loss that the site's output tells of, backward passes.
-    sketch: (sites, SKETCH) elements of dL/dw. order: the sites as the forward met them, each once.
+    scalars: (sites, 5): |dL/dx|^2, |dL/dw|^2 and that of its sketch, each summed over backward passes; terms of the loss that
+    the site's output tells of; backward passes.
+    sketch: (sites, SKETCH) elements of dL/dw, of all passes together. order: the sites as the forward met them, each once.
     """
 
     def __init__(self, sites: int, levels: Tensor):
@@ -43,7 +45,7 @@ class Sensed:
         self.levels = levels
         self.order: dict[int, None] = {}
         self.curves = torch.zeros(sites, 4, len(levels), **made)
-        self.scalars, self.sketch = torch.zeros(sites, 4, **made), torch.zeros(sites, SKETCH, **made)
+        self.scalars, self.sketch = torch.zeros(sites, 5, **made), torch.zeros(sites, SKETCH, **made)
 
     def tensors(self) -> list[Tensor]:
         return [self.curves, self.scalars, self.sketch]
@@ -69,32 +71,36 @@ class DamageMeter:
         self.state: Any = None  # {name: tensor, "mass": float, "order": list} from the first measurement on
 
     def update(self, sensed: Sensed) -> None:
-        """Take in one step's measurement; one of a single transfer from the device."""
-        curves, scalars, sketch = (t.detach().to("cpu", torch.float64) for t in sensed.tensors())
-        terms = self._terms(scalars, sensed.order)
+        """Take in one step's measurement, in one transfer from the device. A step that overflowed tells nothing."""
+        found = [tensor.detach().to("cpu", torch.float64) for tensor in sensed.tensors()]
+        if all_finite(found):
+            self._take_in(list(sensed.order), *found)
+
+    def _take_in(self, order: list[int], curves: Tensor, scalars: Tensor, sketch: Tensor) -> None:
+        terms = self._terms(scalars, order)
         curves[:, :2] *= terms / 2
         now = {
-            "curves": curves, "x_gradient": scalars[:, 0], "w_gradient": scalars[:, 1],
-            "mean": sketch, "square": sketch.square().sum(1), "known": (scalars[:, 3] > 0).double(),
+            "curves": curves, "x_gradient": scalars[:, X_SQUARE], "w_gradient": scalars[:, W_SQUARE],
+            "sketches": scalars[:, SKETCH_SQUARE], "mean": sketch, "square": sketch.square().sum(1),
+            "known": (scalars[:, PASSES] > 0).double(),
         }  # fmt: skip
-        now = {key: torch.nan_to_num(value, 0.0, 0.0, 0.0) for key, value in now.items()}
         if self.state is None:
             self.state = {key: torch.zeros_like(value) for key, value in now.items()} | {"mass": 0.0, "order": []}
         keep = self.smoothing
         for key, value in now.items():
             self.state[key].lerp_(value, 1 - keep)
         self.state["mass"] = self.state["mass"] * keep + 1 - keep
-        self.state["order"] = _merged(self.state["order"], list(sensed.order))
+        self.state["order"] = _merged(self.state["order"], order)
 
     @staticmethod
-    def _terms(scalars: Tensor, order: dict[int, None]) -> Tensor:
+    def _terms(scalars: Tensor, order: list[int]) -> Tensor:
         """(1,) M: the last site's output has a gradient at as many places as the loss has terms."""
         if not order:
             return scalars.new_ones(1)
-        sites = torch.tensor(list(order), dtype=torch.long)
-        reached = scalars[sites, 3] > 0
+        sites = torch.tensor(order, dtype=torch.long)
+        reached = scalars[sites, PASSES] > 0
         last = (reached * torch.arange(1, len(sites) + 1)).argmax(0, keepdim=True)
-        terms = scalars[:, 2].gather(0, sites.gather(0, last))
+        terms = scalars[:, TERMS].gather(0, sites.gather(0, last))
         return torch.where(reached.any(), terms, 1.0).clamp_min(1.0)
 
     @property
@@ -109,7 +115,7 @@ class DamageMeter:
         """
         s = self.state
         found = s["curves"] / s["mass"]
-        noise = rates * self._spread() / self.ranks
+        noise = rates * self._spread()
         order = torch.tensor(s["order"], dtype=torch.long)
         earlier = torch.zeros_like(noise)
         earlier[order] = noise[order].cumsum(0) - noise[order]
@@ -123,14 +129,18 @@ class DamageMeter:
         return curves
 
     def _spread(self) -> Tensor:
-        """(sites,) tr Sigma: |dL/dw|^2 less that of its mean, whose share a few elements tell."""
+        """(sites,) tr Sigma of the step's whole gradient: the variance of the elements of the sketch, as a share of all.
+
+        What share they are of is told pass by pass, since |dL/dw|^2 is known of each pass alone (and of each rank).
+        """
         s, keep = self.state, self.smoothing
-        total, square, mean = s["w_gradient"] / s["mass"], s["square"] / s["mass"], s["mean"] / s["mass"]
+        square, mean = s["square"] / s["mass"], s["mean"] / s["mass"]
+        all_for_one = s["w_gradient"] / s["sketches"].clamp_min(1e-300)
         own = (1 - keep) / (1 + keep) * (2 - s["mass"]) / s["mass"]  # of the variance that is left in a moving average
         if own > 1 - 1e-9:  # one measurement tells no spread: a gradient of few samples is mostly noise
-            return total
+            return square * all_for_one
         variance = (square - mean.square().sum(1)) / (1 - own)
-        return total * (variance / square.clamp_min(1e-300)).clamp(0.0, 1.0)
+        return torch.minimum(variance.clamp_min(0.0), square) * all_for_one
 
     @property
     def known(self) -> Tensor:
@@ -142,6 +152,11 @@ class DamageMeter:
 
     def load_state_dict(self, state: dict | None) -> None:
         self.state = None if state is None else {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether there is neither an infinity nor a NaN in any of them. Waits for the device."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _merged(known: list[int], now: list[int]) -> list[int]:

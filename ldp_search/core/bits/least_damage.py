@@ -70,10 +70,11 @@ class LeastDamage:
         """
         return self.choice(self._descend(price, bits.double(), inertia))
 
-    def towards(self, bits: Tensor, budget: float, tolerance: float) -> Choice:
+    def towards(self, bits: Tensor, budget: float, tolerance: float, rest: Tensor | None = None) -> Choice:
         """`bits` after the fewest changes by one bit, each of the most use, that bring the cost near to a budget.
 
-        tolerance: how near, as a share of the budget.
+        tolerance: how near, as a share of the budget. rest: bits in force, of which none comes further away than one (None: as
+            far as the budget asks for).
         """
         p, now = self.problem, self.choice(bits.double())
         while abs(now.cost - budget) > tolerance * budget:
@@ -81,6 +82,8 @@ class LeastDamage:
             step = torch.where(p.searched, sign, 0.0).double()
             trial = now.bits + step
             free = p.searched & (trial >= p.low) & (trial <= p.high)
+            if rest is not None:
+                free &= (trial - rest).abs() <= 1
             stuck = p.pool((p.searched & ~free).double()) > 0
             gain = p.pool(torch.where(free, self.damage(now.bits) - self.damage(trial), 0.0))
             cost = p.pool(p.cost_gradient(now.bits) * step)

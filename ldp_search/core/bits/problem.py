@@ -17,8 +17,8 @@ from .space import FULL_PRECISION
 class Problem:
     """What a policy may know of the network. A coordinate is (layer, kind), kind being weight, input, grad.
 
-    low, high: (layers, 3) ranges; equal where the bits are fixed. macs: (layers,), per sample.
-    group: (layers, 3) index of the coordinate's group (by granularity and ties), any where the bits are fixed. groups: how
+    low, high: (layers, kinds) ranges; equal where the bits are fixed. macs: (layers,), per sample.
+    group: (layers, kinds) index of the coordinate's group (by granularity and ties), any where the bits are fixed. groups: how
     many; the searched coordinates of one share their range.
     """
 
@@ -37,7 +37,7 @@ class Problem:
 
     @property
     def searched(self) -> Tensor:
-        """(layers, 3) mask of the coordinates that have a range."""
+        """(layers, kinds) mask of the coordinates that have a range."""
         return self.high > self.low
 
     @property
@@ -51,12 +51,12 @@ class Problem:
         return training_bitops(self.macs, bits.double()) / training_bitops(self.macs, self.high.double()).sum()
 
     def relative_cost(self, bits: Tensor) -> Tensor:
-        """Training BitOPs at `bits` (..., layers, 3), relative to the highest bits; float64."""
+        """Training BitOPs at `bits` (..., layers, kinds), relative to the highest bits; float64."""
         cost = training_bitops(self.macs, bits.double()).sum(-1)
         return cost / training_bitops(self.macs, self.high.double()).sum()
 
     def cost_gradient(self, bits: Tensor) -> Tensor:
-        """d relative_cost / d bits, (layers, 3)."""
+        """d relative_cost / d bits, (layers, kinds)."""
         gradient = training_bitops_gradient(self.macs, bits.double())
         return gradient / training_bitops(self.macs, self.high.double()).sum()
 
@@ -66,16 +66,16 @@ class Problem:
         return self.pool(torch.ones_like(self.low))
 
     def mean(self, values: Tensor) -> Tensor:
-        """(layers, 3) -> (groups,): means over the searched coordinates of each group."""
+        """(layers, kinds) -> (groups,): means over the searched coordinates of each group."""
         return self.pool(values) / self.members
 
     def pool(self, values: Tensor) -> Tensor:
-        """(layers, 3) -> (groups,): sums over the searched coordinates of each group."""
+        """(layers, kinds) -> (groups,): sums over the searched coordinates of each group."""
         values = torch.where(self.searched, values, 0).flatten()
         return torch.zeros(self.groups, dtype=values.dtype, device=values.device).index_add_(0, self.group.flatten(), values)
 
     def spread(self, values: Tensor) -> Tensor:
-        """(..., groups) -> (..., layers, 3): each coordinate takes its group's value, within its own range."""
+        """(..., groups) -> (..., layers, kinds): each coordinate takes its group's value, within its own range."""
         return torch.minimum(torch.maximum(values[..., self.group], self.low), self.high)
 
 
@@ -83,7 +83,7 @@ class Problem:
 class Signals:
     """What one optimizer step tells the policy.
 
-    progress: end of the step, 0 to 1. bits: (layers, 3) in force during it. grads: d loss / d bits, (layers, 3), averaged
+    progress: end of the step, 0 to 1. bits: (layers, kinds) in force during it. grads: d loss / d bits, of that shape, averaged
     over the ranks. loss: mean training loss (0-d) or None. spent: integral of the relative cost over progress so far (0-d).
     warming_up: the learning rate still rises, so that damages measured now say little about the steps to come.
     damage: call it for the (layers, kinds, levels) damages of `bits.damage`, on the CPU; None before anything is measured.

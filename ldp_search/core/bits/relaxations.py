@@ -17,7 +17,7 @@ from ..registry import Component, register
 
 
 class Relaxation(Component, kind="relaxation"):
-    """Base. `realize` maps real-valued bits (layers, 3) to the bits in force; the gradient passes straight through.
+    """Base. `realize` maps real-valued bits (layers, kinds) to the bits in force; the gradient passes straight through.
 
     interpolates: bits in force may be fractional; a layer then evaluates both neighbouring bit-widths.
     """

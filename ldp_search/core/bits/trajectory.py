@@ -28,7 +28,7 @@ class Trajectory:
         self._last: tuple[float, Tensor] | None = None
 
     def append(self, progress: float, bits: Tensor) -> None:
-        """Record the bits (layers, 3) that were in force up to `progress`."""
+        """Record the bits (layers, kinds) that were in force up to `progress`."""
         row = bits.to(torch.uint8) if not bits.is_floating_point() else torch.round(bits).to(torch.uint8)
         self._last = (progress, row)
         if self.seen % self.stride == 0:
@@ -57,7 +57,7 @@ class Trajectory:
 
     @property
     def bits(self) -> Tensor:
-        """(records, layers, 3) uint8 on the host: weight, input and gradient bits."""
+        """(records, layers, kinds) uint8 on the host."""
         if self._last is None or self._rows is None:
             return torch.empty(0, len(self.layers), 3, dtype=torch.uint8, device="cpu")
         rows = self._rows[: len(self._progress)].cpu()

@@ -1,6 +1,6 @@
 """The controller: everything that LDP adds to a model, and the one call of a training step, `ldp.step(progress)`.
 
-It holds the bits of all layers as one (layers, 3) tensor of weight, input and gradient bits on the model's device. Layers
+It holds the bits of all layers as one (layers, kinds) tensor on the model's device: weight, input and gradient bits. Layers
 see rows of it (leaves whose `.grad` are rows of one gradient tensor), so that a step is a handful of operations on small
 tensors whatever the number of layers, with no transfer to the host and nothing that torch.compile would recompile for.
 """
@@ -136,7 +136,7 @@ class Controller:
         return self.relaxation.realize(bits, previous, self.policy.hysteresis, progress, self._uniform)
 
     def _uniform(self) -> Tensor:
-        """Random numbers (layers, 3) in [0, 1), one a group: coordinates that share their bits share the draw."""
+        """Random numbers (layers, kinds) in [0, 1), one a group: coordinates that share their bits share the draw."""
         drawn = torch.rand(self.problem.groups, generator=self.generator, dtype=torch.float32, device="cpu")
         return drawn.to(self.tensors.bits.device, non_blocking=True)[self.problem.group]
 
@@ -153,7 +153,8 @@ class Controller:
             optimizer: of the weights; its learning rate is what the noise of rounded gradients counts by. Without one an
                 effective rate of 1 is taken (SGD at 0.1 with momentum 0.9).
 
-        A loss scaled for fp16 scales the bits' gradients too: 'learned' with a target does not mind, others do.
+        A loss scaled for fp16 scales the bits' gradients too: 'learned' with a target does not mind (though
+        `damage()` is then of the scaled loss), others do.
 
         Raises:
             ValueError: progress out of order, or no loss for a policy that needs one.
@@ -202,12 +203,12 @@ class Controller:
     # -- what it tells ----------------------------------------------------------------------------------------------
 
     def parameters(self) -> dict[str, Tensor]:
-        """The architecture tensors, in force now, with `.grad` since the last step: bits (layers, 3), and clips' logarithms."""
+        """The architecture tensors, with `.grad` since the last step: bits (layers, kinds) in force, clips' logarithms."""
         out = {"bits": leaf(self.tensors.bits, self.tensors.grads)}
         return out | ({"log_clips": leaf(self.tensors.clips, self.tensors.clip_grads)} if self.tensors.clips.numel() else {})
 
     def bits(self) -> dict[str, AnyBits]:
-        """{layer name: Bits(weight, input, grad)}, integers in force now."""
+        """{layer name: Bits(weight, input, grad)}, integers in force; SplitBits where the space splits the gradient's."""
         rows = torch.round(self.tensors.bits).int().tolist()
         return {name: as_bits(row) for name, row in zip(self._names, rows, strict=True)}
 

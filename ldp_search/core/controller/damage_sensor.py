@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..bits.damage import DamageMeter, Sensed
+from ..bits.damage import SKETCH_SQUARE, DamageMeter, Sensed
 from ..model.sites import SiteSpec
 from .distributed import average_over_ranks, ranks
 from .learning_rates import effective_rates, learning_rate
@@ -37,7 +37,7 @@ class DamageSensor:
         """Undo a factor on the loss (fp16): what is recorded is of the second order in gradients, the sketch of the first."""
         for tensor, factor in (
             (self.record.curves, scale**2),
-            (self.record.scalars[:, :2], scale**2),
+            (self.record.scalars[:, : SKETCH_SQUARE + 1], scale**2),
             (self.record.sketch, scale),
         ):
             tensor.div_(factor)

@@ -34,7 +34,7 @@ class FrontPoint(NamedTuple):
 
 
 class Front(NamedTuple):
-    """points: from the dearest to the cheapest. now: the bits in force, among them."""
+    """points: from the dearest to the cheapest. now: the bits in force, which may lie above the line of the points."""
 
     points: list[FrontPoint]
     now: FrontPoint

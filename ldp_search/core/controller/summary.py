@@ -14,12 +14,13 @@ def summarize(controller: Controller) -> str:
     """Layers with their MACs, ranges and bits; then the cost and the coverage."""
     bits, problem = controller.bits(), controller.problem
     width = max([len("layer"), *(min(len(name), 48) for name in bits)])
-    lines = [f"{'layer':<{width}}  {'kind':<14} {'MACs':>12} {'weights':>10}   w  x  g  range"]
+    kinds = "w  x  g" if problem.low.shape[1] == 3 else "w  x gx gw"  # each gradient's bits, where they are split
+    lines = [f"{'layer':<{width}}  {'kind':<14} {'MACs':>12} {'weights':>10}   {kinds}  range"]
     for row, (name, spec) in enumerate(controller.layers.items()):
         b = bits[name]
         lines.append(
             f"{elide(name, width):<{width}}  {spec.kind:<14} {spec.macs:>12,} {spec.weight_numel:>10,}  "
-            f"{b.weight:>2} {b.input:>2} {b.grad:>2}  {_ranges(problem.low[row].tolist(), problem.high[row].tolist())}"
+            f"{' '.join(f'{n:>2}' for n in b)}  {_ranges(problem.low[row].tolist(), problem.high[row].tolist())}"
         )
     cost, coverage = controller.cost(), controller.coverage
     if (profile := controller.profile) is None:

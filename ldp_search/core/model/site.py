@@ -58,6 +58,7 @@ class Site:
         self.controller, self.row, self.name, self.axis, self.highest = controller, row, name, axis, highest
         self.quantize_grad = highest[2] < FULL_PRECISION
         self.call_site = 0  # of the next call in this forward
+        self._ends: Tensor | None = None  # (call sites, 2) smallest and largest input of each call, for recomputations
         self.seen = False  # whether a forward with quantization on has come here
 
     def __deepcopy__(self, memo: dict):
@@ -65,7 +66,7 @@ class Site:
         return copy_with_model(self, self.controller, memo)
 
     def __getstate__(self) -> dict:
-        handed_out_anew = "bits", "grad_bits", "ranges", "x_clip", "w_clip", "x_bounds", "w_bounds"
+        handed_out_anew = "bits", "grad_bits", "ranges", "x_clip", "w_clip", "x_bounds", "w_bounds", "_ends"
         return {name: value for name, value in self.__dict__.items() if name not in handed_out_anew}
 
     def __setstate__(self, state: dict) -> None:
@@ -249,9 +250,9 @@ class Site:
         c, move = self.controller, not _recomputing()
         if move and c.sensor is not None:  # the order of the forward, which a recomputation need not keep
             c.sensor.record.order.setdefault(self.row)
-        x_table = self.x_bounds[self.call_site] if not own and self.x_bounds is not None else None
-        w_table = None if own else self.w_bounds
         x_stats, w_stats = measure(x.detach(), (), True), measure(w.detach(), axes, True)
+        x_table = None if own else self._x_table(x_stats)
+        w_table = None if own else self.w_bounds
         return (
             clipping.look(c.input_quantizer, x, x_stats, (), c.levels, x_table, move),
             clipping.look(c.weight_quantizer, w, w_stats, axes, c.levels, w_table, move),
@@ -267,7 +268,8 @@ class Site:
         """The grid of the input at the bits in force, in evaluation; call_site: which call of the forward."""
         stats = Statistics(*(self.ranges[call_site, :3] / self.ranges[call_site, 3]).unbind())
         bits = self.bits[1].detach()
-        return self.controller.input_quantizer.grid(stats, bits, False, self._input_clip(bits, call_site))
+        clip = self._input_clip(bits, None if self.x_bounds is None else self.x_bounds[call_site])
+        return self.controller.input_quantizer.grid(stats, bits, False, clip)
 
     def _weight_grid(self, w: Tensor, axes: tuple[int, ...], learned: bool = True) -> GridAt:
         quantizer = self.controller.weight_quantizer
@@ -282,16 +284,31 @@ class Site:
     def _bound(self, table: Tensor, bits: Tensor) -> Tensor:
         return clipping.bound_at(table, bits, self.controller.levels)
 
-    def _input_clip(self, bits: Tensor, call_site: int) -> Tensor | None:
-        if self.x_bounds is not None:
-            return self._bound(self.x_bounds[call_site], bits)
+    def _input_clip(self, bits: Tensor, table: Tensor | None) -> Tensor | None:
+        if table is not None:
+            return self._bound(table, bits)
         return None if self.x_clip is None else self.x_clip.exp().view(())
 
+    @torch.no_grad()
+    def _x_table(self, batch: Statistics) -> Tensor | None:
+        """The bounds of the call whose turn it is; in a recomputation, of the call that had an input of the same range."""
+        if self.x_bounds is None or len(self.x_bounds) == 1:
+            return None if self.x_bounds is None else self.x_bounds[0]
+        if self._ends is None or self._ends.device != batch.low.device:
+            self._ends = torch.full((len(self.x_bounds), 2), torch.nan, dtype=torch.float32, device=batch.low.device)
+        ends = torch.stack([batch.low, batch.high]).view(2).float()
+        if not _recomputing():
+            self._ends[self.call_site] = ends
+            return self.x_bounds[self.call_site]
+        which = (self._ends == ends).all(1).int().argmax(0, keepdim=True)
+        return self.x_bounds.index_select(0, which).squeeze(0)
+
     def _input_grid(self, x: Tensor, training: bool) -> GridAt:
-        call_site = self.call_site
-        stats = self._input_statistics(x, training)
+        batch = measure(x.detach(), None, self.controller.input_quantizer.needs_spread)
+        table = self._x_table(batch)
+        stats = self._input_statistics(batch, training)
         live = training or self.controller.calibrating
-        return lambda bits: self.controller.input_quantizer.grid(stats, bits, live, self._input_clip(bits, call_site))
+        return lambda bits: self.controller.input_quantizer.grid(stats, bits, live, self._input_clip(bits, table))
 
     def _own_grid(self, x: Tensor) -> GridAt:
         quantizer = self.controller.input_quantizer
@@ -299,9 +316,8 @@ class Site:
         return lambda bits: quantizer.grid(stats, bits, True)
 
     @torch.no_grad()
-    def _input_statistics(self, x: Tensor, training: bool) -> Statistics:
+    def _input_statistics(self, batch: Statistics, training: bool) -> Statistics:
         """The batch's own statistics in training, their moving averages in evaluation."""
-        batch = measure(x.detach(), None, self.controller.input_quantizer.needs_spread)
         ranges = self._next_ranges()
         if ranges is None:
             return batch

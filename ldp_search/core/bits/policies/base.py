@@ -27,17 +27,17 @@ class Policy(Component, kind="policy"):
     state: dict[str, Any]
 
     def bind(self, problem: Problem) -> Tensor:
-        """Set up for a network; returns the bits (layers, 3) at progress 0."""
+        """Set up for a network; returns the bits (layers, kinds) at progress 0."""
         self.problem, self.state = problem, {}
         return self.begin()
 
     @abstractmethod
     def begin(self) -> Tensor:
-        """Bits (layers, 3) at progress 0, real-valued."""
+        """Bits (layers, kinds) at progress 0, real-valued; kinds: weight, input, grad, and weight_grad where split."""
 
     @abstractmethod
     def step(self, signals: Signals) -> Tensor:
-        """Bits (layers, 3) for the next step."""
+        """Bits (layers, kinds) for the next step."""
 
     def to(self, device) -> None:
         self.problem = self.problem.to(device)

@@ -12,7 +12,7 @@ TOLERANCE = 1e-9
 
 
 def shift_to_cost(problem: Problem, bits: Tensor, target: float, halvings: int = 40) -> Tensor:
-    """The shift (0-d) that moves all searched bits (layers, 3) together so that the real-valued cost is `target`."""
+    """The shift (0-d) that moves all searched bits (layers, kinds) together so that the real-valued cost is `target`."""
     span = float((problem.high - problem.low).max()) + 1
     low = torch.full((), -span, dtype=torch.float64, device=bits.device)
     high = -low
@@ -41,7 +41,7 @@ def clamp(problem: Problem, bits: Tensor) -> Tensor:
 
 
 def allocation_at_cost(problem: Problem, bits: Tensor, target: float) -> tuple[Tensor, Tensor]:
-    """The two neighbouring integer allocations, (layers, 3), whose costs enclose `target`: at most it, and at least it.
+    """The two neighbouring integer allocations, (layers, kinds), whose costs enclose `target`: at most it, and at least it.
 
     Integer allocations are those that rounding gives as all real-valued bits move together, so neighbours differ in the
     group whose fraction comes next. Where even the lowest bits cost more, or the highest less, both are that one.

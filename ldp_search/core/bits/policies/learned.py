@@ -35,8 +35,9 @@ LONGEST_WARM_UP = 0.2  # share of the run that a rising learning rate may hold t
 class Learned(Policy):
     """Bits of least damage, within a budget (`target_cost`) or at a price (`cost_weight`).
 
-    start: of the bits: low, middle, high, or target (all equal, at the target cost).
-    warmup: share of the run in which they stay there; and as long as the learning rate rises.
+    start: of the bits: low, middle, high, or target (all equal, at the target cost; the middle where there is none).
+    warmup: share of the run in which they stay there; and as long as the learning rate rises, up to a fifth of the run and to
+        half of what the budget allows.
     freeze: share of the run at its end in which they stay at what they are.
     every: share of the run between two decisions.
     inertia: bits by which the optimum must lie beyond the middle of two numbers for a change; changes disturb a training.
@@ -81,7 +82,17 @@ class Learned(Policy):
         bits = torch.round(bits)
         self._check_start(bits)
         self.state = {"bits": bits, "price": None, "loss": None, "decided": 0.0, "progress": 0.0, "plan": None}
+        self.state["hold"] = min(LONGEST_WARM_UP, self._longest_hold(bits) / 2)
         return bits.clone()
+
+    def _longest_hold(self, bits) -> float:
+        """Share of the run in which the bits may stay as they are, after which the lowest, or highest, just meet the budget."""
+        p = self.problem
+        if p.target_cost is None:
+            return 1.0
+        now = float(p.relative_cost(bits))
+        end = float(p.relative_cost(p.low if now > p.target_cost else p.high))
+        return 1.0 if abs(now - p.target_cost) < TOLERANCE else max(0.0, (end - p.target_cost) / (end - now))
 
     def _check_start(self, bits) -> None:
         """Raises:
@@ -108,7 +119,7 @@ class Learned(Policy):
             s["plan"] = self._plan(signals)
         if s["plan"] is not None:
             return [bits for start, bits in s["plan"] if signals.progress >= start - half_a_step][-1]
-        warm = signals.progress > self.warmup and (not signals.warming_up or signals.progress > LONGEST_WARM_UP)
+        warm = signals.progress > self.warmup and (not signals.warming_up or signals.progress > s["hold"])
         if warm and signals.damage is not None and signals.progress >= s["decided"] + self.every - 1e-9:
             s["decided"] = signals.progress
             s["bits"] = self._decide(signals).to(p.low)
@@ -129,7 +140,7 @@ class Learned(Policy):
             return search.moved(s["price"], now, self.inertia).bits
         left = self._left(signals)
         _, _, s["price"] = search.around(left, now, s["price"])
-        return search.towards(search.moved(s["price"], now, self.inertia).bits, left, TOLERANCE).bits
+        return search.towards(search.moved(s["price"], now, self.inertia).bits, left, TOLERANCE, now).bits
 
     def _left(self, signals) -> float:
         """Relative cost that the rest of the run may have on average."""
