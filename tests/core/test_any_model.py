@@ -284,3 +284,17 @@ def test_without_memory_and_large():
     assert sum(p.numel() for p in model.parameters()) > 1e9 and len(ldp.layers) == 22 * 7 + 1 and not ldp.profiled
     model(input_ids=torch.zeros(1, 16, dtype=torch.long, device="meta"))
     assert ldp.profiled and ldp.coverage.share > 0.9
+
+
+@pytest.mark.parametrize("call", ["apply", "first step", "summary"])
+def test_weights_that_move_when_they_are_read_stay(call):
+    """Spectral norm takes a step of power iteration whenever its weight is read in training mode."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)))
+    x, state = torch.randn(2, 4), model[1].parametrizations.weight[0]
+    before = state._u.clone()
+    ldp = ldp_search.controller(ldp_search.apply(model, policy="cyclic"))
+    if call != "apply":
+        model(x).sum().backward()
+        before = state._u.clone()
+        ldp.step(0.1) if call == "first step" else ldp.summary()
+    assert torch.equal(state._u, before)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 _TRANSPARENT = ("torch.distributed.", "torch._subclasses.", "torch.testing.")
 """Where classes come from that stand for a plain tensor: sharded, fake, gathered."""
@@ -37,7 +38,9 @@ def foreign(x: Tensor) -> str | None:
 
 
 def foreign_weight(module: nn.Module) -> str | None:
-    """The same of a layer's weight, in words for the coverage."""
+    """The same of a layer's weight, in words for the coverage. One that is computed is not read: that may move its state."""
+    if is_parametrized(module, "weight"):
+        return None
     weight = getattr(module, "weight", None)
     reason = foreign(weight) if isinstance(weight, Tensor) else "no tensor"
     return reason and f"its weight is {reason}"
