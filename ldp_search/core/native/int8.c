@@ -196,7 +196,7 @@ void ldp8_planes(const float *w, int64_t rows, int64_t columns, float most, floa
         if (!low) { for (int64_t j = 0; j < columns; j++) h[j] = (int8_t)(int32_t)rintf(v[j] / scale); continue; }
         for (int64_t j = 0; j < columns; j++) {
             int32_t whole = (int32_t)rintf(v[j] / scale), top = (whole + 128) >> 8;
-            h[j] = (int8_t)top, l[j] = (int8_t)(whole - (top << 8));
+            h[j] = (int8_t)top, l[j] = (int8_t)(whole - top * 256);
         }
     }
 }
