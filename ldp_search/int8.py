@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -49,7 +50,15 @@ _library.define(
 
 @cache
 def has_kernels() -> bool:
-    """Whether oneDNN's int8 kernels are there and exact: tried once, on sums that saturate at 16 bits without VNNI."""
+    """Whether oneDNN's int8 kernels are there and exact: tried once, on sums that saturate at 16 bits without VNNI.
+
+    In a thread of its own: the first to ask may be a trace, with tensors that have no values.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_are_exact).result()
+
+
+def _are_exact() -> bool:
     q, codes, one = torch.full((2, 64), 255, dtype=torch.uint8), torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16)
     try:
         y = _linear_by_kernel(q, 1.0, 0, codes, one, None)

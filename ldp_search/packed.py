@@ -140,7 +140,6 @@ class RoundInput:
 
     def __init__(self, grids: list[dict[str, float]]):
         self.grids, self.turn = grids, 0
-        self._cache: dict[tuple, list] = {}
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict):
         turn, self.turn = self.turn, (self.turn + 1) % len(self.grids)
@@ -150,11 +149,10 @@ class RoundInput:
         return args, kwargs | {name: self._rounded(kwargs[name], turn)}
 
     def _rounded(self, x: Tensor, turn: int) -> Tensor:
-        key = turn, x.device
-        if key not in self._cache:
-            values = (self.grids[turn].get(part) for part in ("scale", "offset", "low", "high"))
-            self._cache[key] = [None if v is None else torch.tensor(v, dtype=torch.float32, device=x.device) for v in values]
-        return rounded(x, *self._cache[key]) if x.numel() else x
+        # Made at every call: a trace's tensors (torch.export) are of use to it alone.
+        values = (self.grids[turn].get(part) for part in ("scale", "offset", "low", "high"))
+        grid = [None if v is None else torch.full((), v, dtype=torch.float32, device=x.device) for v in values]
+        return rounded(x, *grid) if x.numel() else x
 
 
 def digest(description: dict[str, Any], stored: dict[str, Tensor]) -> str:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from test_products import TABLE
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import ldp_search
 from ldp_search.core import native
@@ -359,6 +361,48 @@ def test_measuring_leaves_no_trace():
         found.append([y, x.grad, model[0].weight.grad, ldp.parameters()["bits"].grad.clone(), torch.rand(1)])
         assert len(ldp.backend.choices.seconds) == (choose == "measure")
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("fake_first", [True, False], ids=["fake first", "real first"])
+def test_what_a_mode_computes_serves_nobody_else(fake_first):
+    """Neither a tensor nor an answer: fake tensors have no values, and a mode takes no real ones among them."""
+    for kept in (convolution._inside, choice.has_integer_products):
+        kept.cache_clear()
+    results = []
+    for fake in (fake_first, not fake_first) * 2:
+        with FakeTensorMode() if fake else contextlib.nullcontext():
+            y = torch.ones(2, 4, 4, 3, dtype=torch.int8)
+            codes = Codes(y, torch.ones(()), torch.ones(()))
+            w = Codes(torch.ones(5, 27, dtype=torch.int8), torch.ones(5, 1), torch.zeros(5, 1))
+            product = ConvolutionProduct((1, 1), (1, 1), (1, 1), 1)
+            y = convolution.forward(codes, w, None, product, (3, 3), torch.float32)
+            assert isinstance(y, FakeTensor) == fake and choice.has_integer_products("cpu")
+        if not fake:
+            results.append(y)
+    assert float(results[0][0, 1, 1, 0]) == 54 and float(results[0][0, 0, 0, 0]) == 24, "2 a tap that lies inside"
+    assert torch.equal(*results)
+
+
+def test_a_mode_is_neither_measured_nor_reported():
+    model = nn.Sequential(nn.Linear(32, 32))
+    ldp_search.apply(model, "static", torch.zeros(1, 32), backend="int8")
+    choices = ldp_search.controller(model).backend.choices
+    with FlopCounterMode(display=False):
+        model(torch.randn(64, 32))
+    assert not choices.seconds and "no layer has run yet" in ldp_search.controller(model).summary()
+    model(torch.randn(64, 32))
+    assert len(choices.seconds) == 1 and list(choices.reasons) == ["0"]
+
+
+def test_an_evaluation_in_inference_mode_leaves_a_training_what_it_kept():
+    convolution._inside.cache_clear()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    ldp_search.apply(model, "bit_gradient", torch.zeros(1, 3, 8, 8), backend=ALWAYS)
+    with torch.inference_mode():
+        model(torch.randn(2, 3, 8, 8))
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    where = (8, 8), (3, 3), (1, 1), (1, 1), (1, 1)
+    assert convolution._inside.cache_info().currsize == 1 and not convolution.inside(*where).is_inference()
 
 
 def test_compiled_it_is_the_simulation():

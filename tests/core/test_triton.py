@@ -138,6 +138,7 @@ def on_a_device(monkeypatch):
     monkeypatch.setattr(passes, "_launch", lambda kernel, *_, **constants: launched.append(kernel.fn.__name__))
     monkeypatch.setattr(cuda, "_passes", passes)
     monkeypatch.setattr(cuda, "_PLAIN", (*cuda._PLAIN, torch._subclasses.fake_tensor.FakeTensor))
+    monkeypatch.setattr(cuda, "intercepted", lambda: False)
     with FakeTensorMode():
         yield launched
 
@@ -224,5 +225,7 @@ def test_without_a_working_device_the_formulas_serve_silently(environment, words
     monkeypatch.setattr(cuda, "_reason", None)
     assert cuda.status().startswith("not tried yet")
     with FakeTensorMode():
-        assert cuda.passes(torch.empty(3, device="cuda")) is None
+        x = torch.empty(3, device="cuda")
+        assert cuda.passes(x) is None and cuda.status().startswith("not tried yet"), "what a mode shows is of no device"
+    assert cuda.passes(x) is None
     assert cuda.status() == f"off: RuntimeError: {words}" and not recwarn.list

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import ldp_search
 from ldp_search import controller, export, packed
@@ -151,6 +152,18 @@ def test_a_layer_that_runs_twice_has_two_grids(tmp_path):
     with torch.no_grad():
         for _ in range(2):
             assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("fake_first", [True, False], ids=["fake first", "real first"])
+def test_rounding_within_a_trace_leaves_nothing_for_later(fake_first):
+    layer = nn.Identity()
+    layer.register_forward_pre_hook(packed.RoundInput([{"scale": 0.5, "low": -1.0, "high": 1.0}]), with_kwargs=True)
+    for fake in (fake_first, not fake_first) * 2:
+        if fake:
+            with FakeTensorMode():
+                assert isinstance(layer(torch.ones(3, 2)), FakeTensor)
+        else:
+            assert torch.equal(layer(torch.tensor([0.7, 3.0])), torch.tensor([0.5, 1.0]))
 
 
 def test_what_is_no_layer_is_stored_as_it_is_and_named(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .library import switched_off
-from .memory import _PLAIN, is_dense
+from .memory import _PLAIN, intercepted, is_dense
 
 OLDEST = (8, 0)  # compute capability: the first with bf16
 
@@ -35,13 +35,14 @@ def status() -> str:
 def passes(*tensors: Tensor, parameters: Iterable[Tensor | None] = ()) -> ModuleType | None:
     """`triton_passes` where it serves these tensors (of the same memory layout), else None: the torch formulas do.
 
-    While compiling and tracing the formulas serve: Inductor makes Triton kernels of them itself, fused with what stands around.
+    In a mode, a transform or a trace the formulas serve; of them Inductor makes Triton kernels itself, fused with what stands
+    around.
 
     Args:
         parameters: of the grid, which must lie on the same device.
     """
     first = tensors[0]
-    if not first.is_cuda or torch.compiler.is_compiling() or switched_off() or torch._C._get_tracing_state() is not None:
+    if not first.is_cuda or switched_off() or intercepted():
         return None
     known = _passes or _load(first.device)
     if known is None or not 0 < first.numel() <= known.LARGEST:

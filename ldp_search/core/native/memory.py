@@ -8,11 +8,16 @@ something else: a mistake is an error, never memory overwritten.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 _PLAIN = (Tensor, nn.Parameter)
+T = TypeVar("T")
 
 
 def transformed() -> bool:
@@ -30,6 +35,14 @@ def intercepted() -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
     )
+
+
+def apart(function: Callable[..., T], *args: Any) -> T:
+    """The result of a function that finds out what holds for the whole process: run in a thread of its own, which no mode,
+    transform or trace of the caller's reaches.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *args).result()
 
 
 def is_real(x: Tensor) -> bool:

@@ -15,13 +15,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...bits.space import FULL_PRECISION
+from ...native.memory import apart, intercepted
 from ...products.bilinear import ConvolutionProduct, LinearProduct
 from ..call import Call, compute_dtype
 from .matmul import LONGEST_SUM
 
 ROUNDS = 3
 SLOWER = "slower in integers"
-UNSETTLED = "not yet agreed on by the processes"
+UNSETTLED = "not yet measured, or not agreed on by the processes"
 
 
 def misfit(call: Call) -> str | None:
@@ -42,7 +43,7 @@ def misfit(call: Call) -> str | None:
     linear = isinstance(call.product, LinearProduct)  # a convolution's weight gradient is summed in parts
     if max(rows if linear else 1, outputs * (1 if linear else w[0, 0].numel()), inputs) > LONGEST_SUM:
         return "sums too long for 32 bits"
-    if not has_integer_products(x.device.type):
+    if not has_integer_products(x.device):
         return f"no 8-bit products on this {x.device.type}"
     if x.is_cuda and (min(rows, outputs, inputs) <= 16 or any(n % 8 for n in (rows, outputs, inputs))):
         return "sizes that are not multiples of 8 above 16"
@@ -64,14 +65,16 @@ def _sizes(call: Call) -> tuple[int, int, int]:
 
 
 @cache
-def has_integer_products(device: str) -> bool:
+def has_integer_products(device: torch.device | str) -> bool:
     """Whether torch._int_mm is exact and has hardware behind it: CPUs with VNNI, and CUDA. Without VNNI, sums of pairs may
     saturate at 16 bits.
     """
-    if device == "cpu" and not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
-        return False
-    if device not in ("cpu", "cuda") or not hasattr(torch, "_int_mm"):
-        return False
+    there = {"cpu": getattr(torch.cpu, "_is_vnni_supported", lambda: False), "cuda": torch.cuda.is_available}
+    kind = torch.device(device).type
+    return kind in there and there[kind]() and hasattr(torch, "_int_mm") and apart(_is_exact, device)
+
+
+def _is_exact(device: torch.device | str) -> bool:
     try:
         ends = torch.tensor([-128, 127, 127, -128] * 16, dtype=torch.int8, device=device)
         a, b = ends.repeat(32, 1), ends.flip(0).repeat(32, 1)
@@ -93,10 +96,10 @@ class Choices:
 
     def slower(self, call: Call, ways: dict[str, Callable[[Call], Tensor]]) -> str | None:
         """SLOWER where the first of two ways takes longer than the second one, measured once for each kind of call; of
-        several processes UNSETTLED until they have agreed on it.
+        several processes UNSETTLED until they have agreed on it, and in a mode or a trace, whose times say nothing.
         """
         key, alone = _kind(call), _processes() == 1
-        if key not in self.seconds and key not in self.proposed:
+        if key not in self.seconds and key not in self.proposed and not intercepted():
             (self.seconds if alone else self.proposed)[key] = _measure(call, list(ways.values()))
         if key not in self.seconds:
             return UNSETTLED
@@ -111,8 +114,11 @@ class Choices:
     def note(self, call: Call, reason: str | None) -> None:
         """A layer ran in integers, or did not for this reason. Training counts, evaluation only before any.
 
-        One that did both, as with inputs of several shapes, counts as integers, and is mixed.
+        One that did both, as with inputs of several shapes, counts as integers, and is mixed. What a mode or a trace saw, of
+        fake tensors for one, does not count.
         """
+        if intercepted():
+            return
         name, learns = call.site.name, torch.is_grad_enabled()
         if name in self.reasons and not learns:
             return

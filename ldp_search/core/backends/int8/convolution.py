@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ... import native
 from ...native import int8 as kernels
+from ...native.memory import intercepted
 from ...quantize.gradient_quantizers import GradCodes
 from . import matmul as integers
 from .matmul import Codes, InputGradient
@@ -37,7 +40,7 @@ def columns(values: Tensor, kernel, stride, padding, dilation) -> Tensor:
     if tuple(kernel) == (1, 1) and tuple(stride) == (1, 1) and not any(padding):
         return values.reshape(-1, values.shape[-1])
     places = _places(values.shape[1:3], kernel, stride, padding, dilation)
-    if values.dtype == torch.int8 and values.is_contiguous() and integers.serves(values):
+    if values.dtype == torch.int8 and values.is_contiguous() and native.takes_codes(values):
         return kernels.columns(values, kernel, stride, padding, dilation, places)
     if any(padding):
         values = F.pad(values, (0, 0, padding[1], padding[1], padding[0], padding[0]))
@@ -54,15 +57,22 @@ def chunks(values: Tensor, rows: int, width: int) -> Iterator[slice]:
     return (slice(first, first + most) for first in range(0, len(values), most))
 
 
-@lru_cache(256)
 def inside(size, kernel, stride, padding, dilation) -> Tensor:
     """(places, taps): 1 where a tap lies inside of the input, 0 where in its padding; fp32, on the CPU."""
-    return columns(torch.ones(1, *size, 1, dtype=torch.float32, device="cpu"), kernel, stride, padding, dilation)
+    # A mode's tensors are of use to it alone, and others' may be of none to it.
+    make = _inside.__wrapped__ if intercepted() else _inside
+    return make(size, kernel, stride, padding, dilation)
+
+
+@lru_cache(256)
+def _inside(size, *where) -> Tensor:
+    with torch.inference_mode(False):  # a later training takes it too
+        return columns(torch.ones(1, *size, 1, dtype=torch.float32, device="cpu"), *where)
 
 
 def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_sums: bool) -> tuple[Tensor, Tensor]:
     """(columns @ w in int32, sums of the columns' rows or nothing) for codes (samples, height, width, channels)."""
-    places = len(inside(tuple(values.shape[1:3]), kernel, stride, padding, dilation))
+    places = prod(_places(values.shape[1:3], kernel, stride, padding, dilation))
     out = torch.empty(len(values) * places, w.shape[1], dtype=torch.int32, device=values.device)
     sums = []
     for some in chunks(values, places, w.shape[0]):

@@ -81,15 +81,7 @@ def _plain_strides(t: Tensor) -> Tensor:
 
 def row_sums(values: Tensor) -> Tensor:
     """values.sum(1) of a contiguous int8 matrix, int32."""
-    return kernels.code_sums(values, 1) if serves(values) else values.sum(1, dtype=torch.int32)
-
-
-_ONE = torch.ones((), dtype=torch.float32, device="cpu")
-
-
-def serves(values: Tensor) -> bool:
-    """Whether the native kernels are there for codes."""
-    return values.device.type == "cpu" and native.takes(_ONE)
+    return kernels.code_sums(values, 1) if native.takes_codes(values) else values.sum(1, dtype=torch.int32)
 
 
 def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[Codes, Tensor | None]:
