@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 import ldp_search
 
 hf.logging.set_verbosity_error()
-TEXT = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+TEXT = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+TWICE = TEXT | {"num_hidden_layers": 2}
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "use_cache": False}
 CAUSAL = TEXT | SPECIAL | {"num_key_value_heads": 2}
 PICTURE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32}
@@ -67,7 +68,7 @@ MODELS = {  # name: (make, inputs)
     ),
     "xlnet": (lambda: hf.XLNetLMHeadModel(hf.XLNetConfig(**XLNET)), IDS),  # raw parameters in einsum
     "mamba": (lambda: hf.MambaForCausalLM(hf.MambaConfig(**TEXT | SPECIAL, state_size=4)), IDS),
-    "albert": (lambda: hf.AlbertModel(hf.AlbertConfig(**TEXT, embedding_size=16)), IDS),  # one block, run twice
+    "albert": (lambda: hf.AlbertModel(hf.AlbertConfig(**TWICE, embedding_size=16)), IDS),  # one block, run twice
     "t5": (lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5)), SEVERAL),
     "siglip": (lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**PICTURE, patch_size=8)), PIXELS),
 }  # fmt: skip

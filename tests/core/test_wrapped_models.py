@@ -8,7 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from signals import deaf_layers
-from tiny import ROOT, torchrun
+from tiny import fork_two
 
 import ldp_search
 from ldp_search import controller
@@ -393,7 +393,7 @@ WRAPPERS += ["fsdp2_counted_before_apply", "fsdp2_of_linear_layers", "fsdp2_of_l
 def two(tmp_path_factory):
     """{wrapper: what each of two processes holds after a training in it}; see wrapped_two.py."""
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(str(ROOT / "tests" / "helpers" / "wrapped_two.py"), str(folder), *WRAPPERS)
+    done = fork_two("wrapped_two", str(folder), *WRAPPERS)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 

@@ -9,8 +9,9 @@ import socket
 import subprocess
 import tempfile
 import time
-import traceback
 from pathlib import Path
+
+from tiny import fork
 
 import ldp_search
 from ldp_search.runner.search import dashboard, lease, study, tune, worker
@@ -60,21 +61,6 @@ def hurried(monkeypatch):
 def search(storage, folder, trials, train=None, **options):
     options = {"sampler": "random", "retries": 100, "seed": 5} | options
     return ldp_search.tune(train or toy(), SPACE, storage, trials, output=folder, **options)
-
-
-def fork(function, *args, **kwargs) -> int:
-    """The process id of a child that calls the function and ends with status 0, or 1 after an exception."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        function(*args, **kwargs)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 def search_under_fire(storage, folder, trials: int, workers: int, kills: int, seed: int, **options) -> int:

@@ -1,4 +1,4 @@
-"""Started by torchrun: the Trainer in two processes, with accumulation, bf16, checkpointing, evaluation and checkpoints.
+"""The Trainer in two processes, with accumulation, bf16, checkpointing, evaluation and checkpoints.
 
     torchrun --nproc_per_node 2 tests/helpers/trainer_two.py FOLDER
 
@@ -53,11 +53,15 @@ def train(folder: Path, *others, resume: bool = False) -> None:
     (folder / f"rank{trainer.args.process_index}.json").write_text(json.dumps(held))
 
 
-if __name__ == "__main__":
+def main(folder: str) -> None:
     torch.set_num_threads(1)
-    whole, cut = Path(sys.argv[1], "whole"), Path(sys.argv[1], "cut")
+    whole, cut = Path(folder, "whole"), Path(folder, "cut")
     train(whole)
     with contextlib.suppress(KeyboardInterrupt):
         train(cut, Cut())
     train(cut, resume=True)
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

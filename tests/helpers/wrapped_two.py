@@ -1,4 +1,4 @@
-"""Started by torchrun: small models trained in two processes under one wrapper after another; each writes what it holds.
+"""Small models trained in two processes under one wrapper after another; each writes what it holds.
 
 torchrun --nproc_per_node 2 tests/helpers/wrapped_two.py FOLDER [WRAPPER ...]
 """
@@ -137,7 +137,7 @@ def train(wrap, rank: int, folder: Path) -> dict:
     }
 
 
-def main(folder: str, names: list[str]) -> None:
+def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, held = dist.get_rank(), {}
@@ -153,4 +153,4 @@ def main(folder: str, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(*sys.argv[1:])

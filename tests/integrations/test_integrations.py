@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import ROOT, torchrun
+from tiny import fork_two
 
 import ldp_search
 from ldp_search import Schedule, controller
@@ -286,7 +286,7 @@ def test_a_best_checkpoint_without_its_bits_is_said(tmp_path):
 
 def test_two_processes_resumed_bitwise(tmp_path):
     """With accumulation, bf16, gradient checkpointing, evaluation in between and the best model at the end."""
-    done = torchrun(str(ROOT / "tests" / "helpers" / "trainer_two.py"), str(tmp_path))
+    done = fork_two("trainer_two", str(tmp_path))
     assert done.returncode == 0, done.stderr
     held = [(tmp_path / run / f"rank{rank}.json").read_text() for run in ("whole", "cut") for rank in (0, 1)]
     assert len(set(held)) == 1  # both processes, of both trainings

@@ -8,9 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import toy_search
 from accelerate.state import AcceleratorState
-from tiny import ROOT, WORDS, same_result, torchrun
+from tiny import ROOT, WORDS, fork, fork_two, same_result, torchrun
 
 from ldp_search.config.overlay import ConfigError
 from ldp_search.config.resolve import resolve
@@ -22,7 +21,11 @@ from ldp_search.runner.training.batches import check_sizes
 
 
 def two(die_at, folder, *words):
-    return torchrun(str(ROOT / "tests" / "helpers" / "two_processes.py"), str(die_at), *WORDS, f"output={folder}", *words)
+    return fork_two("two_processes", str(die_at), *WORDS, f"output={folder}", *words)
+
+
+def two_of_torchrun(die_at, folder):
+    return torchrun(str(ROOT / "tests" / "helpers" / "two_processes.py"), str(die_at), *WORDS, f"output={folder}")
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +65,9 @@ def test_both_choose_the_same_integer_products_also_after_a_resume(tmp_path):
 
 
 def test_killed_and_resumed_bitwise(whole, tmp_path):
-    killed = two(9, tmp_path / "run")
+    killed = two_of_torchrun(9, tmp_path / "run")
     assert killed.returncode != 0 and (tmp_path / "run" / "checkpoints" / "step_00000008").is_dir(), killed.stderr
-    resumed = two(-1, tmp_path / "run")
+    resumed = two_of_torchrun(-1, tmp_path / "run")
     assert resumed.returncode == 0 and "going on from step 8" in resumed.stdout, resumed.stderr
     same_result(whole, tmp_path / "run")
     for name in ("rank0.json", "rank1.json"):
@@ -119,7 +122,7 @@ def test_a_search_whose_trials_are_trained_by_two_processes(tmp_path, monkeypatc
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        pids = [toy_search.fork(rank_of_a_search, rank, port, die_at, tmp_path / "log", words) for rank in (0, 1)]
+        pids = [fork(rank_of_a_search, rank, port, die_at, tmp_path / "log", words) for rank in (0, 1)]
         ended = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         assert ended == [status, status], (tmp_path / "log").read_text()
     assert (tmp_path / "log").read_text().count("[3 of 3]") == 1

@@ -184,7 +184,7 @@ def check_lengths(model, record, others) -> None:
 
 
 def gpt2() -> nn.Module:
-    small = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 60, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
+    small = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 60, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
     return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model("gpt2", **small))
 
 

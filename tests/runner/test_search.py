@@ -11,7 +11,6 @@ from pathlib import Path
 import optuna
 import pytest
 import tiny
-import toy_search
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from tiny import WORDS
@@ -221,7 +220,7 @@ def start(log):
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os._exit(search(*SLOW))
 
-    pid, deadline = toy_search.fork(run), time.monotonic() + 60
+    pid, deadline = tiny.fork(run), time.monotonic() + 60
     while newest() <= before + 2:
         time.sleep(0.01)
         assert time.monotonic() < deadline, log.read_text()

@@ -7,6 +7,7 @@ import time
 
 import optuna
 import pytest
+import tiny
 import toy_search
 from optuna.trial import TrialState
 from toy_search import Postgres, search, search_under_fire
@@ -77,7 +78,7 @@ def test_kills_on_postgresql(tmp_path, postgres, undisturbed):
 
 def test_a_database_that_restarts_is_waited_for(tmp_path, postgres, undisturbed):
     folder, slow = tmp_path / "out", toy_search.toy(nap=0.1)
-    workers = [toy_search.fork(search, postgres.url, folder, TRIALS, slow, study="outage") for _ in range(2)]
+    workers = [tiny.fork(search, postgres.url, folder, TRIALS, slow, study="outage") for _ in range(2)]
     deadline = time.monotonic() + 60
     while len(toy_search.workers_seen(folder)) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -90,7 +91,7 @@ def test_a_database_that_restarts_is_waited_for(tmp_path, postgres, undisturbed)
 
 def test_workers_that_start_at_once_make_one_study(tmp_path, postgres):
     for storage, name in ((tmp_path / "study.journal", "tune"), (postgres.url, "together")):
-        pids = [toy_search.fork(search, storage, tmp_path / name, 9, study=name) for _ in range(3)]
+        pids = [tiny.fork(search, storage, tmp_path / name, 9, study=name) for _ in range(3)]
         assert {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids} == {0}
         assert len(results(storage, name)) == 9
 
@@ -102,7 +103,7 @@ def test_a_trial_that_always_kills_its_worker_fails_with_the_reason(tmp_path):
         return 1.0
 
     for _ in range(3):
-        pid = toy_search.fork(search, tmp_path / "s.journal", tmp_path / "out", 3, deadly, retries=2)
+        pid = tiny.fork(search, tmp_path / "s.journal", tmp_path / "out", 3, deadly, retries=2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
     search(tmp_path / "s.journal", tmp_path / "out", 3, deadly, retries=2)
     rows = best.load_study(tmp_path / "s.journal").get_trials()
