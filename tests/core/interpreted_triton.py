@@ -17,8 +17,10 @@ from triton.runtime import interpreter
 import ldp_search
 from ldp_search.core import native
 from ldp_search.core.native import cuda
+from ldp_search.core.native import kernels as seam
 from ldp_search.core.native import triton_passes as passes
 from ldp_search.core.native.library import switched_off
+from ldp_search.core.native.shapes import shape_along
 from ldp_search.core.quantize import fake_quantize as fq
 from ldp_search.core.quantize.gradient_quantizers import GradGrid, GradQuantizer
 from ldp_search.core.quantize.grid import Grid, measure
@@ -82,7 +84,7 @@ def chosen(monkeypatch):
     for name in ("measure", "rounded", "stochastic", "grid_gradients", "grid"):
         monkeypatch.setattr(passes, name, by_name(name))
     monkeypatch.setattr(cuda, "passes", lambda *tensors, parameters=(): None if switched_off() else passes)
-    monkeypatch.setattr(native, "takes", lambda *tensors: False)
+    monkeypatch.setattr(seam, "takes", lambda *tensors: False)
     return ran
 
 
@@ -91,7 +93,7 @@ def tensor(layout: str, dtype=torch.float32):
     make, axis = LAYOUTS[layout]
     torch.manual_seed(0)
     x, axes = make().to(dtype), () if axis is None else (axis,)
-    return x, axes, native.shape_along(x, axes)
+    return x, axes, shape_along(x, axes)
 
 
 def formula(f):

@@ -12,6 +12,7 @@ from ..backends import Call, Simulate, finish
 from ..backends.reference import under_transform
 from ..backends.sensing import Sense
 from ..bits.space import FULL_PRECISION, BitsOfKinds
+from ..native import with_kernel
 from ..native.memory import transformed
 from ..products.bilinear import Product
 from ..products.torch_functions import TorchProduct
@@ -109,23 +110,16 @@ class Site:
     ) -> Tensor:
         """errors: what `_look` found; None: it did not look."""
         c = self.controller
-        if (training or c.calibrating) and not c.relaxation.interpolates and errors is None:
-            quantizers = c.weight_quantizer, c.input_quantizer
-            grids = fused_grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
-            if grids is not None:  # the same as below in fewer operations
-                grad_bits = self.grad_bits if self.quantize_grad else None
-                x_grid, w_grid = grids
-                return c.backend(Call(x, w, bias, x_grid, w_grid, product, grad_bits, c.grad_quantizer, self))
-        x_grid_at, w_grid_at = self._input_grid(x, training), self._weight_grid(w, axes)
-        weight_bits, input_bits, *_ = self.bits.unbind()  # at once: one node of the graph
         grad_bits = self.grad_bits if self.quantize_grad else None
         sensor = c.sensor if errors is not None and self._senses(training) else None
         if c.relaxation.interpolates and sensor is None:  # a mixture of two grids lies on neither, so the backend gets none
             none: Any = None
             call = Call(x, w, bias, none, none, product, grad_bits, c.grad_quantizer, self)
-            x_straight, w_straight = c.straight
-            return finish(call, _mix(x, input_bits, x_grid_at, x_straight), _mix(w, weight_bits, w_grid_at, w_straight))
-        x_grid, w_grid = x_grid_at(input_bits), w_grid_at(weight_bits)
+            grids = self._input_grid(x, training), self._weight_grid(w, axes)
+            weight_bits, input_bits, *_ = self.bits.unbind()  # at once: one node of the graph
+            return finish(call, _mix(x, input_bits, grids[0], c.straight[0]), _mix(w, weight_bits, grids[1], c.straight[1]))
+        of_batch = (training or c.calibrating) and errors is None
+        x_grid, w_grid = (self._grids_of_batch if of_batch else self._grids)(x, w, axes, training)
         call = Call(x, w, bias, x_grid, w_grid, product, grad_bits, c.grad_quantizer, self, c.straight)
         if transformed():
             return under_transform(call)
@@ -258,7 +252,22 @@ class Site:
             clipping.look(c.weight_quantizer, w, w_stats, axes, c.levels, w_table, move),
         )
 
-    # -- grids: functions from bits ---------------------------------------------------------------------------------
+    # -- grids ------------------------------------------------------------------------------------------------------
+
+    def _grids(self, x: Tensor, w: Tensor, axes: tuple[int, ...], training: bool) -> tuple[Grid, Grid]:
+        """Of input and weight at the bits in force, differentiable in these."""
+        x_grid_at, w_grid_at = self._input_grid(x, training), self._weight_grid(w, axes)
+        weight_bits, input_bits, *_ = self.bits.unbind()  # at once: one node of the graph
+        return x_grid_at(input_bits), w_grid_at(weight_bits)
+
+    def _in_one_call(self, x: Tensor, w: Tensor, axes: tuple[int, ...], training: bool) -> tuple[Grid, Grid] | None:
+        c = self.controller
+        quantizers = c.weight_quantizer, c.input_quantizer
+        return fused_grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
+
+    _grids_of_batch = with_kernel(_in_one_call)(_grids)
+
+    # -- and as functions of bits ---------------------------------------------------------------------------------
 
     def weight_grid(self, w: Tensor) -> Grid:
         """The grid of a layer's weight at the bits in force."""
