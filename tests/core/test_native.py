@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import layouts
 import pytest
 import torch
 
@@ -18,18 +19,10 @@ from ldp_search.core.registry import names
 
 pytestmark = pytest.mark.skipif(native.status() != "on", reason=f"native kernels {native.status()}")
 
-LAYOUTS = {  # name: (tensor, axis of its channels or None)
-    "whole": (lambda: torch.randn(3, 5, 7), None),
+LAYOUTS = layouts.LAYOUTS | {  # name: (tensor, axis of its channels or None)
     "more than a block": (lambda: torch.randn(3, 5000), None),
-    "channels outermost": (lambda: torch.randn(6, 5, 3, 3), 0),
     "long channels": (lambda: torch.randn(2, 9001), 0),
-    "channels in the middle": (lambda: torch.randn(4, 6, 9), 1),
     "channels innermost": (lambda: torch.randn(11, 300), 1),
-    "channels last": (lambda: torch.randn(4, 6, 5, 3).to(memory_format=torch.channels_last), 0),
-    "channels last, innermost": (lambda: torch.randn(4, 6, 5, 3).to(memory_format=torch.channels_last), 1),
-    "transposed": (lambda: torch.randn(8, 33).t(), 0),
-    "one channel": (lambda: torch.randn(1, 40), 0),
-    "one element": (lambda: torch.randn(1, 1), None),
 }
 LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -68,7 +61,7 @@ def test_ranges(layout, dtype, spread, called):
         torch.testing.assert_close(fast.spread, slow.spread, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf"), 0.0, -0.0])
+@pytest.mark.parametrize("value", layouts.ODD_VALUES)
 def test_ranges_of_odd_values(value):
     x = torch.linspace(-1, 1, 5000)
     x[3777] = value
