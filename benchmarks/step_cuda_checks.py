@@ -10,6 +10,7 @@ from torch import nn
 import ldp_search
 from ldp_search.core import native
 from ldp_search.core.native import cuda
+from ldp_search.core.native.shapes import shape_along
 from ldp_search.core.quantize import fake_quantize as fq
 from ldp_search.core.quantize.gradient_quantizers import Stochastic, SymmetricStochastic
 from ldp_search.core.quantize.grid import Grid, measure
@@ -85,7 +86,7 @@ def slices_differ() -> bool:
     scale, passes = x.abs().amax(1, keepdim=True) / 7, cuda.passes(x)
     y, variance = passes.stochastic(
         x, scale, None, torch.full((), 7.0, device="cuda"), passes.draw_seed(x.device), x.dtype,
-        native.shape_along(x, (0,)), variance=True,
+        shape_along(x, (0,)), variance=True,
     )  # fmt: skip
     f = x / scale - (x / scale).floor()
     want = (scale**2 * f * (1 - f)).sum(1)

@@ -95,8 +95,8 @@ def _train(run: Any) -> int:
 
 
 def _how_to_go_on(run: Any) -> str:
-    from .runner.io.checkpoint import newest_intact
-    from .runner.training.session import CHECKPOINTS
+    from .runner.io.checkpoint_files import newest_intact
+    from .runner.training.run_session import CHECKPOINTS
 
     newest = newest_intact(run.output / CHECKPOINTS, lambda text: None)
     if newest is None:

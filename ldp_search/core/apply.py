@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .backends import saved_activations
 from .bits.space import SearchSpace
+from .controller.checks import check_coverage
 from .controller.controller import Controller
 from .controller.distributed import agree, reshard
 from .controller.rollback import model_kept
@@ -43,7 +44,7 @@ def apply(model: nn.Module, space: SearchSpace, example_inputs=None, profile: Mo
         if call and before is not None:
             _verify(model, controller, call, before)
             check_reached(model, controller, *call)
-            controller.check_coverage()
+            check_coverage(controller)
         reshard(model)
     warn_of_strays(controller)
     return model

@@ -15,6 +15,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"{hint} Known: {', '.join(known)}."
 
 
+def check_choice(option: str, given: str, known: Iterable[str], of: str) -> None:
+    """ValueError where an option has none of its known values. of: whose option it is, e.g. "the policy 'learned'"."""
+    if given not in (known := [*known]):
+        raise ValueError(f"Unknown {option} {given!r} of {of}.{did_you_mean(given, known)}")
+
+
 def warn_renamed(old: str, new: str) -> None:
     """The one line on a word that is called otherwise now."""
     warnings.warn(f"{old} is called {new} now; the old word is still taken.", FutureWarning, stacklevel=3)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..api import controller
+from ..core.controller.controller import Controller
 from .length import Stand, stand_of
 
 KEY = "ldp"  # in the optimizer's state dict
@@ -44,43 +45,60 @@ def attach_to_optimizer(model: nn.Module, optimizer: Optimizer, total_steps: int
         _warn_of_second(ldp)
     optimizer._ldp_attached = True
     _attached.add(ldp)
-    loaded: dict = {}  # "state": to be taken over when the optimizer has its own; "stand": to be checked at the next step
+    _Hooks(ldp, total_steps).register(optimizer)
 
-    def before_step(optimizer, args, kwargs):
-        total = total_steps() if callable(total_steps) else total_steps
-        if "stand" in loaded:
-            _check_length(loaded.pop("stand"), total)
-        if ldp.trajectory.seen >= total:
+
+class _Hooks:
+    """Of one optimizer. total_steps: as in `attach_to_optimizer`.
+
+    loaded: a controller's state, to be taken over when the optimizer has its own. stand: where that training stood, to be
+    checked at the next step.
+    """
+
+    def __init__(self, ldp: Controller, total_steps: int | Callable[[], int]):
+        self.ldp, self.total_steps = ldp, total_steps
+        self.loaded: dict | None = None
+        self.stand: Stand | None = None
+
+    def register(self, optimizer: Optimizer) -> None:
+        optimizer.register_step_pre_hook(self.before_step)
+        optimizer.register_state_dict_post_hook(self.add_state)
+        optimizer.register_load_state_dict_pre_hook(self.take_state)
+        optimizer.register_load_state_dict_post_hook(self.both_taken)
+
+    def before_step(self, optimizer, args, kwargs) -> None:
+        total, seen = self.total_steps() if callable(self.total_steps) else self.total_steps, self.ldp.trajectory.seen
+        if self.stand is not None:
+            saved, self.stand = self.stand, None
+            _check_length(saved, total)
+        if seen >= total:
             raise ValueError(
                 f"The training was to take total_steps={total} optimizer steps, but another one follows: give the steps of "
                 "the whole training, all epochs together."
             )
-        ldp.step((ldp.trajectory.seen + 1) / total, optimizer=optimizer)
+        self.ldp.step((seen + 1) / total, optimizer=optimizer)
 
-    def add_state(optimizer, state):
-        return {**state, KEY: ldp.state_dict()}
+    def add_state(self, optimizer, state: dict) -> dict:
+        return {**state, KEY: self.ldp.state_dict()}
 
-    def take_state(optimizer, state):
+    def take_state(self, optimizer, state: dict) -> dict:
         if KEY not in state:
             raise ValueError(
                 "The optimizer's state must carry the LDP state; this one was saved without attach_to_optimizer. Start the "
                 "search anew without loading it, or load it before attaching."
             )
-        saved, before = stand_of(state[KEY]), ldp.state_dict()
-        if not callable(total_steps):  # else the loop may not know it yet
-            _check_length(saved, total_steps)
-        ldp.load_state_dict(state[KEY])  # on trial: the optimizer may still refuse its part, and then neither is loaded
-        ldp.load_state_dict(before)
-        loaded.update(state=state[KEY], stand=saved)
+        saved, before = stand_of(state[KEY]), self.ldp.state_dict()
+        if not callable(self.total_steps):  # else the loop may not know it yet
+            _check_length(saved, self.total_steps)
+        self.ldp.load_state_dict(state[KEY])  # on trial: the optimizer may still refuse its part, and then neither is loaded
+        self.ldp.load_state_dict(before)
+        self.loaded, self.stand = state[KEY], saved
         return {key: value for key, value in state.items() if key != KEY}
 
-    def both_taken(optimizer):
-        ldp.load_state_dict(loaded.pop("state"))
-
-    optimizer.register_step_pre_hook(before_step)
-    optimizer.register_state_dict_post_hook(add_state)
-    optimizer.register_load_state_dict_pre_hook(take_state)
-    optimizer.register_load_state_dict_post_hook(both_taken)
+    def both_taken(self, optimizer) -> None:
+        loaded, self.loaded = self.loaded, None
+        if loaded is not None:
+            self.ldp.load_state_dict(loaded)
 
 
 def _warn_of_second(ldp) -> None:

@@ -7,6 +7,7 @@ that indices, masks and arithmetic are right, and nothing about speed or about w
 import itertools
 import os
 
+import layouts
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,10 @@ from triton.runtime import interpreter
 import ldp_search
 from ldp_search.core import native
 from ldp_search.core.native import cuda
+from ldp_search.core.native import kernels as seam
 from ldp_search.core.native import triton_passes as passes
 from ldp_search.core.native.library import switched_off
+from ldp_search.core.native.shapes import shape_along
 from ldp_search.core.quantize import fake_quantize as fq
 from ldp_search.core.quantize.gradient_quantizers import GradGrid, GradQuantizer
 from ldp_search.core.quantize.grid import Grid, measure
@@ -29,18 +32,10 @@ from ldp_search.core.registry import names
 if os.environ.get("TRITON_INTERPRET") != "1":
     raise RuntimeError("These tests interpret the kernels: run them with TRITON_INTERPRET=1, as test_triton.py does.")
 
-LAYOUTS = {  # name: (tensor, axis of its channels or None)
-    "whole": (lambda: torch.randn(3, 5, 7), None),
+LAYOUTS = layouts.LAYOUTS | {  # name: (tensor, axis of its channels or None)
     "blocks and a bit": (lambda: torch.randn(1030), None),
-    "channels outermost": (lambda: torch.randn(6, 5, 3, 3), 0),
     "long channels": (lambda: torch.randn(2, 515), 0),
-    "channels in the middle": (lambda: torch.randn(4, 6, 9), 1),
     "channels innermost": (lambda: torch.randn(11, 70), 1),
-    "channels last": (lambda: torch.randn(4, 6, 5, 3).to(memory_format=torch.channels_last), 0),
-    "channels last, innermost": (lambda: torch.randn(4, 6, 5, 3).to(memory_format=torch.channels_last), 1),
-    "transposed": (lambda: torch.randn(8, 33).t(), 0),
-    "one channel": (lambda: torch.randn(1, 40), 0),
-    "one element": (lambda: torch.randn(1, 1), None),
 }
 LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 DTYPE = pytest.mark.parametrize("dtype", passes.FLOATS, ids=["fp32", "bf16", "fp16"])
@@ -82,7 +77,7 @@ def chosen(monkeypatch):
     for name in ("measure", "rounded", "stochastic", "grid_gradients", "grid"):
         monkeypatch.setattr(passes, name, by_name(name))
     monkeypatch.setattr(cuda, "passes", lambda *tensors, parameters=(): None if switched_off() else passes)
-    monkeypatch.setattr(native, "takes", lambda *tensors: False)
+    monkeypatch.setattr(seam, "takes", lambda *tensors: False)
     return ran
 
 
@@ -91,7 +86,7 @@ def tensor(layout: str, dtype=torch.float32):
     make, axis = LAYOUTS[layout]
     torch.manual_seed(0)
     x, axes = make().to(dtype), () if axis is None else (axis,)
-    return x, axes, native.shape_along(x, axes)
+    return x, axes, shape_along(x, axes)
 
 
 def formula(f):
@@ -118,7 +113,7 @@ def test_ranges_are_those_of_the_formula(layout, dtype):
     assert torch.equal(passes.measure(x, shape, False), torch.stack([low, high]))
 
 
-@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf"), 0.0, -0.0])
+@pytest.mark.parametrize("value", layouts.ODD_VALUES)
 def test_ranges_of_odd_values(value):
     x = torch.linspace(-1, 1, 700)
     x[577] = value

@@ -154,7 +154,7 @@ def test_a_class_of_the_user_keeps_its_name_under_fsdp(name):
 
 
 def test_the_name_of_our_own_class_goes_with_it():
-    from ldp_search.core.model.layers import QuantLinear
+    from ldp_search.core.model.layers import QuantizedLayer
 
-    found = original_class(sharded(QuantLinear))
+    found = original_class(sharded(quantized_class(nn.Linear, QuantizedLayer)))
     assert found.__name__ == "FSDPLinear" and found.__bases__ == (FSDPModule, nn.Linear)

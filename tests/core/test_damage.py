@@ -321,15 +321,19 @@ def of_one_range(samples: int, width: int) -> list[torch.Tensor]:
     return parts
 
 
-def test_micro_batches_add_up_to_the_batch(whole_batches):
-    """At the bits in force; at the others to what a sample of each part tells."""
+@pytest.fixture
+def two_parts(whole_batches):
+    """(model, its controller, two micro-batches of one range) at bits of 8, 4 and 8."""
     model = nn.Sequential(nn.Linear(6, 5))
     ldp = searched(model, torch.zeros(2, 6), **EXACT)
     with torch.no_grad():
         ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 8]))
-    parts = of_one_range(8, 6)
-    for x in parts:
-        x.requires_grad_()
+    return model, ldp, [x.requires_grad_() for x in of_one_range(8, 6)]
+
+
+def test_micro_batches_add_up_to_the_batch(two_parts):
+    """At the bits in force; at the others to what a sample of each part tells."""
+    model, ldp, parts = two_parts
     together = record_of([torch.cat(parts)], 16, model, ldp)
     apart = record_of(parts, 16, model, ldp)
     torch.testing.assert_close(apart[0][0, INPUT, 2], together[0][0, INPUT, 2], rtol=0.05, atol=0)  # gradients are rounded
@@ -340,15 +344,9 @@ def test_micro_batches_add_up_to_the_batch(whole_batches):
     torch.testing.assert_close(apart[2], together[2], rtol=0.05, atol=0.05 * float(together[2].abs().max()))
 
 
-def test_two_ranks_measure_what_one_process_measures_on_both_their_batches(whole_batches):
+def test_two_ranks_measure_what_one_process_measures_on_both_their_batches(two_parts):
     """Each takes the mean over its own half, both are averaged; noise of an averaged gradient has half the variance."""
-    model = nn.Sequential(nn.Linear(6, 5))
-    ldp = searched(model, torch.zeros(2, 6), **EXACT)
-    with torch.no_grad():
-        ldp.tensors.bits.copy_(torch.tensor([8.0, 4, 8]))
-    parts = of_one_range(8, 6)
-    for x in parts:
-        x.requires_grad_()
+    model, ldp, parts = two_parts
     curves = []
     for ranks, records in (
         (1, [record_of([torch.cat(parts)], 16, model, ldp)]),

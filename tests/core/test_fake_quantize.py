@@ -115,7 +115,7 @@ def double_layer(name, **options):
     ldp_search.apply(model, "static", example_inputs=torch.randn(shape, **DOUBLE), grad_bits=32, **options)
     ldp = ldp_search.controller(model)
     ldp.policy.needs_gradients = True  # a fixed schedule would not ask for them
-    ldp.freeze(), setattr(ldp, "frozen", False), ldp._bind_views()
+    ldp.freeze(), setattr(ldp, "frozen", False), ldp.bind_views()
     return model, ldp, torch.randn(shape, **DOUBLE, requires_grad=True)
 
 

@@ -16,7 +16,9 @@ import ldp_search
 from ldp_search.core import native
 from ldp_search.core.bits.policies import Policy
 from ldp_search.core.native import grids
+from ldp_search.core.native.library import takes
 from ldp_search.core.native.memory import address, is_real
+from ldp_search.core.native.shapes import grid_shape
 from ldp_search.core.quantize.fake_quantize import fake_quantize
 from ldp_search.core.quantize.grid import Grid, measure
 from ldp_search.core.registry import build
@@ -87,7 +89,7 @@ def test_a_training_computes_the_same_whatever_the_default_dtype_and_device(swee
 @pytest.mark.parametrize("kind", WITHOUT_MEMORY)
 def test_nothing_without_memory_of_its_own_reaches_c(kind):
     x = WITHOUT_MEMORY[kind]()
-    assert not is_real(x) and not native.takes(x)
+    assert not is_real(x) and not takes(x)
     with pytest.raises(TypeError, match="A kernel takes dense CPU memory of float32; received"):
         address(x, torch.float32)
 
@@ -96,7 +98,7 @@ def test_nothing_without_memory_of_its_own_reaches_c(kind):
 @pytest.mark.parametrize("transform", [vmap, lambda f: grad(lambda x: f(x).sum()), functionalize])
 def test_nothing_within_a_transform_reaches_c(transform):
     seen = []
-    transform(lambda x: (seen.append(native.takes(x)), x * 1)[1])(torch.randn(4, 4))
+    transform(lambda x: (seen.append(takes(x)), x * 1)[1])(torch.randn(4, 4))
     assert seen == [False]
 
 
@@ -104,10 +106,10 @@ def test_nothing_within_a_transform_reaches_c(transform):
 def test_real_tensors_reach_c_only_where_fresh_ones_are_real_too():
     x = torch.randn(4, 4)
     with FakeTensorMode():
-        assert not native.takes(x), "the kernel's own buffers would be fake"
+        assert not takes(x), "the kernel's own buffers would be fake"
     with torch.inference_mode():
-        assert native.takes(x) and native.takes(torch.randn(3)), "inference tensors have memory"
-    assert native.takes(x)
+        assert takes(x) and takes(torch.randn(3)), "inference tensors have memory"
+    assert takes(x)
 
 
 @KERNELS
@@ -142,7 +144,7 @@ def test_tensors_with_values_but_without_memory_are_quantized_by_the_formulas(ki
 def test_grids_without_memory_take_the_formulas():
     x = torch.randn(4, 4)
     negated = (torch.full((), 0.5, dtype=torch.cfloat) * -1j).conj().imag
-    assert negated.is_neg() and native.grid_shape(x, Grid(negated)) is None
+    assert negated.is_neg() and grid_shape(x, Grid(negated)) is None
     torch.testing.assert_close(fake_quantize(x, Grid(negated)), fake_quantize(x, Grid(negated.clone())))
 
 

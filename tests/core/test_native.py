@@ -2,12 +2,16 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import layouts
 import pytest
 import torch
 
 from ldp_search.core import native
 from ldp_search.core.backends import saved_activations
 from ldp_search.core.native import compile as build
+from ldp_search.core.native import passes
+from ldp_search.core.native.library import takes
+from ldp_search.core.native.shapes import grid_shape
 from ldp_search.core.quantize import fake_quantize as fq
 from ldp_search.core.quantize.grid import Grid, measure
 from ldp_search.core.registry import build as component
@@ -15,18 +19,10 @@ from ldp_search.core.registry import names
 
 pytestmark = pytest.mark.skipif(native.status() != "on", reason=f"native kernels {native.status()}")
 
-LAYOUTS = {  # name: (tensor, axis of its channels or None)
-    "whole": (lambda: torch.randn(3, 5, 7), None),
+LAYOUTS = layouts.LAYOUTS | {  # name: (tensor, axis of its channels or None)
     "more than a block": (lambda: torch.randn(3, 5000), None),
-    "channels outermost": (lambda: torch.randn(6, 5, 3, 3), 0),
     "long channels": (lambda: torch.randn(2, 9001), 0),
-    "channels in the middle": (lambda: torch.randn(4, 6, 9), 1),
     "channels innermost": (lambda: torch.randn(11, 300), 1),
-    "channels last": (lambda: torch.randn(4, 6, 5, 3).to(memory_format=torch.channels_last), 0),
-    "channels last, innermost": (lambda: torch.randn(4, 6, 5, 3).to(memory_format=torch.channels_last), 1),
-    "transposed": (lambda: torch.randn(8, 33).t(), 0),
-    "one channel": (lambda: torch.randn(1, 40), 0),
-    "one element": (lambda: torch.randn(1, 1), None),
 }
 LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -45,9 +41,9 @@ def both(f):
 def called(monkeypatch):
     """Names of the kernels that ran: a test that fell back to the formulas would compare them with themselves."""
     ran = []
-    for name in ("measure", "rounded", "grid_gradients", "pack", "unpack"):
-        f = getattr(native, name)
-        monkeypatch.setattr(native, name, lambda *a, f=f, name=name: (ran.append(name), f(*a))[1])
+    for name in ("measure", "rounded", "grid_gradients"):
+        f = getattr(passes, name)
+        monkeypatch.setattr(passes, name, lambda *a, f=f, name=name: (ran.append(name), f(*a))[1])
     return ran
 
 
@@ -65,7 +61,7 @@ def test_ranges(layout, dtype, spread, called):
         torch.testing.assert_close(fast.spread, slow.spread, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf"), 0.0, -0.0])
+@pytest.mark.parametrize("value", layouts.ODD_VALUES)
 def test_ranges_of_odd_values(value):
     x = torch.linspace(-1, 1, 5000)
     x[3777] = value
@@ -106,12 +102,12 @@ def test_gradients_of_the_grid(layout, quantizer, live, called):
 
 
 @pytest.mark.parametrize("numel", [1, 2047, 2048, 5001])
-def test_packing_is_the_formula(numel, called):
+def test_packing_is_the_formula(numel):
     x = torch.randn(numel) * 3
-    (codes, ranges), (slow_codes, slow_ranges) = native.pack(x), saved_activations.pack(x)
+    (codes, ranges), (slow_codes, slow_ranges) = passes.pack(x), saved_activations.pack.__wrapped__(x)
     assert torch.equal(codes, slow_codes) and torch.equal(ranges, slow_ranges)
-    back = native.unpack(codes, ranges, torch.empty(numel))
-    torch.testing.assert_close(back, saved_activations.unpack(codes, ranges), rtol=0, atol=1e-6)
+    back = passes.unpack(codes, ranges)
+    torch.testing.assert_close(back, saved_activations.unpack.__wrapped__(codes, ranges), rtol=0, atol=1e-6)
     assert (back - x).abs().max() <= float(x.max() - x.min()) / 65535 * 0.51
 
 
@@ -119,7 +115,7 @@ def test_integer_codes_are_those_of_the_values():
     x = torch.randn(40, 50)
     stats = measure(x, 0)
     grid = component("quantizer", "minmax").grid(stats, torch.tensor(8.0), True)
-    codes = native.codes(x, grid, native.grid_shape(x, grid), torch.tensor(128.0))
+    codes = passes.codes(x, grid, grid_shape(x, grid), torch.tensor(128.0))
     assert codes.dtype == torch.int8 and codes.min() == -128 and codes.max() == 127
     torch.testing.assert_close((codes.float() + 128) * grid.scale + grid.offset, fq.rounded(x, grid), rtol=0, atol=0)
 
@@ -131,14 +127,14 @@ def test_integer_codes_are_those_of_the_values():
     ids=["strided", "expanded", "float64", "empty", "meta"],
 )  # fmt: skip
 def test_what_the_kernels_do_not_take(x):
-    assert not native.takes(x)
+    assert not takes(x)
 
 
 def test_grids_that_the_kernels_do_not_take():
     x = torch.randn(4, 5, 6)
-    assert native.grid_shape(x, Grid(torch.ones(4, 5, 1))) is None, "channels along two axes"
-    assert native.grid_shape(x, Grid(torch.ones(6))) is None, "another way to broadcast"
-    assert native.grid_shape(x, Grid(torch.ones((), dtype=torch.float64))) is None
+    assert grid_shape(x, Grid(torch.ones(4, 5, 1))) is None, "channels along two axes"
+    assert grid_shape(x, Grid(torch.ones(6))) is None, "another way to broadcast"
+    assert grid_shape(x, Grid(torch.ones((), dtype=torch.float64))) is None
 
 
 def test_threads_do_not_change_values():
@@ -167,7 +163,7 @@ def test_without_a_working_compiler_the_formulas_serve_silently(environment, wor
     monkeypatch.setattr(native.library, "_library", None)
     monkeypatch.setattr(native.library, "_reason", None)
     assert native.status().startswith("off: ") and words in native.status()
-    assert not native.takes(torch.randn(3)) and float(measure(torch.arange(4.0)).high) == 3
+    assert not takes(torch.randn(3)) and float(measure(torch.arange(4.0)).high) == 3
     assert not list(tmp_path.iterdir()) and not recwarn.list and capfd.readouterr() == ("", "")
 
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ldp_search
 from ldp_search.core import native
 from ldp_search.core.native import cuda
+from ldp_search.core.native import kernels as seam
 from ldp_search.core.quantize import fake_quantize as fq
 from ldp_search.core.quantize.grid import Grid, measure
 from ldp_search.core.registry import build as component
@@ -137,7 +138,7 @@ def on_a_device(monkeypatch):
     launched = []
     monkeypatch.setattr(passes, "_launch", lambda kernel, *_, **constants: launched.append(kernel.fn.__name__))
     monkeypatch.setattr(cuda, "_passes", passes)
-    monkeypatch.setattr(cuda, "_PLAIN", (*cuda._PLAIN, torch._subclasses.fake_tensor.FakeTensor))
+    monkeypatch.setattr(cuda, "PLAIN", (*cuda.PLAIN, torch._subclasses.fake_tensor.FakeTensor))
     monkeypatch.setattr(cuda, "intercepted", lambda: False)
     with FakeTensorMode():
         yield launched
@@ -183,7 +184,7 @@ def test_a_learned_layer_takes_far_fewer_launches(monkeypatch):
     """Forward and backward of layers on the CPU, for which the passes are chosen and launch nothing: only counted."""
     launched, found = [], {}
     monkeypatch.setattr(passes, "_launch", lambda kernel, *_, **constants: launched.append(kernel))
-    monkeypatch.setattr(native, "takes", lambda *tensors: False)
+    monkeypatch.setattr(seam, "takes", lambda *tensors: False)
     for chosen in (None, passes):
         totals = []
         for layers in (2, 4):

@@ -11,9 +11,9 @@ from tiny import WORDS, same_result
 
 from ldp_search.config.resolve import resolve
 from ldp_search.run import main
-from ldp_search.runner.io import checkpoint
+from ldp_search.runner.io import checkpoint_files
 from ldp_search.runner.training import finish, loop
-from ldp_search.runner.training.session import random_state, set_random_state
+from ldp_search.runner.training.run_session import random_state, set_random_state
 from ldp_search.runner.training.setup import open_session
 from ldp_search.runner.training.stopping import StopRequest
 
@@ -69,7 +69,7 @@ def test_kill_dash_nine(tmp_path):
         process.kill()
         assert process.wait() == -9
         process.stderr.close()
-    assert checkpoint.newest_intact(tmp_path / "killed" / "checkpoints", print) is not None
+    assert checkpoint_files.newest_intact(tmp_path / "killed" / "checkpoints", print) is not None
     assert main([*words, f"output={tmp_path / 'killed'}"]) == 0
     same_result(tmp_path / "whole", tmp_path / "killed")
 
@@ -107,8 +107,8 @@ def test_killed_after_the_training_and_before_the_result(tmp_path, monkeypatch):
 def test_a_damaged_checkpoint_is_passed_over(harm, tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "whole") == 0
     kill_at(9, tmp_path / "killed", monkeypatch=monkeypatch)
-    newest, older = checkpoint.candidates(tmp_path / "killed" / "checkpoints")
-    state, manifest = newest / checkpoint.STATE, newest / checkpoint.MANIFEST
+    newest, older = checkpoint_files.candidates(tmp_path / "killed" / "checkpoints")
+    state, manifest = newest / checkpoint_files.STATE, newest / checkpoint_files.MANIFEST
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     {
@@ -122,18 +122,18 @@ def test_a_damaged_checkpoint_is_passed_over(harm, tmp_path, monkeypatch, capsys
 
 
 def test_a_checkpoint_appears_at_once_or_not_at_all(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, 1, {"x": torch.ones(3)})
+    checkpoint_files.save(tmp_path, 1, {"x": torch.ones(3)})
     for function in ("os.replace", "os.fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(function, lambda *_: (_ for _ in ()).throw(OSError("no space left")))
             with pytest.raises(OSError, match="no space left"):
-                checkpoint.save(tmp_path, 2, {"x": torch.ones(3)})
+                checkpoint_files.save(tmp_path, 2, {"x": torch.ones(3)})
         assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
     (tmp_path / ".partial_00000002").mkdir()  # what a kill leaves
     for step in (2, 3):
-        checkpoint.save(tmp_path, step, {"x": torch.full((3,), step)})
+        checkpoint_files.save(tmp_path, step, {"x": torch.full((3,), step)})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]  # the newest two
-    assert checkpoint.load(checkpoint.newest_intact(tmp_path, print))["x"].tolist() == [3, 3, 3]
+    assert checkpoint_files.load(checkpoint_files.newest_intact(tmp_path, print))["x"].tolist() == [3, 3, 3]
 
 
 def test_other_settings_or_data_are_refused(tmp_path, monkeypatch, capsys):
@@ -154,8 +154,8 @@ def test_other_settings_or_data_are_refused(tmp_path, monkeypatch, capsys):
 
 def test_nothing_intact_to_go_on_from(tmp_path, monkeypatch, capsys):
     kill_at(3, tmp_path / "run", monkeypatch=monkeypatch)
-    for path in checkpoint.candidates(tmp_path / "run" / "checkpoints"):
-        (path / checkpoint.STATE).unlink()
+    for path in checkpoint_files.candidates(tmp_path / "run" / "checkpoints"):
+        (path / checkpoint_files.STATE).unlink()
     assert main([f"resume={tmp_path / 'run'}"]) == 2
     assert "must hold an intact checkpoint" in capsys.readouterr().err
 

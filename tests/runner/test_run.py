@@ -15,7 +15,7 @@ import ldp_search
 from ldp_search.config.resolve import resolve
 from ldp_search.run import main
 from ldp_search.runner.data import DataError
-from ldp_search.runner.io import checkpoint
+from ldp_search.runner.io import checkpoint_files
 from ldp_search.runner.tasks.images import ImageClassification, ImageData
 from ldp_search.runner.training import finish, loop
 from ldp_search.runner.training.optimizers import lr_factor
@@ -160,7 +160,7 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path, capsys, monkeypat
     monkeypatch.setattr(loop, "training_step", poisoned)
     assert run(tmp_path / "run") == 1
     assert "Not all weights are finite at step 6" in capsys.readouterr().err
-    assert checkpoint.newest_intact(tmp_path / "run" / "checkpoints", print).name == "step_00000004"
+    assert checkpoint_files.newest_intact(tmp_path / "run" / "checkpoints", print).name == "step_00000004"
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, capsys):
@@ -224,7 +224,7 @@ def test_a_termination_saves_and_a_second_one_does_not_wait(times, status, tmp_p
 
     monkeypatch.setattr(loop, "training_step", asked_to_stop)
     assert run(tmp_path / "run", "checkpoint_every=3") == status
-    newest = checkpoint.newest_intact(tmp_path / "run" / "checkpoints", print)
+    newest = checkpoint_files.newest_intact(tmp_path / "run" / "checkpoints", print)
     assert newest.name == {1: "step_00000004", 2: "step_00000003"}[times]
     assert f"To go on from step {newest.name[-1]}" in capsys.readouterr().err
 
@@ -235,4 +235,4 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     err = process.communicate(timeout=150)[1]
     assert process.returncode == 130 and "Traceback" not in err, err
     assert f"python -m ldp_search.run resume={tmp_path / 'run'}" in err
-    assert checkpoint.newest_intact(tmp_path / "run" / "checkpoints", print) is not None
+    assert checkpoint_files.newest_intact(tmp_path / "run" / "checkpoints", print) is not None

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import native
+from ..native import passes
 
 ATTRIBUTE = "_ldp_controller"  # in the model's __dict__ (model/install.py)
 BLOCK = native.BLOCK
@@ -36,18 +37,17 @@ class Packed:
 
     def __init__(self, x: Tensor, source):
         flat = x.as_strided((x.numel(),), (1,))
-        self.codes, self.ranges = native.pack(flat) if native.takes(flat) else pack(flat)
+        self.codes, self.ranges = pack(flat)
         self.source = source  # what the codes are of: a tensor of another storage at the same address is not it
 
     def unpack(self) -> Tensor:
         """The memory again, as a flat tensor."""
-        if native.takes_codes(self.codes):
-            return native.unpack(self.codes, self.ranges, torch.empty(self.codes.shape, dtype=torch.float32, device="cpu"))
         return unpack(self.codes, self.ranges)
 
 
+@native.with_kernel(passes.pack)
 def pack(flat: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes, (2, blocks) of lowest value and step), by the formula."""
+    """(codes, (2, blocks) of lowest value and step)."""
     missing = -flat.numel() % BLOCK
     x = torch.cat([flat, flat[-1:].expand(missing)]) if missing else flat
     x = x.view(-1, BLOCK)
@@ -59,8 +59,9 @@ def pack(flat: Tensor) -> tuple[Tensor, Tensor]:
     return (codes - 32768).to(torch.int16).flatten()[: flat.numel()].clone(), torch.stack([low.flatten(), step.flatten()])
 
 
+@native.with_kernel(passes.unpack)
 def unpack(codes: Tensor, ranges: Tensor) -> Tensor:
-    """The inverse of `pack`, by the formula."""
+    """The inverse of `pack`."""
     low, step = (values.repeat_interleave(BLOCK)[: codes.numel()] for values in ranges)
     return (codes.to(torch.float32) + 32768).mul_(step).add_(low)
 

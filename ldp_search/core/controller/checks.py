@@ -50,8 +50,12 @@ def check_step(controller: Controller, progress: float, before: float, loss: Ten
         )
 
 
-def check_coverage(found: Coverage, space: SearchSpace) -> None:
-    """Raises ValueError where less than the space's `min_coverage` is quantized."""
+def check_coverage(controller: Controller, found: Coverage | None = None) -> None:
+    """Raises ValueError where less than the space's `min_coverage` is quantized. found: None: as the model is now."""
+    space = controller.space
+    if not controller.profiled or not space.min_coverage:
+        return
+    found = found or controller.coverage
     if found.share < space.min_coverage:
         listed = "\n".join(f"  {item.name}: {item.macs:,} MACs, {item.reason}" for item in found.left_out[:20])
         raise ValueError(

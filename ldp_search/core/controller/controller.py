@@ -7,8 +7,6 @@ tensors whatever the number of layers, with no transfer to the host and nothing 
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from contextlib import contextmanager
 
 import torch
@@ -17,10 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..backends import Backend
 from ..bits.allocation import Allocation
-from ..bits.coordinates import precisions
 from ..bits.cost import Cost
-from ..bits.policies import Policy, Signals
-from ..bits.policies.budget import check_reachable
+from ..bits.policies import Policy, Problem, Signals
 from ..bits.relaxations import Relaxation
 from ..bits.space import FULL_PRECISION, SearchSpace
 from ..bits.specs import AnyBits, Coverage, LayerSpec, as_bits
@@ -29,12 +25,12 @@ from ..model.coverage import coverage
 from ..model.install import install
 from ..model.interception import copy_with_model
 from ..model.site import Site
-from ..model.sites import SiteSpec, check_some, find_sites, owned_numel
+from ..model.sites import SiteSpec, find_sites
 from ..profile.records import ModelProfile
 from ..quantize.gradient_quantizers import GradQuantizer
 from ..quantize.quantizers import Quantizer
 from ..registry import build
-from . import checkpoint as state
+from . import controller_state, counting
 from .accounting import cost_of
 from .checks import check_coverage, check_learnable, check_step
 from .damage_sensor import DamageSensor
@@ -43,7 +39,6 @@ from .distributed import agree_on_choices, average_over_ranks
 from .finalize import finalize, frozen_norms
 from .forecast import Damage, Front, damage, front
 from .rollback import controller_kept
-from .search_problem import macs_of, problem_of
 from .strays import apart, warn_of_strays
 from .summary import summarize
 from .tensors import BitTensors, leaf
@@ -55,6 +50,15 @@ class Controller:
     specs: {name: what has bits of its own}, layers and products outside of layers; profile: the counts that they follow from,
     None until there was one. enabled: whether the model quantizes. calibrating: inputs are measured in evaluation mode too.
     """
+
+    specs: dict[str, SiteSpec]
+    problem: Problem
+    sites: list[Site]
+    tensors: BitTensors
+    trajectory: Trajectory
+    sensor: DamageSensor | None
+    sensing: bool  # whether the step under way measures what rounding costs
+    levels: Tensor
 
     @own_defaults()
     def __init__(self, model: nn.Module, space: SearchSpace, profile: ModelProfile | None = None):
@@ -70,33 +74,15 @@ class Controller:
         self.generator = torch.Generator("cpu").manual_seed(space.seed)
         self._progress, self._steps, self.frozen, self.counting = 0.0, 0, False, False
         self.hooks: dict[str, RemovableHandle] = {}
+        self._names: list[str] = []
+        self._weights: list[int] = []
         self.bypassed: dict[str, str] = {}  # {site: why its products are not quantized}, found by `apply`
         self.frozen_norms: set[str] | None = None  # names of batch norms, as the first step finds them; None: before it
         self.profile = profile
-        self._build(find_sites(model, space, profile))
+        counting.build(self, find_sites(model, space, profile))
         check_learnable(self.policy, self.problem, space)
-        self._check_costs()
-        self._bind()
-
-    def _build(self, specs: dict[str, SiteSpec]) -> None:
-        """Everything that has a place for each spec."""
-        check_some(self.model, specs, self.space)
-        self.specs, self._names = specs, list(specs)
-        self.problem = problem_of(specs, self.space, self.profiled)
-        highest = map(tuple, self.problem.high.tolist())
-        self.sites = [
-            Site(self, place, name, spec.axis, bits)
-            for place, ((name, spec), bits) in enumerate(zip(specs.items(), highest, strict=True))
-        ]
-        self._weights = owned_numel(specs.values())
-        self.trajectory = Trajectory(self._names)
-        self.levels = self.problem.levels
-        quantizers = self.weight_quantizer, self.input_quantizer
-        kinds, device = self.problem.low.shape[1], self.problem.low.device
-        self.tensors = BitTensors([*specs.values()], kinds, len(self.levels), *quantizers, device)
-        self.sensor = DamageSensor([*specs.values()], self.levels) if self.policy.needs_damage else None
-        self.sensing = self._senses_at(self._steps)
-        self._bind_views()
+        counting.check_costs(self)
+        self.begin()
 
     @property
     def profiled(self) -> bool:
@@ -104,6 +90,7 @@ class Controller:
 
     @property
     def on(self) -> bool:
+        """As a `Site`'s: a layer that asks for none of its own (a fused one) has the controller for its record."""
         return self.enabled
 
     def searched_sites(self) -> dict[str, Site | None]:
@@ -112,7 +99,7 @@ class Controller:
 
     # -- the tensors ------------------------------------------------------------------------------------------------
 
-    def _bind_views(self) -> None:
+    def bind_views(self) -> None:
         self.tensors.bind_views(self.sites, self.policy.needs_gradients and not self.frozen, self.frozen)
 
     @own_defaults()
@@ -124,9 +111,9 @@ class Controller:
             self.sensor.to(device)
         self.problem = self.problem.to(device)
         self.policy.to(device)
-        self._bind_views()
+        self.bind_views()
 
-    def _bind(self) -> None:
+    def begin(self) -> None:
         """Let the policy begin: at `apply`, and again when the MACs become known."""
         start = self.policy.bind(self.problem)
         self.tensors.bits.copy_(self._realize(start, 0.0, torch.round(start)))
@@ -169,7 +156,7 @@ class Controller:
         self.tensors.spent += self.problem.relative_cost(self.tensors.bits) * (progress - self._progress)
         self.trajectory.append(progress, self.tensors.bits)
         self._progress, self._steps = progress, self._steps + 1
-        self.sensing = self._senses_at(self._steps)
+        self.sensing = self.senses_at(self._steps)
         if not self.frozen and progress < 1 - 1e-9:  # after the last step its bits stay: they are the result
             grads = self.tensors.grads if self.policy.needs_gradients else None
             warming_up = self.sensor is not None and self.sensor.warming_up
@@ -185,11 +172,11 @@ class Controller:
 
     def _look_around(self) -> None:
         """At the first step of a process: name what has come between `apply` and the training."""
-        self.check_coverage()
+        check_coverage(self)
         warn_of_strays(self)
         self.frozen_norms = frozen_norms(self.model)
 
-    def _senses_at(self, steps: int) -> bool:
+    def senses_at(self, steps: int) -> bool:
         """Whether the forward and backward of step `steps` measure what rounding costs, and search the clipping bounds."""
         measures = self.sensor is not None or self.searches_clips
         return measures and not self.frozen and steps % self.space.sense_every == 0
@@ -265,60 +252,10 @@ class Controller:
                 nothing.
         """
         with controller_kept(self):  # nothing is half taken over: the next forward says the same again
-            self._adopt_profile(profile)
+            counting.adopt(self, profile)
             install(self)
         if "profile" in self.hooks:
             self.hooks.pop("profile").remove()
-
-    def _adopt_profile(self, profile: ModelProfile) -> None:
-        self.profile, before = profile, self.bits()
-        specs = find_sites(self.model, self.space, profile)
-        if self._progress > 0:  # what a training has learned stays; what it has not met so far stays out
-            specs = {name: spec for name, spec in specs.items() if name in self.specs}
-        device = self.tensors.bits.device
-        if list(specs) == self._names:
-            precisions(specs, self.space, final=True)
-            self.specs, self.problem = specs, dataclasses.replace(self.problem, macs=macs_of(specs, self.profiled).to(device))
-            self.policy.problem = self.problem
-            self.tensors = copy.copy(self.tensors)
-            self.tensors.resize_ranges([*specs.values()])
-            if self.sensor is not None:
-                self.sensor.specs = [*specs.values()]
-            self._bind_views()
-        else:
-            self._build(specs)
-            self.to(device)
-        self._check_costs()
-        if self._progress == 0:
-            self._bind()
-        if self.frozen:
-            for row, name in enumerate(self._names):
-                self.tensors.bits[row] = torch.tensor(before.get(name, self.bits()[name]), dtype=torch.float32, device="cpu")
-
-    @own_defaults()
-    def forget_profile(self) -> None:
-        """The sites as they were before anything was counted, with the bits of a beginning; `adopt_profile` counts again."""
-        device, self.profile = self.tensors.bits.device, None
-        self._build(find_sites(self.model, self.space, None))
-        self.to(device)
-        self._bind()
-
-    def _check_costs(self) -> None:
-        if not self.profiled:
-            return
-        self.check_coverage(coverage(self.profile, self.specs, self.searched_sites(), {}))
-        if self.policy.meets_target:
-            check_reachable(self.problem)
-
-    def check_coverage(self, found: Coverage | None = None) -> None:
-        """found: the coverage; None: that of the model as it is now.
-
-        Raises:
-            ValueError: it is below the space's `min_coverage`.
-        """
-        if not self.profiled or not self.space.min_coverage:
-            return
-        check_coverage(found or self.coverage, self.space)
 
     # -- off, frozen, saved -----------------------------------------------------------------------------------------
 
@@ -340,7 +277,7 @@ class Controller:
         """Round the bits in force to integers and keep them: `step` records, but nothing moves any more."""
         self.tensors.bits.round_()
         self.frozen, self.sensing = True, False
-        self._bind_views()
+        self.bind_views()
 
     def finalize(self, loader=None, forward=None, batches: int = 50) -> Allocation:
         """Freeze the bits at integers and re-estimate batch-norm statistics and input ranges at them (see `finalize.py`)."""
@@ -348,7 +285,7 @@ class Controller:
 
     def state_dict(self) -> dict:
         """All that a training needs to go on bitwise: tensors on the CPU and plain data."""
-        return state.of(self)
+        return controller_state.of(self)
 
     @own_defaults()
     def load_state_dict(self, saved: dict) -> None:
@@ -358,11 +295,11 @@ class Controller:
             ValueError: the state is of a model with other layers.
         """
         with controller_kept(self):
-            state.load(self, saved)
+            controller_state.load(self, saved)
 
     def __deepcopy__(self, memo: dict):
         return copy_with_model(self, self, memo)
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._bind_views()  # pickle does not keep storages shared
+        self.bind_views()  # pickle does not keep storages shared

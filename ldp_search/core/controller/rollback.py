@@ -85,7 +85,7 @@ class _Held:
         controller.generator.set_state(self.random)
         if self.backend:
             controller.backend.load_state_dict(self.backend)
-        controller._bind_views()
+        controller.bind_views()
 
 
 def _copied(value):

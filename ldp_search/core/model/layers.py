@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..products.bilinear import ConvolutionProduct, LinearProduct, padded
 from .guard import not_intercepted
 from .interception import InterceptionPlan
-from .swap import ATTRIBUTE, Swapped, original_class, quantized_class
+from .swap import ATTRIBUTE, Swapped, original_class
 
 
 class QuantizedLayer(Swapped):
@@ -147,10 +147,3 @@ _SUPPORTED = {
     nn.Embedding: _embedding,
 }
 _FORWARDS = {cls.__name__: f for cls, f in _SUPPORTED.items()} | {"Conv1D": _conv1d_of_transformers}
-
-QuantLinear = quantized_class(nn.Linear, QuantizedLayer)
-QuantConv1d, QuantConv2d, QuantConv3d = (quantized_class(cls, QuantizedLayer) for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-QuantConvTranspose1d, QuantConvTranspose2d, QuantConvTranspose3d = (
-    quantized_class(cls, QuantizedLayer) for cls in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-)
-QuantEmbedding = quantized_class(nn.Embedding, QuantizedLayer)

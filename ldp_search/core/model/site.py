@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..backends import Call, Simulate, finish
 from ..backends.reference import under_transform
 from ..backends.sensing import Sense
 from ..bits.space import FULL_PRECISION, BitsOfKinds
+from ..native import with_kernel
 from ..native.memory import transformed
 from ..products.bilinear import Product
 from ..products.torch_functions import TorchProduct
@@ -33,6 +34,26 @@ Pair = tuple[Tensor, Tensor]
 Errors = tuple[Tensor, Tensor]
 """(levels,) mean squared errors of x and of w at each number of bits."""
 MOMENTUM = 0.1  # of the ranges' moving averages (0.9 kept, as in the paper's code)
+
+
+class _Met(NamedTuple):
+    """`function(*args, **kwargs)`, a product of x and w met outside of layers.
+
+    weight: which operand w is in the call (0 or 1); None: neither is a weight, and x comes first. axes: of the output channels
+    in w.
+    """
+
+    product: TorchProduct
+    function: Callable
+    args: tuple
+    kwargs: dict
+    weight: int | None
+    axes: tuple[int, ...]
+
+    def run(self, x: Tensor, w: Tensor) -> Tensor:
+        """The function of other operands."""
+        args, kwargs = self.product.with_operands(self.args, self.kwargs, (x, w) if self.weight != 0 else (w, x))
+        return self.function(*args, **kwargs)
 
 
 class Site:
@@ -109,23 +130,16 @@ class Site:
     ) -> Tensor:
         """errors: what `_look` found; None: it did not look."""
         c = self.controller
-        if (training or c.calibrating) and not c.relaxation.interpolates and errors is None:
-            quantizers = c.weight_quantizer, c.input_quantizer
-            grids = fused_grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
-            if grids is not None:  # the same as below in fewer operations
-                grad_bits = self.grad_bits if self.quantize_grad else None
-                x_grid, w_grid = grids
-                return c.backend(Call(x, w, bias, x_grid, w_grid, product, grad_bits, c.grad_quantizer, self))
-        x_grid_at, w_grid_at = self._input_grid(x, training), self._weight_grid(w, axes)
-        weight_bits, input_bits, *_ = self.bits.unbind()  # at once: one node of the graph
         grad_bits = self.grad_bits if self.quantize_grad else None
         sensor = c.sensor if errors is not None and self._senses(training) else None
         if c.relaxation.interpolates and sensor is None:  # a mixture of two grids lies on neither, so the backend gets none
             none: Any = None
             call = Call(x, w, bias, none, none, product, grad_bits, c.grad_quantizer, self)
-            x_straight, w_straight = c.straight
-            return finish(call, _mix(x, input_bits, x_grid_at, x_straight), _mix(w, weight_bits, w_grid_at, w_straight))
-        x_grid, w_grid = x_grid_at(input_bits), w_grid_at(weight_bits)
+            grids = self._input_grid(x, training), self._weight_grid(w, axes)
+            weight_bits, input_bits, *_ = self.bits.unbind()  # at once: one node of the graph
+            return finish(call, _mix(x, input_bits, grids[0], c.straight[0]), _mix(w, weight_bits, grids[1], c.straight[1]))
+        of_batch = (training or c.calibrating) and errors is None
+        x_grid, w_grid = (self._grids_of_batch if of_batch else self._grids)(x, w, axes, training)
         call = Call(x, w, bias, x_grid, w_grid, product, grad_bits, c.grad_quantizer, self, c.straight)
         if transformed():
             return under_transform(call)
@@ -157,62 +171,30 @@ class Site:
             operand, held, bias, of_layer = layer
             return self.product(operand, held, bias, of_layer, training, axes)
         call = self._call_looking if self._looks(training) else self._call
-        return call(product, function, args, kwargs, pair, weight, training, axes)
+        return call(_Met(product, function, args, kwargs, weight, axes), *(pair if weight != 0 else pair[::-1]), training)
 
     @torch.compiler.disable
-    def _call_looking(
-        self,
-        product: TorchProduct,
-        function: Callable,
-        args: tuple,
-        kwargs: dict,
-        pair: Pair,
-        weight: int | None,
-        training: bool,
-        axes: tuple[int, ...],
-    ) -> Tensor:
-        x, w = pair if weight != 0 else (pair[1], pair[0])
-        errors = self._look(x, w, axes, own=weight is None)
-        return self._call(product, function, args, kwargs, pair, weight, training, axes, errors)
+    def _call_looking(self, met: _Met, x: Tensor, w: Tensor, training: bool) -> Tensor:
+        return self._call(met, x, w, training, self._look(x, w, met.axes, own=met.weight is None))
 
-    def _call(
-        self,
-        product: TorchProduct,
-        function: Callable,
-        args: tuple,
-        kwargs: dict,
-        pair: Pair,
-        weight: int | None,
-        training: bool,
-        axes: tuple[int, ...],
-        errors: Errors | None = None,
-    ) -> Tensor:
+    def _call(self, met: _Met, x: Tensor, w: Tensor, training: bool, errors: Errors | None = None) -> Tensor:
         c = self.controller
-        x, w = pair if weight != 0 else (pair[1], pair[0])
-        if weight is None:
-            grids = [self._own_grid(x) for x in pair]
+        if met.weight is None:
+            x_grid, w_grid = self._own_grid(x), self._own_grid(w)
         else:
-            grids = [self._input_grid(pair[1 - weight], training), self._weight_grid(pair[weight], axes)]
-            grids = grids if weight == 1 else grids[::-1]
-        bits = [self.bits[1], self.bits[0]] if weight != 0 else [self.bits[0], self.bits[1]]
-        straight = c.straight if weight != 0 else c.straight[::-1]
-        rounded = [self._rounded(*operand) for operand in zip(pair, bits, grids, straight, strict=True)]
-        x_q, w_q = rounded if weight != 0 else rounded[::-1]
-
-        def run(x, w):
-            new_args, new_kwargs = product.with_operands(args, kwargs, (x, w) if weight != 0 else (w, x))
-            return function(*new_args, **new_kwargs)
-
+            x_grid, w_grid = self._input_grid(x, training), self._weight_grid(w, met.axes)
+        x_q = self._rounded(x, self.bits[1], x_grid, c.straight[0])
+        w_q = self._rounded(w, self.bits[0], w_grid, c.straight[1])
         sense = None
         sensor = c.sensor if errors is not None and self._senses(training) else None
         if errors is not None and sensor is not None:
-            added = lambda a, b: run(a, b) - run(torch.zeros_like(a), b)  # noqa: E731  (less what `addmm` adds)
+            added = lambda a, b: met.run(a, b) - met.run(torch.zeros_like(a), b)  # noqa: E731  (less what `addmm` adds)
             x_errors, w_errors = errors
-            options: Any = {"weight": weight is not None, "part": 1, "once": True}
-            sense = Sense(sensor.record, self.row, added, x_errors, w_errors, self.bits, axes, -1, **options)
+            options: Any = {"weight": met.weight is not None, "part": 1, "once": True}
+            sense = Sense(sensor.record, self.row, added, x_errors, w_errors, self.bits, met.axes, -1, **options)
             x_q, w_q = sense.watch(x, x_q, w, w_q)
         quantizer = c.grad_quantizer if self.quantize_grad else None
-        y = run(x_q, w_q)
+        y = met.run(x_q, w_q)
         y = y if quantizer is None else quantize_gradient(y, self.grad_bits.amax(), quantizer)
         return y if sense is None else sense.watch_gradient(y, x_q, w_q, quantizer)  # what comes back before it is rounded
 
@@ -258,7 +240,22 @@ class Site:
             clipping.look(c.weight_quantizer, w, w_stats, axes, c.levels, w_table, move),
         )
 
-    # -- grids: functions from bits ---------------------------------------------------------------------------------
+    # -- grids ------------------------------------------------------------------------------------------------------
+
+    def _grids(self, x: Tensor, w: Tensor, axes: tuple[int, ...], training: bool) -> tuple[Grid, Grid]:
+        """Of input and weight at the bits in force, differentiable in these."""
+        x_grid_at, w_grid_at = self._input_grid(x, training), self._weight_grid(w, axes)
+        weight_bits, input_bits, *_ = self.bits.unbind()  # at once: one node of the graph
+        return x_grid_at(input_bits), w_grid_at(weight_bits)
+
+    def _in_one_call(self, x: Tensor, w: Tensor, axes: tuple[int, ...], training: bool) -> tuple[Grid, Grid] | None:
+        c = self.controller
+        quantizers = c.weight_quantizer, c.input_quantizer
+        return fused_grids(x, w, axes, self.bits, quantizers, self._next_ranges, MOMENTUM)
+
+    _grids_of_batch = with_kernel(_in_one_call)(_grids)
+
+    # -- and as functions of bits ---------------------------------------------------------------------------------
 
     def weight_grid(self, w: Tensor) -> Grid:
         """The grid of a layer's weight at the bits in force."""

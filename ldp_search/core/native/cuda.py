@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .library import switched_off
-from .memory import _PLAIN, intercepted, is_dense
+from .memory import PLAIN, intercepted, is_dense
 
 OLDEST = (8, 0)  # compute capability: the first with bf16
 
@@ -48,7 +48,7 @@ def passes(*tensors: Tensor, parameters: Iterable[Tensor | None] = ()) -> Module
     if known is None or not 0 < first.numel() <= known.LARGEST:
         return None
     for x in tensors:
-        if type(x) not in _PLAIN or x.dtype not in known.FLOATS or x.stride() != first.stride():
+        if type(x) not in PLAIN or x.dtype not in known.FLOATS or x.stride() != first.stride():
             return None
     if any(p is not None and p.device != first.device for p in (*tensors, *parameters)):
         return None

@@ -6,27 +6,16 @@ draws the same. dtype int8: the codes instead of the values.
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from .library import _TYPES, FLOATS, _library_of_kernels, _Shape, _threads
-from .memory import address, empty
+from .library import FLOATS, FP32, LONG, SEED, SHAPE, Kernel
+from .memory import empty
+from .passes import VALUES
+from .shapes import Shape
 
-_P, _I, _L, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_uint64
-_SIGNATURES = {
-    "ldp_gradient_affine": (_P, _I, _P, _I, _L, _P, _U, _P, _I),
-    "ldp_gradient_slices": (_P, _I, _P, _I, _Shape, _P, _U, _P, _I),
-}
-
-
-@cache
-def _kernel(name: str):
-    function = getattr(_library_of_kernels(), name)
-    function.argtypes, function.restype = _SIGNATURES[name], None
-    return function
+_AFFINE = Kernel("ldp_gradient_affine", FLOATS, VALUES, LONG, FP32, SEED, FP32)
+_SLICES = Kernel("ldp_gradient_slices", FLOATS, VALUES, SHAPE, FP32, SEED, FP32)
 
 
 def draw_seed(device: torch.device) -> int:
@@ -37,18 +26,12 @@ def draw_seed(device: torch.device) -> int:
 def affine(g: Tensor, bits: Tensor, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(g between its minimum and maximum on 2^bits levels, (scale, offset)); codes: moved by half of their range."""
     y, made = torch.empty_like(g, dtype=dtype), empty(2, torch.float32)
-    _kernel("ldp_gradient_affine")(
-        address(g, *FLOATS), _TYPES[g.dtype], y.data_ptr(), _TYPES[dtype], g.numel(), address(bits, torch.float32), seed,
-        made.data_ptr(), _threads(g.numel()),
-    )  # fmt: skip
+    _AFFINE(g.numel(), g, y, g.numel(), bits, seed, made)
     return y, made
 
 
-def symmetric(g: Tensor, shape: tuple, bits: Tensor, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(g with one symmetric grid a channel of `shape` = (outer, channels, inner), the (channels,) scales)."""
+def symmetric(g: Tensor, shape: Shape, bits: Tensor, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(g with one symmetric grid a channel of `shape`, the (channels,) scales)."""
     y, scales = torch.empty_like(g, dtype=dtype), empty(shape[1], torch.float32)
-    _kernel("ldp_gradient_slices")(
-        address(g, *FLOATS), _TYPES[g.dtype], y.data_ptr(), _TYPES[dtype], _Shape(*shape), address(bits, torch.float32), seed,
-        scales.data_ptr(), _threads(g.numel()),
-    )  # fmt: skip
+    _SLICES(g.numel(), g, y, shape, bits, seed, scales)
     return y, scales

@@ -1,35 +1,23 @@
 """The kernels of `grids.c`: a built-in quantizer's whole grid from the tensor and its bits, with its slope in the bits.
 
-Each equals formulas of quantize/quantizers.py, which stay for every other quantizer and wherever `native.takes` says no.
+Each equals formulas of quantize/quantizers.py, which stay for every other quantizer and wherever no kernel serves.
 """
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .library import _TYPES, FLOATS, _library_of_kernels, _Shape, _threads
+from .library import FLOAT, FLOATS, FP32, INT, LONG, POINTER, SHAPE, Kernel, takes
 from .memory import address, empty, is_real
+from .shapes import Shape
 
 MINMAX, SYMMETRIC = 0, 1  # the forms that the kernels know
-
-_P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
-_SIGNATURES = {
-    "ldp_grid": (_P, _I, _Shape, _I, _P, _P, _F, _P, _P, _P, _I),
-    "ldp_shift": (_P, _P, _P, _L, _P, _P),
-    "ldp_bits_gradient": (_P, _P, _L, _P, _P, _P),
-}
-
-
-@cache
-def _kernel(name: str):
-    function = getattr(_library_of_kernels(), name)
-    function.argtypes, function.restype = _SIGNATURES[name], None
-    return function
+_GRID = Kernel("ldp_grid", FLOATS, SHAPE, INT, POINTER, FP32, FLOAT, FP32, FP32, FP32)
+_SHIFT = Kernel("ldp_shift", FP32, FP32, FP32, LONG, FP32, FP32, threads=False)
+_BITS_GRADIENT = Kernel("ldp_bits_gradient", FP32, FP32, LONG, FP32, FP32, FP32, threads=False)
 
 
 def reads(bits: Tensor) -> bool:
@@ -46,31 +34,29 @@ class GridWithSlope(NamedTuple):
 
 
 def grid(
-    x: Tensor, shape: tuple, each: list[int], form: int, bits: Tensor, which: int, ranges: Tensor | None = None, momentum=0.0
+    x: Tensor, shape: Shape, each: list[int], form: int, bits: Tensor, which: int, ranges: Tensor | None = None, momentum=0.0
 ) -> GridWithSlope:
     """Of x. ranges: (4,), moved towards the range of x in place. each: the grid's shape. bits[which]: its bits."""
-    scale, low, slope = (empty(size, torch.float32) for size in (each, each, shape[1:2]))
+    scale, low, slope = empty(each, torch.float32), empty(each, torch.float32), empty(shape[1:2], torch.float32)
     first: Any = address(bits, torch.float32)  # an address: None is for tensors that may be absent
-    _kernel("ldp_grid")(
-        address(x, *FLOATS), _TYPES[x.dtype], _Shape(*shape), form, first + 4 * which, address(ranges, torch.float32), momentum,
-        scale.data_ptr(), low.data_ptr(), slope.data_ptr(), _threads(x.numel()),
-    )  # fmt: skip
+    _GRID(x.numel(), x, shape, form, first + 4 * which, ranges, momentum, scale, low, slope)
     return GridWithSlope(scale, low if form == MINMAX else None, slope)
 
 
-def shift(bits: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """(half of the codes of so many bits, the offset of the grid whose codes are less by that)."""
+def shift(x: Tensor, grid, bits: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Kernel of `int8.matmul._shift`, where the grid has an offset: (half of the codes of so many bits, the offset of the
+    grid whose codes are less by that).
+    """
+    scale, offset = grid.scale, grid.offset
+    if offset is None or offset.shape != scale.shape or not takes(scale, offset) or not reads(bits):
+        return None
     half, moved = empty((), torch.float32), empty(scale.shape, torch.float32)
-    numbers = address(scale, torch.float32), address(offset, torch.float32), scale.numel()
-    _kernel("ldp_shift")(address(bits, torch.float32), *numbers, half.data_ptr(), moved.data_ptr())
+    _SHIFT(scale.numel(), bits, scale, offset, scale.numel(), half, moved)
     return half, moved
 
 
 def bits_gradient(w: Tensor | None, w_slope: Tensor, x: Tensor | None, x_slope: Tensor) -> Tensor:
     """(3,) dL/dbits from dL/dscale of weight and input; None: zero."""
-    out, w = empty(3, torch.float32), None if w is None else w.contiguous()
-    _kernel("ldp_bits_gradient")(
-        address(w, torch.float32), address(w_slope, torch.float32), w_slope.numel(), address(x, torch.float32),
-        address(x_slope, torch.float32), out.data_ptr(),
-    )  # fmt: skip
+    out = empty(3, torch.float32)
+    _BITS_GRADIENT(3, None if w is None else w.contiguous(), w_slope, w_slope.numel(), x, x_slope, out)
     return out

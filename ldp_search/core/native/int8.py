@@ -1,74 +1,72 @@
 """The kernels of `int8.c`: what stands before and after a product of 8-bit integers, each in one pass.
 
-Each equals a formula of backends/int8/matmul.py or backends/int8/rounding_error.py, which asks `native.takes` first.
+Each takes the arguments of the formula of its name in backends/int8/, and returns None for a call that it does not serve.
 """
 
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from .library import _TYPES, FLOATS, _library_of_kernels, _threads
-from .memory import address, empty
+from . import passes
+from .library import FLOAT, FLOATS, FP32, INT, INT8, INT32, LONG, POINTER, UINT8, Kernel, serves, takes
+from .memory import empty
+from .shapes import grid_shape
 
-_P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
-_SIGNATURES = {
-    "ldp8_input": (_P, _I, _L, _P, _P, _P, _P, _P, _P, _P, _I),
-    "ldp8_row_sums": (_P, _L, _L, _P, _I),
-    "ldp8_column_sums": (_P, _L, _L, _P, _I),
-    "ldp8_floats": (_P, _P, _L, _L, _P, _I, _P, _I),
-    "ldp8_values": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _L, _I),
-    "ldp8_product": (_P, _P, _I, _L, _L, _P, _P, _P, _P, _P, _I, _P, _L, _P, _P, _I),
-    "ldp8_input_gradient": (_P, _I, _P, _I, _L, _L, _P, _I, _P, _L, _P, _P, _I, _P, _I),
-    "ldp8_columns": (_P, _P, _P, _I),
-    "ldp8_planes": (_P, _L, _L, _F, _P, _P, _P, _L, _I),
-}
-
-
-@cache
-def _kernel(name: str):
-    function = getattr(_library_of_kernels(), name)
-    function.argtypes, function.restype = _SIGNATURES[name], None
-    return function
+_QUANTIZE = Kernel("ldp8_input", FLOATS, LONG, *[FP32] * 5, INT8, UINT8)
+_ROW_SUMS = Kernel("ldp8_row_sums", INT8, LONG, LONG, INT32)
+_COLUMN_SUMS = Kernel("ldp8_column_sums", INT8, LONG, LONG, INT32)
+_FLOATS = Kernel("ldp8_floats", INT8, FP32, LONG, LONG, FP32, INT, FP32)
+_VALUES = Kernel("ldp8_values", INT32, FLOATS, LONG, LONG, FP32, FP32, FP32, FP32, LONG)
+_PRODUCT = Kernel("ldp8_product", INT32, FLOATS, LONG, LONG, FP32, FP32, INT32, FP32, FP32, INT, INT32, LONG, FP32, FP32)
+_INPUT_GRADIENT = Kernel(
+    "ldp8_input_gradient", INT32, INT, FLOATS, LONG, LONG, FP32, INT, FP32, LONG, INT8, UINT8, INT, FP32
+)  # fmt: skip
+_COLUMNS = Kernel("ldp8_columns", INT8, POINTER, INT8)
+_PLANES = Kernel("ldp8_planes", FP32, LONG, LONG, FLOAT, FP32, POINTER, POINTER, LONG)
 
 
-def _floats(*tensors: Tensor | None) -> tuple[int | None, ...]:
-    """Addresses of fp32 tensors."""
-    return tuple(address(tensor, torch.float32) for tensor in tensors)
+def codes(x: Tensor, grid, shift: Tensor, cells: bool) -> tuple[Tensor, Tensor | None] | None:
+    """(int8 codes less `shift`, packed cells of the rounding error where they are asked for)."""
+    if not takes(x) or (shape := grid_shape(x, grid)) is None:
+        return None
+    if grid.scale.dim() == 0 and x.is_contiguous():
+        values = empty(x.shape, torch.int8)
+        packed = empty((x.numel() + 1) // 2, torch.uint8) if cells else None
+        _QUANTIZE(x.numel(), x, x.numel(), *grid, shift, values, packed)
+        return values, packed
+    return None if shift.dim() or cells else (passes.codes(x, grid, shape, shift), None)
 
 
-def quantize(x: Tensor, grid, shift: Tensor, cells: bool) -> tuple[Tensor, Tensor | None]:
-    """(int8 codes less `shift`, packed cells of the rounding error) of a contiguous tensor with one grid."""
-    values = empty(x.shape, torch.int8)
-    packed = empty((x.numel() + 1) // 2, torch.uint8) if cells else None
-    _kernel("ldp8_input")(
-        address(x, *FLOATS), _TYPES[x.dtype], x.numel(), *_floats(*grid, shift), values.data_ptr(),
-        address(packed, torch.uint8), _threads(x.numel()),
-    )  # fmt: skip
-    return values, packed
-
-
-def code_sums(values: Tensor, dim: int) -> Tensor:
-    """values.sum(dim) of a contiguous int8 matrix, int32."""
+def code_sums(values: Tensor, dim: int) -> Tensor | None:
+    """values.sum(dim) of an int8 matrix, int32."""
+    if not serves(values):
+        return None
+    if not values.is_contiguous():
+        values, dim = values.t(), 1 - dim
+    if not values.is_contiguous():
+        return None
     rows, columns = values.shape
-    out = empty(columns if dim == 0 else rows, torch.int32)
-    kernel = _kernel("ldp8_column_sums" if dim == 0 else "ldp8_row_sums")
-    kernel(address(values, torch.int8), rows, columns, out.data_ptr(), _threads(values.numel()))
+    out = empty(rows if dim else columns, torch.int32)
+    (_ROW_SUMS if dim else _COLUMN_SUMS)(values.numel(), values, rows, columns, out)
     return out
 
 
-def to_float(values: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """values * scale + offset of contiguous codes, fp32; scale: one for all, or one for each index of dimension 0."""
-    y = torch.empty(values.shape, dtype=torch.float32)
-    rows = len(values)
-    _kernel("ldp8_floats")(
-        values.data_ptr(), y.data_ptr(), rows, values.numel() // rows, scale.data_ptr(), scale.numel() > 1, offset.data_ptr(),
-        _threads(values.numel()),
-    )  # fmt: skip
+def to_float(values: Tensor, scale: Tensor, offset: Tensor) -> Tensor | None:
+    """values * scale + offset, fp32; scale: one for all, or one for each index of dimension 0."""
+    one_a_row = offset.numel() == 1 and scale.numel() in (1, scale.shape[:1].numel())
+    if not one_a_row or not values.is_contiguous() or not serves(values) or not takes(scale) or not takes(offset):
+        return None
+    y, rows = empty(values.shape, torch.float32), len(values)
+    _FLOATS(values.numel(), values, y, rows, values.numel() // rows, scale, scale.numel() > 1, offset)
     return y
+
+
+def _in_place_of(accumulators: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for as many values; fp32 takes the memory of `accumulators`."""
+    return accumulators.view(torch.float32) if dtype == torch.float32 else empty(accumulators.shape, dtype)
 
 
 def _turns(column: Tensor, columns: int) -> tuple[Tensor, int]:
@@ -78,73 +76,70 @@ def _turns(column: Tensor, columns: int) -> tuple[Tensor, int]:
     return column, column.numel() // columns
 
 
-def to_values(accumulators: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
-    """accumulators * by + row[:, None] * across + column; fp32 takes the memory of `accumulators`."""
-    y = accumulators.view(torch.float32) if dtype == torch.float32 else empty(accumulators.shape, dtype)
-    by, across = (t.expand(accumulators.shape[1]).contiguous() for t in (by, across))
-    column, period = _turns(column, accumulators.shape[1])
-    row = row.expand(accumulators.shape[0]).contiguous()
-    _kernel("ldp8_values")(
-        address(accumulators, torch.int32), y.data_ptr(), _TYPES[dtype], *accumulators.shape,
-        *_floats(by, row, across, column), period, _threads(accumulators.numel()),
-    )  # fmt: skip
+def to_values(
+    accumulators: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype
+) -> Tensor | None:
+    """accumulators * by + row[:, None] * across + column."""
+    if dtype not in FLOATS or not takes(by):
+        return None
+    y, (rows, columns) = _in_place_of(accumulators, dtype), accumulators.shape
+    column, period = _turns(column, columns)
+    by, across, row = by.expand(columns).contiguous(), across.expand(columns).contiguous(), row.expand(rows).contiguous()
+    _VALUES(accumulators.numel(), accumulators, y, rows, columns, by, row, across, column, period)
     return y
 
 
-def product(
+def to_product(
     accumulators: Tensor, left, left_sums: Tensor, right, right_sums: Tensor, length: int, bias: Tensor | None, dtype
-) -> Tensor:
-    """What `to_values` makes of the accumulators of two matrices of codes; fp32 takes the memory of `accumulators`."""
-    y = accumulators.view(torch.float32) if dtype == torch.float32 else empty(accumulators.shape, dtype)
-    rows, columns = accumulators.shape
+) -> Tensor | None:
+    """left_q @ right_q + bias from the accumulators of two matrices of codes."""
+    if dtype not in FLOATS or not takes(left.scale):
+        return None
+    y, (rows, columns) = _in_place_of(accumulators, dtype), accumulators.shape
     bias = None if bias is None else bias.float().contiguous()
-    space = empty(3 * columns + rows, torch.float32)
-    _kernel("ldp8_product")(
-        address(accumulators, torch.int32), y.data_ptr(), _TYPES[dtype], rows, columns, *_floats(left.scale, left.offset),
-        address(left_sums, torch.int32), *_floats(right.scale, right.offset), right.scale.numel() > 1,
-        address(right_sums, torch.int32), length, *_floats(bias), space.data_ptr(), _threads(accumulators.numel()),
+    _PRODUCT(
+        accumulators.numel(), accumulators, y, rows, columns, left.scale, left.offset, left_sums, right.scale, right.offset,
+        right.scale.numel() > 1, right_sums, length, bias, empty(3 * columns + rows, torch.float32),
     )  # fmt: skip
     return y
 
 
-def input_gradient(
-    accumulators: Tensor,
-    planes: int,
-    scale: Tensor,
-    column: Tensor,
-    values: Tensor,
-    packed: Tensor | None,
-    clip: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """(dL/dx of `dtype`, and where there are cells (1,) dL/dscale, or (3,) with dL/dlow and dL/dhigh where values are cut)."""
-    rows, columns = accumulators.shape[0], accumulators.shape[1] // planes
-    in_place = planes == 1 and dtype == torch.float32
-    gx = accumulators.view(torch.float32) if in_place else empty((rows, columns), dtype)
-    (column, period), results = _turns(column, columns), empty(3 if clip else 1, torch.float32)
-    _kernel("ldp8_input_gradient")(
-        address(accumulators, torch.int32), planes, gx.data_ptr(), _TYPES[dtype], rows, columns, address(scale, torch.float32),
-        scale.numel() > 1, address(column, torch.float32), period, address(values, torch.int8), address(packed, torch.uint8),
-        clip, results.data_ptr(), _threads(accumulators.numel()),
+def input_backward(gx, x, packed: Tensor | None, grid, need_grid: bool, dtype: torch.dtype) -> tuple[Tensor, tuple] | None:
+    """(dL/dx of `dtype`, gradients of the grid)."""
+    accumulators, planes, scale, column = gx
+    if dtype not in FLOATS or not takes(column):
+        return None
+    rows, columns, clip = accumulators.shape[0], accumulators.shape[1] // planes, grid.low is not None
+    y = _in_place_of(accumulators, dtype) if planes == 1 else empty((rows, columns), dtype)
+    (column, period), found = _turns(column, columns), empty(3 if clip else 1, torch.float32)
+    _INPUT_GRADIENT(
+        accumulators.numel(), accumulators, planes, y, rows, columns, scale, scale.numel() > 1, column, period, x.values,
+        packed, clip, found,
     )  # fmt: skip
-    return gx, results
+    if packed is None or not need_grid:
+        return y, (None, None, None)
+    return y, tuple(t.view(grid.scale.shape) for t in found.unbind()) if clip else (found.view(grid.scale.shape), None, None)
 
 
-def planes(w: Tensor, number: int, most: int, transposed: bool) -> tuple[Tensor, Tensor]:
-    """(round(w / scale) in `number` int8 planes, at most `most`; scale); w: contiguous (outputs, inputs), or its transpose."""
+def planes(w_q: Tensor, number: int, most: int) -> tuple[Tensor, Tensor] | None:
+    """(round(w_q / scale), at most `most`, in `number` int8 planes side by side, scale)."""
+    transposed = not w_q.is_contiguous()
+    w = w_q.t() if transposed else w_q
+    if not takes(w) or not w.is_contiguous() or w.dtype != torch.float32:
+        return None
     rows, columns = w.shape
     out = empty((number * rows, columns) if transposed else (rows, number * columns), torch.int8)
-    low = out.data_ptr() + (rows * columns if transposed else columns) if number == 2 else None
-    scale, stride = empty((), torch.float32), columns if transposed else number * columns
-    found = scale.data_ptr()
-    _kernel("ldp8_planes")(*_floats(w), rows, columns, most, found, out.data_ptr(), low, stride, _threads(w.numel()))
+    high, scale = out.data_ptr(), empty((), torch.float32)
+    low = high + (rows * columns if transposed else columns) if number == 2 else None
+    _PLANES(w.numel(), w, rows, columns, most, scale, high, low, columns if transposed else number * columns)
     return out.t() if transposed else out, scale
 
 
-def columns(values: Tensor, kernel, stride, padding, dilation, places) -> Tensor:
-    """Of contiguous codes (samples, height, width, channels), what lies under a kernel at each place, padded with zeros."""
-    window = (_L * 14)(*values.shape, *kernel, *stride, *padding, *dilation, *places)
-    rows = len(values) * places[0] * places[1]
-    out = empty((rows, kernel[0] * kernel[1] * values.shape[3]), torch.int8)
-    _kernel("ldp8_columns")(address(values, torch.int8), ctypes.addressof(window), out.data_ptr(), _threads(out.numel()))
+def columns(values: Tensor, kernel, stride, padding, dilation, places) -> Tensor | None:
+    """Of codes (samples, height, width, channels), what lies under a kernel at each place, padded with zeros."""
+    if values.dtype != torch.int8 or not values.is_contiguous() or not serves(values):
+        return None
+    window = (LONG * 14)(*values.shape, *kernel, *stride, *padding, *dilation, *places)
+    out = empty((len(values) * places[0] * places[1], kernel[0] * kernel[1] * values.shape[3]), torch.int8)
+    _COLUMNS(out.numel(), values, ctypes.addressof(window), out)
     return out

@@ -1,35 +1,44 @@
-"""The compiled library: loaded at its first use, and which tensors its kernels take."""
+"""The compiled library: loaded at its first use, which tensors its kernels take, and how one is called."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .compile import Unavailable, load
-from .memory import address, intercepted, is_dense, is_real
+from .memory import PLAIN, address, intercepted, is_dense, is_real
 
 SMALL = 1 << 15  # elements below which one thread is faster than waking others
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 FLOATS = (torch.float32, torch.bfloat16)
+FP32, INT8, INT16, INT32, UINT8 = (torch.float32,), (torch.int8,), (torch.int16,), (torch.int32,), (torch.uint8,)
+"""What an argument may be that is a tensor: None, or dense CPU memory of one of these types."""
+INT, LONG, FLOAT, SEED, POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_uint64, ctypes.c_void_p
+"""And one that is a number."""
 
 _library: ctypes.CDLL | None = None
 _reason: str | None = None  # why there is none; None: not tried yet
 _off = 0
 
 
-class _Shape(ctypes.Structure):
+class SHAPE(ctypes.Structure):
+    """(outer, channels, inner)."""
+
     _fields_ = [(name, ctypes.c_int64) for name in ("outer", "channels", "inner")]
 
 
-class _Grid(ctypes.Structure):
+class GRID(ctypes.Structure):
+    """Where scale, offset, low and high of a grid lie."""
+
     _fields_ = [(name, ctypes.c_void_p) for name in ("scale", "offset", "low", "high")]
 
 
-_P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 def status() -> str:
@@ -67,12 +76,6 @@ def _ready() -> bool:
     return _library is not None
 
 
-def _library_of_kernels() -> ctypes.CDLL:
-    if _library is None:
-        raise Unavailable(f"The kernels are not there ({_reason}); ask takes() before one is called.")
-    return _library
-
-
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels serve these tensors (of the same memory layout)."""
     if _off or intercepted() or not (_library or _ready()):
@@ -81,48 +84,63 @@ def takes(*tensors: Tensor) -> bool:
     for x in tensors:
         if x.dtype not in FLOATS or not is_real(x) or (x is not first and x.stride() != first.stride()):
             return False
-    return first.numel() > 0 and is_dense(first)
+    return first.numel() > 0 and (first.is_contiguous() or is_dense(first))
 
 
-def takes_codes(codes: Tensor) -> bool:
-    """The same of the codes of a packed tensor."""
-    return not _off and not intercepted() and codes.numel() > 0 and is_real(codes) and _ready()
+def serves(x: Tensor) -> bool:
+    """The same of a dense tensor of whole numbers."""
+    return not _off and not intercepted() and x.numel() > 0 and is_real(x) and (_library is not None or _ready())
 
 
-def shape_along(x: Tensor, axes: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """(outer, channels, inner) of a dense tensor; axes: of the channels, () for none; None where it has no such form."""
-    if not axes or x.numel() == 1:
-        return 1, 1, x.numel()
-    if len(axes) > 1:
-        return None
-    channels, inner = x.shape[axes[0]], x.stride(axes[0])
-    return (1, 1, x.numel()) if channels == 1 else (x.numel() // (channels * inner), channels, inner)
+class Kernel:
+    """A function of the library, called with tensors.
+
+    arguments: what C takes but for the number of threads, which comes last: types of a tensor's memory, of which C is told the
+        address (and, where several are allowed, which it is); or of a number; or SHAPE or GRID.
+    threads: whether it takes their number.
+    """
+
+    def __init__(self, name: str, *arguments: Any, threads: bool = True):
+        self.name, self.arguments, self.threads = name, arguments, threads
+        self.function: Callable[..., None] | None = None
+
+    def __call__(self, numel: int, *given: Any) -> None:
+        """numel: elements to work on, by which the threads are counted."""
+        passed = _passed(self.arguments, given)
+        if self.threads:
+            passed.append(1 if numel < SMALL else torch.get_num_threads())
+        (self.function or self._load())(*passed)
+
+    def _load(self) -> Callable[..., None]:
+        if _library is None:
+            raise Unavailable(f"The kernels are not there ({_reason}); ask takes() before one is called.")
+        function = getattr(_library, self.name)
+        types: list[Any] = []
+        for kind in self.arguments:
+            types += [kind] if type(kind) is not tuple else [POINTER, INT][: 1 + (len(kind) > 1)]
+        function.argtypes, function.restype = types + [INT] * self.threads, None
+        self.function = function
+        return function
 
 
-def axes_of(grid_tensor: Tensor, x: Tensor) -> tuple[int, ...] | None:
-    """The axes along which a grid differs; None where it is not broadcast the way that quantizers make it."""
-    if grid_tensor.numel() == 1:
-        return ()
-    if grid_tensor.dim() != x.dim():
-        return None
-    axes = tuple(d for d, size in enumerate(grid_tensor.shape) if size > 1)
-    return axes if all(grid_tensor.shape[d] == x.shape[d] for d in axes) else None
+def _passed(kinds: tuple, given: tuple) -> list[Any]:
+    """What C is given. The usual tensor is looked at here, in few questions: a step asks them some twenty times a layer."""
+    passed: list[Any] = []
+    for kind, value in zip(kinds, given, strict=True):
+        if type(kind) is tuple and value is None:
+            passed.append(None)
+        elif type(kind) is tuple:
+            at = None
+            if type(value) in PLAIN and value.dtype in kind and value.is_cpu and not value.is_nested and not value.is_neg():
+                at = value.data_ptr() if value.is_contiguous() else None
+            passed.append(at or address(value, *kind))
+            if len(kind) > 1:
+                passed.append(_TYPES[value.dtype])
+        elif kind is GRID:
+            passed.append(GRID(*_passed(_OF_GRID, value)))
+        else:
+            passed.append(SHAPE(*value) if kind is SHAPE else value)
+    return passed
 
 
-def grid_shape(x: Tensor, grid) -> tuple[int, int, int] | None:
-    """The shape of x as the kernels see it with this grid; None where they do not take it."""
-    for value in grid:
-        if value is not None and (value.dtype != torch.float32 or value.shape != grid.scale.shape or not value.is_contiguous()):
-            return None
-        if value is not None and value.is_cpu and not is_real(value):
-            return None
-    axes = axes_of(grid.scale, x)
-    return None if axes is None else shape_along(x, axes)
-
-
-def _grid(grid) -> _Grid:
-    return _Grid(*(address(value, torch.float32) for value in grid))
-
-
-def _threads(numel: int) -> int:
-    return 1 if numel < SMALL else torch.get_num_threads()
+_OF_GRID = (FP32,) * 4

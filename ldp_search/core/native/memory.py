@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
 T = TypeVar("T")
 
 
@@ -48,12 +48,7 @@ def apart(function: Callable[..., T], *args: Any) -> T:
 def is_real(x: Tensor) -> bool:
     """Whether the values that a tensor shows are those that lie in CPU memory at its address; outside of transforms."""
     return (
-        type(x) in _PLAIN
-        and x.is_cpu
-        and x.layout is torch.strided
-        and not x.is_nested
-        and not x.is_neg()
-        and x.data_ptr() != 0
+        type(x) in PLAIN and x.is_cpu and x.layout is torch.strided and not x.is_nested and not x.is_neg() and x.data_ptr() != 0
     )
 
 
@@ -82,10 +77,6 @@ def address(x: Tensor | None, *dtypes: torch.dtype) -> int | None:
     """
     if x is None:
         return None
-    if type(x) in _PLAIN and x.dtype in dtypes and x.is_cpu and not x.is_nested and not x.is_neg() and x.is_contiguous():
-        at = x.data_ptr()  # the usual case in few questions: a step asks this some twenty times a layer
-        if at:
-            return at
     if x.dtype not in dtypes or not is_real(x) or not is_dense(x):
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(

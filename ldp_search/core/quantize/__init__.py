@@ -2,6 +2,7 @@
 
 grid                  a grid, and the statistics it follows from
 quantizers            of weights and inputs: b -> grid, differentiable in b
+least_squares         the one of them that searches where to clip
 gradient_quantizers   of gradients: stochastic rounding
 fake_quantize         the rounding itself, and its derivatives
 fused_grids           built-in grids at once, with their slope in the bits

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import native
-from ..native import cuda
+from ..native import kernels, with_kernel
 from .grid import Grid
 
 
@@ -40,17 +39,14 @@ def _clamped(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.maximum(below, low) if torch.compiler.is_compiling() else torch.maximum(below, low, out=below)
 
 
+@with_kernel(kernels.rounded)
 def rounded(x: Tensor, grid: Grid, dtype: torch.dtype | None = None) -> Tensor:
     """The values of `reference`, without gradient: a fresh tensor, computed in fp32 at least whatever the autocast.
 
     dtype: of the result; None: that in which it is computed.
     """
     computed = torch.promote_types(x.dtype, torch.float32)
-    dtype = dtype or computed
-    passes = native if native.takes(x) else cuda.passes(x, parameters=grid)
-    if passes is not None and dtype in passes.FLOATS and (shape := native.grid_shape(x, grid)) is not None:
-        return passes.rounded(x, grid, shape, dtype)
-    return _rounded(x.to(computed), grid).to(dtype)
+    return _rounded(x.to(computed), grid).to(dtype or computed)
 
 
 def _rounded(x: Tensor, grid: Grid) -> Tensor:
@@ -79,14 +75,11 @@ def backward(
         return g, (None, None, None)
     if straight and grid.low is not None:
         return g, backward(g.clone(), x, grid, need_grid, x_q)[1]
-    passes = native if native.takes(x, g) else cuda.passes(x, g, parameters=grid)
-    if passes is not None and (shape := native.grid_shape(x, grid)) is not None:
-        found = passes.grid_gradients(g, x, grid, shape)
-        return g, (None, None, None) if not need_grid else (found, None, None) if grid.low is None else tuple(found.unbind())
     return _backward(g, x, grid, need_grid, x_q)
 
 
-def _backward(g, x, grid, need_grid, x_q):
+@with_kernel(kernels.grid_gradients)
+def _backward(g: Tensor, x: Tensor, grid: Grid, need_grid: bool, x_q: Tensor | None) -> tuple[Tensor, tuple]:
     """Floating-point signs instead of masks: boolean tensors cost a CPU three to ten times as much."""
     low = high = None
     if grid.low is not None and grid.high is not None:

@@ -9,47 +9,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import native
-from ..native import cuda
-from ..native import grids as on_cpu
+from ..native import kernels
+from ..native.shapes import along
 from .grid import Grid
 from .quantizers import form
 
 
 def fused_grids(x: Tensor, w: Tensor, axes: tuple, bits: Tensor, quantizers: tuple, next_ranges, momentum: float):
-    """(grid of x, grid of w), or None where this is not the way.
+    """Kernel of `Site._grids_of_batch`: (grid of x, grid of w); None where this is not the way.
 
     Args:
         axes: of the weight's output channels. bits: (3,) leaf. quantizers: of weight and input. next_ranges: gives the (4,)
             moving averages of the input's statistics, to be moved here by `momentum`, or None.
     """
     w_form, x_form = map(form, quantizers)
-    if w_form is None or x_form is None or (kernels := _kernels(x, w, bits)) is None:
+    if w_form is None or x_form is None or (serving := kernels.grids(x, w, axes, bits)) is None:
         return None
-    if (shape := native.shape_along(w, axes)) is None:
-        return None
-    each = [n if d in axes else 1 for d, n in enumerate(w.shape)] if axes else []
-    of_x = kernels.grid(x, (1, 1, x.numel()), [], x_form, bits, 1, next_ranges(), momentum)
-    of_w = kernels.grid(w, shape, each, w_form, bits, 0)
+    grid, bits_gradient, shape = serving
+    of_x = grid(x, (1, 1, x.numel()), [], x_form, bits, 1, next_ranges(), momentum)
+    of_w = grid(w, shape, along(w, axes), w_form, bits, 0)
     x_scale, w_scale = of_x.scale, of_w.scale
     if bits.requires_grad and torch.is_grad_enabled():
-        x_scale, w_scale = _Scales.apply(bits, of_x, of_w, kernels)
+        x_scale, w_scale = _Scales.apply(bits, of_x, of_w, bits_gradient)
     return Grid(x_scale, of_x.offset), Grid(w_scale, of_w.offset)
-
-
-def _kernels(x: Tensor, w: Tensor, bits: Tensor):
-    """The module whose `grid` and `bits_gradient` serve both operands."""
-    if native.takes(x) and native.takes(w):
-        return on_cpu if on_cpu.reads(bits) else None
-    return cuda.passes(x, parameters=(bits,)) and cuda.passes(w, parameters=(bits,))
 
 
 class _Scales(torch.autograd.Function):
     """bits -> scales of input and weight, found already with their slopes."""
 
     @staticmethod
-    def forward(ctx, bits, of_x, of_w, kernels):
-        ctx.slopes, ctx.kernels, ctx.others = (of_x.slope, of_w.slope), kernels, len(bits) - 3
+    def forward(ctx, bits, of_x, of_w, bits_gradient):
+        ctx.slopes, ctx.bits_gradient, ctx.others = (of_x.slope, of_w.slope), bits_gradient, len(bits) - 3
         ctx.set_materialize_grads(False)
         return of_x.scale, of_w.scale
 
@@ -57,5 +47,5 @@ class _Scales(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gx, gw):
         x_slope, w_slope = ctx.slopes
-        found = ctx.kernels.bits_gradient(gw, w_slope, gx, x_slope)
+        found = ctx.bits_gradient(gw, w_slope, gx, x_slope)
         return torch.nn.functional.pad(found, (0, ctx.others)) if ctx.others else found, None, None, None

@@ -14,7 +14,6 @@ token).
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,10 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import native
-from ..native import cuda
-from ..native import gradients as on_cpu
-from ..native.grids import reads
+from ..native import kernels, with_kernel
 from ..registry import Component, register
 from .grid import measure
 
@@ -79,25 +75,14 @@ class GradQuantizer(Component, kind="grad_quantizer"):
 
     def __call__(self, g: Tensor, bits: Tensor) -> Tensor:
         """g on its grid, a fresh tensor of its type; where the two products differ, as dL/dx takes it."""
-        if (found := self._by_kernel(g, bits, g.dtype)) is not None:
-            return found[0]
-        scale, offset, _ = grid = self.grid(g, bits)
-        if (on_cuda := cuda.passes(g, parameters=grid)) is not None and (shape := _slices_of(g, grid)) is not None:
-            return on_cuda.stochastic(g, *grid, on_cuda.draw_seed(g.device), g.dtype, shape)
-        codes = round_stochastically_(_places(g, grid)).mul_(scale)
-        return (codes if offset is None else codes.add_(offset)).to(g.dtype)
+        return _values(g, bits, self.form(g), self)
 
     def codes(self, g: Tensor, bits: Tensor) -> GradCodes:
         """The same as codes of at most 8 bits; those that start at 0 moved by half of their range, to fit a signed byte."""
-        if (found := self._by_kernel(g, bits, torch.int8)) is not None:
-            return GradCodes(*found)
-        scale, offset, most = grid = self.grid(g, bits)
-        shift = torch.zeros_like(most) if offset is None else torch.exp2(bits - 1)
-        values = round_stochastically_(_places(g, grid)).sub_(shift).clamp_(-128, 127).to(torch.int8)
-        return GradCodes(values, scale, shift if offset is None else shift * scale + offset)
+        return GradCodes(*_codes(g, bits, self.form(g), self))
 
-    def _by_kernel(self, g: Tensor, bits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(rounded g, scale, offset) by a kernel that knows this quantizer's grid; None: not by one."""
+    def form(self, g: Tensor) -> kernels.Form | None:
+        """The form of `grid` that kernels know; None: they know none like it."""
         return None
 
     def pair(self, g: Tensor, input_bits: Tensor | None, weight_bits: Tensor | None, channel_dim: int) -> tuple[Tensor, Tensor]:
@@ -134,12 +119,26 @@ def _places(g: Tensor, grid: GradGrid) -> Tensor:
     return g / grid.scale if grid.offset is None else torch.sub(g, grid.offset).div_(grid.scale)
 
 
-def _kernels(g: Tensor, bits: Tensor, dtype: torch.dtype):
-    """The module whose `affine` and `symmetric` serve g; those of CUDA give values, no codes."""
-    if native.takes(g):
-        return on_cpu if reads(bits) else None
-    passes = cuda.passes(g, parameters=(bits,))
-    return passes if passes is not None and dtype in passes.FLOATS and bits.dtype == torch.float32 else None
+@with_kernel(kernels.gradient_values)
+def _values(g: Tensor, bits: Tensor, form: kernels.Form | None, quantizer: GradQuantizer) -> Tensor:
+    """g rounded by the quantizer, whose grid has this form."""
+    return _on_grid(g, quantizer.grid(g, bits))
+
+
+@with_kernel(kernels.on_grid)
+def _on_grid(g: Tensor, grid: GradGrid) -> Tensor:
+    scale, offset, _ = grid
+    codes = round_stochastically_(_places(g, grid)).mul_(scale)
+    return (codes if offset is None else codes.add_(offset)).to(g.dtype)
+
+
+@with_kernel(kernels.gradient_codes)
+def _codes(g: Tensor, bits: Tensor, form: kernels.Form | None, quantizer: GradQuantizer) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes of g rounded by the quantizer, scale, offset)."""
+    scale, offset, most = grid = quantizer.grid(g, bits)
+    shift = torch.zeros_like(most) if offset is None else torch.exp2(bits - 1)
+    values = round_stochastically_(_places(g, grid)).sub_(shift).clamp_(-128, 127).to(torch.int8)
+    return values, scale, shift if offset is None else shift * scale + offset
 
 
 @register("grad_quantizer", "stochastic")
@@ -152,11 +151,8 @@ class Stochastic(GradQuantizer):
         most = torch.exp2(bits) - 1
         return GradGrid(((high - low) / most).clamp_min(TINY), low, most)
 
-    def _by_kernel(self, g, bits, dtype):
-        if type(self).grid is not Stochastic.grid or (kernels := _kernels(g, bits, dtype)) is None:
-            return None
-        values, grid = kernels.affine(g, bits, kernels.draw_seed(g.device), dtype)
-        return values, *grid.unbind()
+    def form(self, g):
+        return (kernels.AFFINE, ()) if type(self).grid is Stochastic.grid else None
 
 
 @register("grad_quantizer", "symmetric")
@@ -173,32 +169,8 @@ class SymmetricStochastic(GradQuantizer):
         most = torch.exp2(bits - 1) - 1
         return GradGrid((torch.maximum(-low, high).float() / most).clamp_min(TINY), None, most)
 
-    def _by_kernel(self, g, bits, dtype):
-        if type(self).grid is not SymmetricStochastic.grid or (kernels := _kernels(g, bits, dtype)) is None:
-            return None
-        axes = self.axes(g)
-        if (shape := _slices(g, axes)) is None:
-            return None
-        values, scales = kernels.symmetric(g, shape, bits, kernels.draw_seed(g.device), dtype)
-        scale = scales.view([n if d in axes else 1 for d, n in enumerate(g.shape)] if axes else [])
-        return values, scale, scale.new_zeros(())
-
-
-def _slices(g: Tensor, axes: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """(outer, channels, inner) of a dense tensor with a scale for each index along `axes`; None where it has no such form."""
-    if len(axes) > 1 and axes == tuple(range(len(axes))) and g.is_contiguous():
-        inner = math.prod(g.shape[len(axes) :])
-        return 1, g.numel() // inner, inner
-    return native.shape_along(g, axes)
-
-
-def _slices_of(g: Tensor, grid: GradGrid) -> tuple[int, int, int] | None:
-    """The same of a tensor with this grid."""
-    plain = all(p is None or (p.dtype == torch.float32 and p.is_contiguous()) for p in grid)
-    if not plain or (grid.offset is not None and grid.offset.shape != grid.scale.shape):
-        return None
-    axes = native.axes_of(grid.scale, g)
-    return None if axes is None else _slices(g, axes)
+    def form(self, g):
+        return (kernels.SYMMETRIC, self.axes(g)) if type(self).grid is SymmetricStochastic.grid else None
 
 
 @register("grad_quantizer", "per_sample")

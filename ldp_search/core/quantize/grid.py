@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import native
-from ..native import cuda
+from ..native import kernels, with_kernel
 
 SMALLEST_SCALE = 1e-30  # of a constant tensor, whose range is empty (the paper's 1e-8 would be above some weights at the start)
 
@@ -42,11 +41,12 @@ class Grid(NamedTuple):
 @torch.no_grad()
 def measure(x: Tensor, axes: int | tuple[int, ...] | None = None, spread: bool = False) -> Statistics:
     """Statistics of `x`, of the whole tensor or of each slice along `axes` (the others kept, of size 1), in fp32."""
-    axes = () if axes is None else (axes % x.dim(),) if isinstance(axes, int) else axes
-    passes = native if native.takes(x) else cuda.passes(x)
-    if passes is not None and (shape := native.shape_along(x, axes)) is not None:
-        each = [n if d in axes else 1 for d, n in enumerate(x.shape)] if axes else []
-        return _statistics(passes.measure(x, shape, spread), each)
+    return Statistics(*_measured(x, () if axes is None else (axes % x.dim(),) if isinstance(axes, int) else axes, spread))
+
+
+@with_kernel(kernels.measure)
+def _measured(x: Tensor, axes: tuple[int, ...], spread: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(minimum, maximum, mean magnitude); where the last is not asked for, the maximum stands in its place, unused."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     if not axes:
         low, high = torch.aminmax(x)
@@ -55,10 +55,4 @@ def measure(x: Tensor, axes: int | tuple[int, ...] | None = None, spread: bool =
         dims = [d for d in range(x.dim()) if d not in axes]
         low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
         mean = x.abs().mean(dims, keepdim=True, dtype=dtype) if spread else high
-    return Statistics(low.to(dtype), high.to(dtype), mean.to(dtype))
-
-
-def _statistics(rows: Tensor, shape: list[int]) -> Statistics:
-    """From (2 or 3, channels); without a mean the maximum stands in its place, unused."""
-    low, high, *mean = rows.view(-1, *shape).unbind()
-    return Statistics(low, high, *mean or (high,))
+    return low.to(dtype), high.to(dtype), mean.to(dtype)

@@ -1,8 +1,9 @@
 """Quantizers: from a tensor's statistics and its bits to the grid that its values are rounded to.
 
-A grid is  x_q = scale * round((clamp(x, low, high) - offset) / scale) + offset.  The three families differ only in how the
-range follows from the data and how the bits divide it. Everything here is small (one value a tensor or a channel) and
-differentiable in the bits and in a learned clip; the passes over whole tensors are in `fake_quantize`.
+A grid is  x_q = scale * round((clamp(x, low, high) - offset) / scale) + offset.  The families differ only in how the range
+follows from the data and how the bits divide it: `minmax`, `symmetric` and `clip` here, `mse` in `least_squares`. Everything
+here is small (one value a tensor or a channel) and differentiable in the bits and in a learned clip; the passes over whole
+tensors are in `fake_quantize`.
 """
 
 from __future__ import annotations

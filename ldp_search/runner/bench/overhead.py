@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from ..training.batches import TrainKeys
-from ..training.session import Session, random_state, set_random_state
+from ..training.run_session import Session, random_state, set_random_state
 from .timing import Times, interleaved, timed
 
 ROUNDS = 2

@@ -22,7 +22,7 @@ class Ragged:
 
     def __init__(self, column: Any):
         self._values, starts, total = [], [np.zeros(1, np.int64)], 0
-        self._first_row, self._first_value = [0], [0]
+        self._first_value = [0]
         for chunk in column.chunks:
             self._values.append(chunk.flatten().to_numpy(zero_copy_only=True) if len(chunk) else np.zeros(0, np.int32))
             offsets = chunk.offsets.to_numpy()[: len(chunk) + 1].astype(np.int64)

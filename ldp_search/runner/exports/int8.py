@@ -21,7 +21,7 @@ from ..onnx.float_graph import ready
 from ..onnx.integer_codes import CONTAINER_BITS, float_weight, input_codes, weight_codes
 from .fuse import fold_norms, fuse
 from .outputs import difference
-from .ready import check_frozen, check_ranges
+from .ready import check_frozen, check_ranges, why_float
 
 
 class TorchFile(NamedTuple):
@@ -95,14 +95,8 @@ def _with(plain: nn.Module, made: dict[str, nn.Module]) -> nn.Module:
 
 def _why_float(bits, spec) -> str | None:
     """Why a layer has no int8 form here; None: it has one."""
-    if bits.weight >= FULL_PRECISION:
-        return "kept in full precision (skip)"
-    if spec.module is None:
-        return "its products are functions outside of a layer: operands stay unrounded"
-    if spec.kind == "Embedding":
-        return "its rows are looked up, not multiplied; they are at their bits"
-    if max(bits.weight, bits.input) > CONTAINER_BITS:
-        return f"{bits.weight} weight bits and {bits.input} input bits do not fit in 8 bits; its weight is at its bits"
+    if reason := why_float(bits, spec, "do not fit in 8 bits; its weight is at its bits"):
+        return reason
     if not spec.calls:
         return "its forward did not run; its weight is at its bits"
     if spec.kind.startswith("ConvTranspose"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from ...core.bits.space import FULL_PRECISION
+from ..onnx.integer_codes import CONTAINER_BITS
+
 
 def check_frozen(ldp) -> None:
     """ValueError while the bits can still move."""
@@ -24,3 +27,19 @@ def check_ranges(ldp, highest: int) -> None:
             f"Export needs the range of every layer's input, but none is known of {listed}: train, or call "
             "ldp.finalize(loader) with some batches."
         )
+
+
+def why_float(bits, spec, too_wide: str) -> str | None:
+    """Why a layer has no form in 8-bit integers whatever the format; None: nothing speaks against it.
+
+    too_wide: what is said of more bits than 8.
+    """
+    if bits.weight >= FULL_PRECISION:
+        return "kept in full precision (skip)"
+    if spec.module is None:
+        return "its products are functions outside of a layer: operands stay unrounded"
+    if spec.kind == "Embedding":
+        return "its rows are looked up, not multiplied; they are at their bits"
+    if max(bits.weight, bits.input) > CONTAINER_BITS:
+        return f"{bits.weight} weight bits and {bits.input} input bits {too_wide}"
+    return None

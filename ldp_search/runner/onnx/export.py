@@ -23,6 +23,7 @@ from ...core.apply import as_call
 from ...core.bits.space import FULL_PRECISION
 from ...core.controller.strays import warn_of_strays
 from ...core.messages import did_you_mean
+from ..exports.ready import check_frozen, check_ranges, why_float
 from .integer_codes import CONTAINER_BITS, float_weight, input_codes, weight_codes
 
 FORMATS = ("onnx",)
@@ -115,21 +116,8 @@ def _check(ldp, path: Path) -> None:
     missing = [package for package in ("onnx", "onnxscript") if not _has(package)]
     if missing:
         raise ImportError(f"Export to ONNX needs {' and '.join(missing)}: pip install 'ldp_search[onnx]'")
-    if not ldp.frozen:
-        raise ValueError("Export needs integer bits for good, but they can still move: call ldp.finalize(loader) first.")
-    bits = ldp.bits()
-    unknown = [
-        site.name
-        for site, spec in zip(ldp.sites, ldp.specs.values(), strict=True)
-        if spec.module is not None and spec.kind != "Embedding" and spec.calls and max(bits[site.name][:2]) <= CONTAINER_BITS
-        if not site.ranges[:, 3].all()
-    ]
-    if unknown or not ldp.profiled:
-        listed = ", ".join(unknown[:10]) or "any layer"
-        raise ValueError(
-            f"Export needs the range of every layer's input, but none is known of {listed}: train, or call "
-            "ldp.finalize(loader) with some batches."
-        )
+    check_frozen(ldp)
+    check_ranges(ldp, CONTAINER_BITS)
     broken = _not_finite(ldp)
     if broken:
         raise ValueError(
@@ -194,14 +182,8 @@ def _write(ldp, graph, nodes: dict[str, list]):
 
 def _why_float(bits, spec, nodes: list) -> str | None:
     """Why a layer has no integer form here; None: it has one."""
-    if bits.weight >= FULL_PRECISION:
-        return "kept in full precision (skip)"
-    if spec.module is None:
-        return "its products are functions outside of a layer, whose operands stay unrounded in the file"
-    if spec.kind == "Embedding":
-        return "its rows are looked up, not multiplied; they are at their bits"
-    if max(bits.weight, bits.input) > CONTAINER_BITS:
-        return f"{bits.weight} weight bits and {bits.input} input bits do not fit in 8-bit containers"
+    if reason := why_float(bits, spec, "do not fit in 8-bit containers"):
+        return reason
     if not nodes:
         return "its forward did not run, or left no product of its own in the graph"
     return None

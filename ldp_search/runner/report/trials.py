@@ -31,7 +31,7 @@ class TrialRow:
 
 @dataclass
 class StudyView:
-    """A study. sign: 1 where a higher metric is better, else -1. first: how many trials were given, not drawn."""
+    """A study. sign: 1 where a higher metric is better, else -1."""
 
     name: str
     metric: str
@@ -40,7 +40,6 @@ class StudyView:
     pareto: bool
     sign: int
     rows: list[TrialRow]
-    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> list[TrialRow]:
@@ -78,8 +77,7 @@ def view_of(study: Any) -> StudyView:
     cost, pareto = attrs.get("cost", "training_cost"), len(study.directions) > 1
     sign = 1 if study.directions[0].name == "MAXIMIZE" else -1
     rows = [_row(trial, cost) for trial in study.get_trials(deepcopy=False)]
-    about = {"folder": attrs.get("folder"), "fixed": [r.number for r in rows if r.figures.get("given")]}
-    return StudyView(study.study_name, attrs.get("metric", "metric"), cost, attrs.get("max_cost"), pareto, sign, rows, about)
+    return StudyView(study.study_name, attrs.get("metric", "metric"), cost, attrs.get("max_cost"), pareto, sign, rows)
 
 
 def _row(trial: Any, cost: str) -> TrialRow:

@@ -19,12 +19,12 @@ from ...config import presets
 from ...config.overlay import overlay, parse_words
 from ...config.resolve import resolve_mapping
 from ...config.settings import COMPONENTS, LISTS, Settings
-from ..io import checkpoint
+from ..io import checkpoint_files
 from ..tasks import Task, build_task
 from ..training.batches import check_sizes
 from ..training.finish import finish, write_report_page
 from ..training.loop import fit
-from ..training.session import CHECKPOINTS, Session, save_schedule
+from ..training.run_session import CHECKPOINTS, Session, save_schedule
 from ..training.setup import Finished, open_session, searchable
 from ..training.stopping import stop_between_steps
 from .objective import Job, Outcome
@@ -76,7 +76,7 @@ class Training:
 
     def progress(self, folder: Path) -> float:
         """Steps of the newest checkpoints, over all seeds of a trial."""
-        newest = (checkpoint.candidates(place / CHECKPOINTS)[:1] for place in (folder, *folder.glob("seed-*")))
+        newest = (checkpoint_files.candidates(place / CHECKPOINTS)[:1] for place in (folder, *folder.glob("seed-*")))
         return sum(int(path.name.rpartition("_")[2]) for found in newest for path in found)
 
     def __call__(self, job: Job) -> Outcome:

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from ...config.overlay import ConfigError
 from ...config.study import PLAN, StudyOptions, is_url
-from ..io.checkpoint import differences
+from ..io.checkpoint_files import differences
 from .lease import Timing
 from .outer_space import OuterSpace, Setting
 from .samplers import grid, make_pruner, make_sampler

@@ -1,7 +1,7 @@
 """A training from its settings to its folder.
 
 setup        everything that a run needs, made or found again
-session      a run under way
+run_session  a run under way, and what its checkpoints hold
 loop         the loop itself
 batches      which samples, in which order
 optimizers   optimizers and learning rates

@@ -24,7 +24,7 @@ from ..io.atomic import finite, write_whole
 from ..tasks import metrics
 from .batches import TrainKeys
 from .loop import evaluate
-from .session import CHECKPOINTS, Session, save_schedule
+from .run_session import CHECKPOINTS, Session, save_schedule
 
 CALIBRATION_BATCHES = 50
 _PACKAGES = ("torch", "accelerate", "timm", "transformers", "datasets", "numpy")

@@ -20,7 +20,7 @@ from ...config.settings import interval
 from ..tasks.metrics import metric
 from .batches import eval_loader, train_loader
 from .optimizers import lr_factor
-from .session import Session, save_session
+from .run_session import Session, save_session
 from .stopping import Stopped, StopRequest
 
 

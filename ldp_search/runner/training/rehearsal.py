@@ -21,7 +21,7 @@ from ..pretrained.ldp_json import make_record, to_text
 from ..pretrained.recipe import recipe
 from ..remedies import in_words
 from .batches import TrainKeys
-from .session import Session, random_state, set_random_state
+from .run_session import Session, random_state, set_random_state
 
 
 def rehearse(run: Session) -> None:

@@ -13,8 +13,8 @@ from ...config.overlay import ConfigError, as_component
 from ...config.settings import Settings
 from ...config.task_file import display_name
 from .. import models
-from ..io import checkpoint
-from .session import CHECKPOINTS
+from ..io import checkpoint_files
+from .run_session import CHECKPOINTS
 
 
 class Finished(Exception):
@@ -52,8 +52,8 @@ def checkpoint_of(settings: Settings, output: Path) -> str | None:
     place = output / CHECKPOINTS
     if resume != "auto":
         given = Path(resume).expanduser()
-        place = given if (given / checkpoint.STATE).is_file() else given / CHECKPOINTS
-    path = checkpoint.newest_intact(place, lambda text: print(f"ldp_search: {text}"))
+        place = given if (given / checkpoint_files.STATE).is_file() else given / CHECKPOINTS
+    path = checkpoint_files.newest_intact(place, lambda text: print(f"ldp_search: {text}"))
     if path is None and resume != "auto":
         raise ConfigError(f"resume={resume} must hold an intact checkpoint; none is in {place}. Start anew: output=FOLDER.")
     return None if path is None else str(path)
@@ -61,7 +61,7 @@ def checkpoint_of(settings: Settings, output: Path) -> str | None:
 
 def refuse_other(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
     """Raises ConfigError with the settings that differ."""
-    changed = checkpoint.differences(before, now)
+    changed = checkpoint_files.differences(before, now)
     if changed:
         raise ConfigError(
             f"{what} belongs to a run with other settings (there -> here):\n  " + "\n  ".join(changed)

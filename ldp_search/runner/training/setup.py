@@ -23,7 +23,7 @@ from ...core.apply import as_call
 from ...core.messages import did_you_mean
 from .. import models
 from ..exports.of_run import check_possible
-from ..io import checkpoint
+from ..io import checkpoint_files
 from ..io.atomic import write_whole
 from ..remedies import in_words, shapes_of
 from ..tasks import Task, build_task
@@ -33,7 +33,7 @@ from .journal import Journal
 from .optimizers import create_optimizer
 from .rehearsal import rehearse
 from .run_folder import Finished, checkpoint_of, output_folder, refuse_other
-from .session import Session, restore_session, set_random_state
+from .run_session import Session, restore_session, set_random_state
 
 
 def open_session(settings: Settings, task: Task | None = None, quiet: bool = False) -> Session:
@@ -81,7 +81,7 @@ def open_session(settings: Settings, task: Task | None = None, quiet: bool = Fal
     ema = None if config.ema is None else Ema(model, config.ema)
     run = Session(settings, accelerator, task, wrapped, ldp, optimizer, journal, output, per_epoch, total, ema)
     set_seed(config.seed, device_specific=True)  # from here on, every process draws its own numbers
-    _start(run, checkpoint.load(Path(found)) if found else None, found)
+    _start(run, checkpoint_files.load(Path(found)) if found else None, found)
     return run
 
 

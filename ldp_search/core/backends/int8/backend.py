@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...messages import did_you_mean
+from ...messages import check_choice
 from ...products import bilinear
 from ...products.bilinear import LinearProduct, Product
 from ...quantize import fake_quantize as fq
@@ -47,9 +47,7 @@ class Int8(Backend):
 
     def __post_init__(self):
         for name, known in OPTIONS.items():
-            if getattr(self, name) not in known:
-                given = getattr(self, name)
-                raise ValueError(f"Unknown {name} {given!r} of the backend 'int8'.{did_you_mean(given, known)}")
+            check_choice(name, getattr(self, name), known, "the backend 'int8'")
         self.choices = Choices()
 
     def __copy__(self):

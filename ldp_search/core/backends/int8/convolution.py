@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import native
 from ...native import int8 as kernels
+from ...native import with_kernel
 from ...native.memory import intercepted
 from ...quantize.gradient_quantizers import GradCodes
 from . import matmul as integers
@@ -39,9 +39,11 @@ def columns(values: Tensor, kernel, stride, padding, dilation) -> Tensor:
     """(samples * places, taps * channels) from codes (samples, height, width, channels)."""
     if tuple(kernel) == (1, 1) and tuple(stride) == (1, 1) and not any(padding):
         return values.reshape(-1, values.shape[-1])
-    places = _places(values.shape[1:3], kernel, stride, padding, dilation)
-    if values.dtype == torch.int8 and values.is_contiguous() and native.takes_codes(values):
-        return kernels.columns(values, kernel, stride, padding, dilation, places)
+    return _columns(values, kernel, stride, padding, dilation, _places(values.shape[1:3], kernel, stride, padding, dilation))
+
+
+@with_kernel(kernels.columns)
+def _columns(values: Tensor, kernel, stride, padding, dilation, places: tuple[int, int]) -> Tensor:
     if any(padding):
         values = F.pad(values, (0, 0, padding[1], padding[1], padding[0], padding[0]))
     n, _, _, channels = values.shape
@@ -79,7 +81,7 @@ def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_s
         rows = columns(values[some], kernel, stride, padding, dilation)
         torch._int_mm(*integers.plain(rows, w), out=out[some.start * places : some.start * places + len(rows)])
         if row_sums:
-            sums.append(integers.row_sums(rows))
+            sums.append(integers.code_sums(rows, 1))
     return out, torch.cat(sums) if row_sums else out.new_empty(0)
 
 

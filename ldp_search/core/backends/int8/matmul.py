@@ -17,8 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ... import native
-from ...native import grids
+from ...native import grids, with_kernel
 from ...native import int8 as kernels
 from ...quantize.gradient_quantizers import GradCodes
 from ...quantize.grid import Grid
@@ -49,17 +48,23 @@ class Codes(NamedTuple):
 
     def to_float(self) -> Tensor:
         """The values on the grid, fp32."""
-        one_a_row = self.offset.numel() == 1 and self.scale.numel() in (1, self.scale.shape[:1].numel())
-        if one_a_row and self.values.is_contiguous() and native.takes(self.scale) and native.takes(self.offset):
-            return kernels.to_float(self.values, self.scale, self.offset)
-        return self.values.float().mul_(self.scale).add_(self.offset)
+        return to_float(*self)
 
     def sum(self, dim: int) -> Tensor:
         """Of the values over rows (0) or columns (1); int32."""
-        for values, axis in ((self.values, dim), (self.values.t(), 1 - dim)):
-            if values.is_contiguous() and native.takes(self.scale):
-                return kernels.code_sums(values, axis)
-        return self.values.sum(dim, dtype=torch.int32)
+        return code_sums(self.values, dim)
+
+
+@with_kernel(kernels.to_float)
+def to_float(values: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """The values of these codes, fp32."""
+    return values.float().mul_(scale).add_(offset)
+
+
+@with_kernel(kernels.code_sums)
+def code_sums(values: Tensor, dim: int) -> Tensor:
+    """Of an int8 matrix over rows (0) or columns (1); int32."""
+    return values.sum(dim, dtype=torch.int32)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -69,7 +74,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def plain(*matrices: Tensor) -> tuple[Tensor, ...]:
     """Matrices whose strides torch._int_mm understands."""
-    return tuple(_plain_strides(t) if 1 in t.shape else t for t in matrices)
+    return tuple([_plain_strides(t) if 1 in t.shape else t for t in matrices])
 
 
 def _plain_strides(t: Tensor) -> Tensor:
@@ -79,36 +84,29 @@ def _plain_strides(t: Tensor) -> Tensor:
     return t.contiguous().as_strided(t.shape, (t.shape[1], 1))
 
 
-def row_sums(values: Tensor) -> Tensor:
-    """values.sum(1) of a contiguous int8 matrix, int32."""
-    return kernels.code_sums(values, 1) if native.takes_codes(values) else values.sum(1, dtype=torch.int32)
-
-
 def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[Codes, Tensor | None]:
     """A matrix in integers: the values of `fake_quantize.rounded`, as codes; and `residual.pack` of it, where asked for.
 
     Codes of an affine grid start at 0, those of a symmetric one too where the data is never negative; they are moved by half
     of their range, so that 8 bits fit a signed byte and sums stay small.
     """
-    shape = native.grid_shape(x, grid) if native.takes(x) else None
-    fast = shape is not None
-    if fast and grid.offset is not None and grids.reads(bits):
-        shift, offset = grids.shift(bits, grid.scale, grid.offset)
-    else:
-        shift, offset = _shift(x, grid, bits)
-    if fast and grid.scale.dim() == 0 and x.is_contiguous():
-        values, packed = kernels.quantize(x, grid, shift, cells)
-        return Codes(values, grid.scale, offset), packed
-    if shape is not None and shift.dim() == 0 and not cells:
-        return Codes(native.codes(x, grid, shape, shift), grid.scale, offset), None
+    shift, offset = _shift(x, grid, bits)
+    values, packed = _codes(x, grid, shift, cells)
+    return Codes(values, grid.scale, offset), packed
+
+
+@with_kernel(kernels.codes)
+def _codes(x: Tensor, grid: Grid, shift: Tensor, cells: bool) -> tuple[Tensor, Tensor | None]:
+    """(codes on the grid less `shift`, what `quantize` says of cells)."""
     place = x.float()
     if grid.low is not None and grid.high is not None:
         place = torch.maximum(torch.minimum(place, grid.high), grid.low)
     place = (place if grid.offset is None else place - grid.offset) / grid.scale
     values = torch.round(place).sub_(shift).clamp_(-128, 127).to(torch.int8)
-    return Codes(values, grid.scale, offset), rounding_error.pack(place, x, grid) if cells else None
+    return values, rounding_error.pack(place, x, grid) if cells else None
 
 
+@with_kernel(grids.shift)
 def _shift(x: Tensor, grid: Grid, bits: Tensor) -> tuple[Tensor, Tensor]:
     """(what codes are moved by, the offset that follows)."""
     half = torch.exp2(bits - 1)
@@ -135,13 +133,12 @@ def as_matrix(g: GradCodes) -> Codes:
     return Codes(values, scale, g.offset)
 
 
+@with_kernel(kernels.to_values)
 def to_values(accumulators: Tensor, by: Tensor, row: Tensor, across: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
     """accumulators * by + row[:, None] * across + column, for vectors of rows and columns. Overwrites `accumulators`.
 
     column: the same for all rows, or a matrix whose rows take turns.
     """
-    if dtype in native.FLOATS and native.takes(by):
-        return kernels.to_values(accumulators, by, row, across, column, dtype)
     y = accumulators.float().mul_(by).addcmul_(row[:, None], across)
     y.view(-1, *column.shape).add_(column) if column.dim() == 2 else y.add_(column)
     return y.to(dtype)
@@ -153,6 +150,7 @@ def forward(x: Codes, w: Codes, bias: Tensor | None, dtype: torch.dtype) -> Tens
     return to_product(accumulators, x, x.sum(1), w, w.sum(1), x.values.shape[1], bias, dtype)
 
 
+@with_kernel(kernels.to_product)
 def to_product(
     accumulators: Tensor,
     left: Codes,
@@ -166,8 +164,6 @@ def to_product(
     """left_q @ right_q + bias from the product of their codes, and their codes summed over the `length` summed over. Overwrites
     `accumulators`. left: with one scale for all; right: with one for all or one a column.
     """
-    if dtype in native.FLOATS and native.takes(left.scale):
-        return kernels.product(accumulators, left, left_sums, right, right_sums, length, bias, dtype)
     scale, offset = right.scale.view(-1), right.offset.view(-1)
     column = left.offset * (scale * right_sums + length * offset)
     column = column if bias is None else column + bias.float()
@@ -187,11 +183,13 @@ def weight_gradient(g: Codes, x: Codes, transposed: bool) -> Tensor:
 
 def planes(w_q: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """(int8, `number` planes side by side, scale): w_q = scale * (256 * high + low) to half a scale. One: high alone."""
-    for w, transposed in ((w_q, False), (w_q.t(), True)):
-        if w.is_contiguous() and native.takes(w):
-            return kernels.planes(w, number, LARGEST[number], transposed)
+    return _planes(w_q, number, LARGEST[number])
+
+
+@with_kernel(kernels.planes)
+def _planes(w_q: Tensor, number: int, most: int) -> tuple[Tensor, Tensor]:
     low, high = torch.aminmax(w_q)
-    scale = torch.maximum(-low, high).div_(LARGEST[number]).clamp_min_(torch.finfo(torch.float32).tiny)
+    scale = torch.maximum(-low, high).div_(most).clamp_min_(torch.finfo(torch.float32).tiny)
     whole = torch.round(w_q / scale)
     if number == 1:
         return whole.to(torch.int8), scale
@@ -227,13 +225,8 @@ def input_gradient(g: Codes, w_q: Tensor, number: int) -> InputGradient:
     return InputGradient(product(g.values, values), number, (scale * g.scale).flatten(), g.offset * w_q.sum(0))
 
 
+@with_kernel(kernels.input_backward)
 def input_backward(gx: InputGradient, x: Codes, packed: Tensor | None, grid: Grid, need_grid: bool, dtype: torch.dtype):
     """dL/dx of `dtype`, and gradients of the grid as `fake_quantize.backward` gives them, from codes and `residual` cells."""
-    if dtype not in native.FLOATS or not native.takes(gx.column):
-        g, of_grid = rounding_error.backward(gx.to_float(), x.values, packed, grid, need_grid)
-        return g.to(dtype), of_grid
-    clip = grid.low is not None
-    g, found = kernels.input_gradient(*gx, x.values, packed, clip, dtype)
-    if packed is None or not need_grid:
-        return g, (None, None, None)
-    return g, tuple(t.view(grid.scale.shape) for t in found.unbind()) if clip else (found.view(grid.scale.shape), None, None)
+    g, of_grid = rounding_error.backward(gx.to_float(), x.values, packed, grid, need_grid)
+    return g.to(dtype), of_grid

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ...messages import did_you_mean
+from ...messages import check_choice
 from ...registry import register
 from .base import Policy
-from .budget import allocation_at_cost, clamp, shift_to_cost, split_budget
+from .budget import STARTS, allocation_at_cost, check_shares, check_within, split_budget, start_at
 
-STARTS = {"low": 0.0, "middle": 0.5, "high": 1.0}
 LARGEST_MOVE = 0.25  # bits that the price may move all bits in one step
 SMALLEST = 1e-30  # of a gradient, inside a logarithm
 
@@ -52,29 +51,16 @@ class BitGradient(Policy):
     meets_target = True
 
     def __post_init__(self):
-        for name, value, known in (
-            ("start", self.start, [*STARTS, "target"]),
-            ("signal", self.signal, ["rms", "mean"]),
-        ):
-            if value not in known:
-                raise ValueError(f"Unknown {name} {value!r} of the policy 'bit_gradient'.{did_you_mean(value, known)}")
+        check_choice("start", self.start, STARTS, "the policy 'bit_gradient'")
+        check_choice("signal", self.signal, ["rms", "mean"], "the policy 'bit_gradient'")
         for name, least, most in (("lr", 1e-6, 1), ("smoothing", 0, 0.9999), ("dual_rate", 0, 1), ("hysteresis", 0, 0.49)):
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be within {least} and {most}; received {getattr(self, name)}.")
-        if min(self.warmup, self.freeze) < 0 or self.warmup + self.freeze > 1:
-            raise ValueError(f"warmup and freeze are shares of the run, together <= 1; received {self.warmup}, {self.freeze}.")
+            check_within(name, getattr(self, name), least, most)
+        check_shares(self.warmup, self.freeze)
 
     def begin(self):
         p = self.problem
-        if p.target_cost is None and p.cost_weight is None:
-            raise ValueError(
-                "The policy 'bit_gradient' needs target_cost=... (a budget, e.g. 0.5) or cost_weight=...: without a price "
-                "every layer ends at its highest bits."
-            )
+        bits = start_at(p, self.start, "bit_gradient", 0.5)
         self.needs_loss = p.target_cost is None
-        bits = p.low + (p.high - p.low) * STARTS.get(self.start, 0.5)
-        if self.start == "target" and p.target_cost is not None:
-            bits = clamp(p, bits + shift_to_cost(p, bits, p.target_cost).to(bits.dtype))
         self.state = {
             "bits": p.mean(bits),  # real-valued, one a group
             "scale": torch.zeros(p.groups, device=bits.device),  # s times `mass`

@@ -9,6 +9,8 @@ from ..problem import Problem
 
 TOLERANCE = 1e-9
 """Of progress. A part of a plan that is to begin with a step would otherwise begin one step late."""
+STARTS = {"low": 0.0, "middle": 0.5, "high": 1.0, "target": 0.5}
+"""Where the bits may begin -> how far from the lowest to the highest; those of `target` are then moved to the budget."""
 
 
 def shift_to_cost(problem: Problem, bits: Tensor, target: float, halvings: int = 40) -> Tensor:
@@ -21,6 +23,35 @@ def shift_to_cost(problem: Problem, bits: Tensor, target: float, halvings: int =
         above = problem.relative_cost(clamp(problem, bits + middle)) > target
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     return (low + high) / 2
+
+
+def check_shares(warmup: float, freeze: float) -> None:
+    """ValueError where the first and the last part of a run, in which the bits are kept, are none."""
+    if min(warmup, freeze) < 0 or warmup + freeze > 1:
+        raise ValueError(f"warmup and freeze are shares of the run, together <= 1; received {warmup}, {freeze}.")
+
+
+def check_within(name: str, value: float, least: float, most: float) -> None:
+    """ValueError where an option is outside of its range."""
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be within {least} and {most}; received {value}.")
+
+
+def start_at(problem: Problem, start: str, policy: str, usual: float) -> Tensor:
+    """The real-valued bits that a search begins with. start: one of STARTS. usual: a budget, for the message.
+
+    Raises:
+        ValueError: the space has neither a budget nor a weight of the cost.
+    """
+    if problem.target_cost is None and problem.cost_weight is None:
+        raise ValueError(
+            f"The policy {policy!r} needs target_cost=... (a budget, e.g. {usual}) or cost_weight=...: without a price every "
+            "layer ends at its highest bits."
+        )
+    bits = problem.low + (problem.high - problem.low) * STARTS[start]
+    if start == "target" and problem.target_cost is not None:
+        bits = clamp(problem, bits + shift_to_cost(problem, bits, problem.target_cost).to(bits.dtype))
+    return bits
 
 
 def check_reachable(problem: Problem) -> None:

@@ -18,13 +18,12 @@ from typing import Any
 
 import torch
 
-from ...messages import did_you_mean
+from ...messages import check_choice
 from ...registry import register
 from ..least_damage import LeastDamage
 from .base import Policy
-from .budget import allocation_at_cost, clamp, shift_to_cost, split_budget
+from .budget import STARTS, allocation_at_cost, check_shares, check_within, split_budget, start_at
 
-STARTS = {"low": 0.0, "middle": 0.5, "high": 1.0}
 TOLERANCE = 0.015  # share of what is left to spend that the bits in force may miss it by; it is made up for later
 
 LONGEST_WARM_UP = 0.2  # share of the run that a rising learning rate may hold the bits for
@@ -56,28 +55,19 @@ class Learned(Policy):
     meets_target = True
 
     def __post_init__(self):
-        if self.start not in (known := [*STARTS, "target"]):
-            raise ValueError(f"Unknown start {self.start!r} of the policy 'learned'.{did_you_mean(self.start, known)}")
+        check_choice("start", self.start, STARTS, "the policy 'learned'")
         for name, most in (("every", 0.5), ("inertia", 4)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be within 0 and {most}; received {getattr(self, name)}.")
+            check_within(name, getattr(self, name), 0, most)
         for name in ("weight_rate", "input_rate", "grad_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0 (1 by theory); received {getattr(self, name)}.")
-        if min(self.warmup, self.freeze) < 0 or self.warmup + self.freeze > 1:
-            raise ValueError(f"warmup and freeze are shares of the run, together <= 1; received {self.warmup}, {self.freeze}.")
+        check_shares(self.warmup, self.freeze)
 
     def begin(self):
         p = self.problem
-        if p.target_cost is None and p.cost_weight is None:
-            raise ValueError(
-                "The policy 'learned' needs target_cost=... (a budget, e.g. 0.32) or cost_weight=...: without a price every "
-                "layer ends at its highest bits."
-            )
+        bits = start_at(p, self.start, "learned", 0.32)
         self.needs_loss = p.target_cost is None
-        bits = p.low + (p.high - p.low) * STARTS.get(self.start, 0.5)
         if self.start == "target" and p.target_cost is not None:
-            bits = clamp(p, bits + shift_to_cost(p, bits, p.target_cost).to(bits.dtype))
             bits, _ = allocation_at_cost(p, bits, p.target_cost)
         bits = torch.round(bits)
         self._check_start(bits)

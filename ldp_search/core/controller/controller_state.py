@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..profile.records import ModelProfile
+from . import counting
 
 if TYPE_CHECKING:
     from .controller import Controller
@@ -36,13 +37,9 @@ def load(controller: Controller, state: dict) -> None:
     missing = {"layers", "profile", "tensors", "policy", "trajectory", "progress"} - set(state)
     if missing:
         raise ValueError(f"The state must be what state_dict() gave; it lacks {sorted(missing)}.")
-    _load(controller, state)
-
-
-def _load(controller: Controller, state: dict) -> None:
     profile = controller.profile
     if state["profile"] is None and profile is not None:
-        controller.forget_profile()
+        counting.forget(controller)
         _take(controller, state)
         controller.adopt_profile(profile)
         return
@@ -67,5 +64,5 @@ def _take(controller: Controller, state: dict) -> None:
         controller.backend.load_state_dict(state["backend"])
     controller._progress, controller.frozen = state["progress"], state["frozen"]
     controller._steps = state.get("steps", 0)
-    controller.sensing = controller._senses_at(controller._steps)
-    controller._bind_views()
+    controller.sensing = controller.senses_at(controller._steps)
+    controller.bind_views()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...config.settings import Config, Settings
 from ...core.bits.space import FULL_PRECISION
-from ..io import checkpoint
+from ..io import checkpoint_files
 from ..tasks import Task
 from .ema import Ema
 from .journal import Journal
@@ -82,7 +82,7 @@ def save_session(run: Session) -> None:
         "ema": None if run.ema is None else run.ema.state_dict(),
         "metrics": run.journal.text, "seconds": run.journal.seconds,
     }  # fmt: skip
-    checkpoint.save(run.output / CHECKPOINTS, run.step, state)
+    checkpoint_files.save(run.output / CHECKPOINTS, run.step, state)
     save_schedule(run)
 
 
