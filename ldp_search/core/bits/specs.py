@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .. import html_table
+
 
 class Bits(NamedTuple):
     """Integer bits of one layer: of its weights, of its input, and of the gradient of its output."""
@@ -59,3 +61,12 @@ class Coverage(NamedTuple):
 
     share: float
     left_out: list[LeftOut]
+
+    def _repr_html_(self) -> str:
+        told = html_table.lines([f"{self.share:.1%} of the MACs go through quantized products"])
+        return told + (
+            html_table.table(LEFT_OUT, self.left_out) if self.left_out else html_table.lines(["Nothing is left out."])
+        )
+
+
+LEFT_OUT = ("left out", "MACs", "why")
