@@ -48,7 +48,7 @@ class Picture:
     def refresh(self, now: bool = False) -> None:
         """Draw if it is time, or `now`, and if there is anything new. An error is a warning, and the end of drawing."""
         steps = self.ldp.trajectory.seen
-        if self._broken or steps in (0, self._steps) or not (now or time.monotonic() >= self._due):
+        if self._broken or self._steps == steps or steps == 0 or not (now or time.monotonic() >= self._due):
             return
         begun = time.monotonic()
         try:

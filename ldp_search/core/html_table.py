@@ -20,7 +20,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], bits: Collec
 
     Numbers stand on the right. bits: the columns that hold bits, of which more have a darker ground.
     """
-    values = [row[i] for row in rows for i in bits if isinstance(row[i], int) and row[i] <= WIDEST_SEARCHED]
+    values = [v for row in rows for i in bits if isinstance(v := row[i], int) and v <= WIDEST_SEARCHED]
     low, high = min(values, default=0), max(values, default=0)
 
     def cell(place: int, value: object) -> str:

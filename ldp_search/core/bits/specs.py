@@ -63,10 +63,10 @@ class Coverage(NamedTuple):
     left_out: list[LeftOut]
 
     def _repr_html_(self) -> str:
-        told = html_table.lines([f"{self.share:.1%} of the MACs go through quantized products"])
-        return told + (
-            html_table.table(LEFT_OUT, self.left_out) if self.left_out else html_table.lines(["Nothing is left out."])
-        )
+        told = f"{self.share:.1%} of the MACs go through quantized products"
+        if not self.left_out:
+            return html_table.lines([f"{told}; nothing is left out."])
+        return html_table.lines([told]) + html_table.table(LEFT_OUT, self.left_out)
 
 
 LEFT_OUT = ("left out", "MACs", "why")

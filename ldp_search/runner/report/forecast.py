@@ -43,15 +43,13 @@ def draw_front(figure, found: Front, target: float | None) -> None:
     axis = figure.subplots()
     points = sorted(found.points, key=lambda point: point.cost)
     cost, damage = ([getattr(point, name) for point in points] for name in ("cost", "damage"))
-    axis.plot(
-        [100 * c for c in cost], damage, color=SERIES[0], linewidth=1.8, marker="o", markersize=3, label="least at this cost"
-    )
+    line = {"color": SERIES[0], "linewidth": 1.8, "marker": "o", "markersize": 3}
+    axis.plot([100 * c for c in cost], damage, label="least at this cost", **line)
     star = {"marker": "*", "markersize": 14, "linestyle": "", "color": SERIES[1], "zorder": 4}
     axis.plot(100 * found.now.cost, found.now.damage, label="bits in force", **star)
     if target is not None:
-        axis.axvline(
-            100 * target, color=FAINT, linestyle="--", linewidth=1.4, label=f"target of the mean: {100 * target:.4g} %"
-        )
+        label = f"target of the mean: {100 * target:.4g} %"
+        axis.axvline(100 * target, color=FAINT, linestyle="--", linewidth=1.4, label=label)
     if min(damage) > 0:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
