@@ -163,9 +163,8 @@ def test_report_of_folders_and_controllers_side_by_side(ldp, tmp_path):
     folder = tmp_path / "saved"
     folder.mkdir()
     ldp.trajectory.save(folder / "schedule.parquet")
-    (folder / "metrics.jsonl").write_text(
-        '{"split": "eval", "step": 3, "progress": 0.5, "accuracy": 0.875, "mean_cost": 0.5}\n'
-    )
+    evaluated = {"split": "eval", "step": 3, "progress": 0.5, "accuracy": 0.875, "mean_cost": 0.5}
+    (folder / "metrics.jsonl").write_text(json.dumps(evaluated) + "\n")
     text = ldp_search.report([folder, ldp, trained(until=5)], tmp_path / "page").read_text()
     for name in ("saved", "Sequential (1)", "Sequential (2)", "87.50"):
         assert name in text
