@@ -27,7 +27,7 @@ def trained(square, steps: int = 4):
 
 
 def test_summary_is_its_text_and_a_table_of_it(square):
-    ldp = square(2, bits=(3, 8), skip=["1"], target_cost=0.5)
+    ldp = square(2, bits=(3, 8), skip=["1"], policy="static")
     summary, bits = ldp.summary(), ldp.bits()
     assert isinstance(summary, str) and summary.splitlines()[0].startswith("layer") and repr(summary) == repr(str(summary))
     head, *rows = cells(summary._repr_html_())
