@@ -39,6 +39,13 @@ def test_summary_is_its_text_and_a_table_of_it(square):
         assert again == summary and again._repr_html_() == summary._repr_html_()
 
 
+def test_split_gradients_have_a_column_each(square):
+    ldp = square(2, policy="static", grad_bits=(4, 8), split_gradient=True)
+    head, *rows = cells(ldp.summary()._repr_html_())
+    assert head[4:8] == ["w", "x", "gx", "gw"] and rows[0][4:8] == [*map(str, ldp.bits()["0"])]
+    assert "  w  x gx gw  range" in ldp.summary()
+
+
 def test_controller_shows_costs_beside_their_budget(square):
     ldp = square(2, bits=(3, 8), target_cost=0.5)
     page, cost = ldp._repr_html_(), ldp.cost()
