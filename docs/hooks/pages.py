@@ -53,14 +53,17 @@ def from_notebook(text: str) -> str:
     for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
-        for output in cell.get("outputs", []):
+        outputs = cell.get("outputs", [])
+        if streams := "".join("".join(output.get("text", [])) for output in outputs).rstrip():
+            parts.append(f"```text\n{streams}\n```")
+        for output in outputs:
             data = {kind: "".join(value) for kind, value in output.get("data", {}).items()}
             if "image/png" in data:
                 parts.append(f'<img alt="" src="data:image/png;base64,{data["image/png"].strip()}">')
             elif "text/html" in data:
                 parts.append(data["text/html"])
-            elif printed := data.get("text/plain", "".join(output.get("text", []))).rstrip():
-                parts.append(f"```text\n{printed}\n```")
+            elif "text/plain" in data:
+                parts.append(f"```text\n{data['text/plain']}\n```")
     return "\n\n".join(parts)
 
 

@@ -1,6 +1,7 @@
 """The site: built with every link checked, README and the tour are pages of it, and links lead to where the pages lie."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -69,8 +70,7 @@ def test_where_files_lie(path, page):
 
 
 def test_a_notebook_as_a_page():
-    output = {"data": {"text/html": ["<b>t</b>"], "text/plain": ["t"]}}
-    cells = [{"cell_type": "markdown", "source": ["# T"]}, {"cell_type": "code", "source": ["1"], "outputs": [output]}]
-    import json
-
-    assert pages.from_notebook(json.dumps({"cells": cells})) == "# T\n\n```python\n1\n```\n\n<b>t</b>"
+    outputs = [{"text": ["a\n"]}, {"data": {"text/html": ["<b>t</b>"], "text/plain": ["t"]}}, {"text": ["b\n"]}]
+    cells = [{"cell_type": "markdown", "source": ["# T"]}, {"cell_type": "code", "source": ["1"], "outputs": outputs}]
+    expected = "# T\n\n```python\n1\n```\n\n```text\na\nb\n```\n\n<b>t</b>"
+    assert pages.from_notebook(json.dumps({"cells": cells})) == expected
