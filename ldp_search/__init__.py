@@ -12,8 +12,21 @@ allocation = ldp.finalize(loader)                    # integer bits of every lay
 from importlib import import_module
 
 from .api import apply, controller, remove, resolve_space
-from .core import Allocation, Bits, Controller, Cost, Coverage, LayerSpec, Quantizer, SearchSpace, Trajectory, register
+from .core import (
+    Allocation,
+    Bits,
+    Controller,
+    Cost,
+    Coverage,
+    GradQuantizer,
+    LayerSpec,
+    Quantizer,
+    SearchSpace,
+    Trajectory,
+    register,
+)
 from .core.bits.policies import Policy, Schedule
+from .core.controller.display import provide_drawing
 
 __version__ = "0.1.0"
 
@@ -23,6 +36,8 @@ _LAZY = {  # these need packages that `import ldp_search` must not load
     "push_to_hub": "ldp_search.runner.pretrained.save_load",
     "export": "ldp_search.export",  # a module that is called
     "integrations": "ldp_search.integrations",
+    "notebook": "ldp_search.notebook",
+    "report": "ldp_search.report",  # a module that is called
     "best": "ldp_search.runner.search.best",
     "tune": "ldp_search.runner.search.tune",
 }
@@ -33,6 +48,7 @@ __all__ = [
     "Controller",
     "Cost",
     "Coverage",
+    "GradQuantizer",
     "LayerSpec",
     "Policy",
     "Quantizer",
@@ -45,9 +61,11 @@ __all__ = [
     "export",
     "integrations",
     "load_pretrained",
+    "notebook",
     "push_to_hub",
     "register",
     "remove",
+    "report",
     "resolve_space",
     "save_pretrained",
     "tune",
@@ -58,8 +76,11 @@ def __getattr__(name: str):
     if name not in _LAZY:
         raise AttributeError(f"module 'ldp_search' has no attribute {name!r}")
     module = import_module(_LAZY[name])
-    return module if name in ("integrations", "export") else getattr(module, name)
+    return module if _LAZY[name] == f"ldp_search.{name}" else getattr(module, name)
 
 
 def __dir__():
     return sorted(__all__)
+
+
+provide_drawing(lambda ldp, kind: import_module("ldp_search.runner.report.figures").draw(ldp, kind))

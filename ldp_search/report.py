@@ -1,4 +1,4 @@
-"""The report from the command line.
+"""The report from the command line, and in Python as `ldp_search.report([RUN or controller, ...], output=FOLDER)`.
 
     python -m ldp_search.report RUN [RUN ...] [output=FOLDER]
     python -m ldp_search.report STORAGE [study=NAME] [output=FOLDER]
@@ -14,6 +14,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 USAGE = "Usage: python -m ldp_search.report RUN [RUN ...] [output=FOLDER], or STORAGE [study=NAME] [output=FOLDER]"
 
@@ -90,6 +91,33 @@ def parse(words: Sequence[str]) -> tuple[list[str], str | None, str | None]:
 def _near(key: str) -> str:
     return " Did you mean 'output=FOLDER'?" if difflib.get_close_matches(key, ["output", "out"], cutoff=0.5) else ""
 
+
+def report(runs, output=None) -> Path:
+    """Write the page on one run, or on several side by side, and return its path.
+
+    Args:
+        runs: folders that `python -m ldp_search.run` wrote, finished or not, and controllers of models, trained or in training;
+            or one of them.
+        output: the folder of the page and its PNGs; by default that of the only run, or `report`.
+
+    Raises:
+        ValueError: a folder is missing or holds no run, or none was given. OSError: the output cannot be written.
+    """
+    from .runner.report import write_report
+
+    return write_report(runs, output)
+
+
+class _Callable(ModuleType):
+    """A module that is called as its function `report`."""
+
+    def __call__(self, runs, output=None) -> Path:
+        return report(runs, output)
+
+    __call__.__doc__ = report.__doc__
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import html_table
 from .specs import AnyBits, Bits, SplitBits, as_bits
 
 
@@ -40,3 +41,15 @@ class Allocation:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"An allocation is JSON with layers -> weight, input, grad; {path} is not: {error}.") from error
         return cls(layers, rows, data)
+
+    def _repr_html_(self) -> str:
+        kinds = max((bits._fields for bits in self.layers.values()), key=len, default=Bits._fields)
+        rows = [
+            (name, *(self.details.get(name, {}).get(key, "") for key in ("kind", "macs")))
+            + tuple(getattr(bits, kind, "") for kind in kinds)
+            for name, bits in self.layers.items()
+        ]
+        columns = ["layer", "kind", "MACs", *(f"{kind.replace('_', ' ')} bits" for kind in kinds)]
+        shown = {key: value for key, value in self.summary.items() if isinstance(value, int | float)}
+        costs = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
+        return html_table.table(columns, rows, bits=range(3, len(columns))) + html_table.lines([costs] if costs else [])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .. import html_table
+
 
 class Bits(NamedTuple):
     """Integer bits of one layer: of its weights, of its input, and of the gradient of its output."""
@@ -59,3 +61,12 @@ class Coverage(NamedTuple):
 
     share: float
     left_out: list[LeftOut]
+
+    def _repr_html_(self) -> str:
+        told = f"{self.share:.1%} of the MACs go through quantized products"
+        if not self.left_out:
+            return html_table.lines([f"{told}; nothing is left out."])
+        return html_table.lines([told]) + html_table.table(LEFT_OUT, self.left_out)
+
+
+LEFT_OUT = ("left out", "MACs", "why")

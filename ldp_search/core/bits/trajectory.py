@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import html_table
+
 KINDS = ("weight_bits", "input_bits", "grad_bits", "weight_grad_bits")
 """Columns of a table; the last one where a space splits the gradient's bits."""
 BUDGET_BYTES = 64 * 2**20
@@ -62,6 +64,18 @@ class Trajectory:
             return torch.empty(0, len(self.layers), 3, dtype=torch.uint8, device="cpu")
         rows = self._rows[: len(self._progress)].cpu()
         return torch.cat([rows, self._last[1].cpu()[None]]) if len(self) > len(rows) else rows
+
+    def _repr_html_(self) -> str:
+        """Bits of every layer (weights, inputs, gradients) at five moments of what is recorded."""
+        bits, progress = self.bits, self.progress
+        if not progress:
+            return html_table.lines([f"No step is recorded yet, of {len(self.layers):,} layers."])
+        moments = sorted({round(i * (len(progress) - 1) / 4) for i in range(5)})
+        columns = ["layer", *(f"{progress[moment]:.0%}" for moment in moments)]
+        rows = [[name, *(" ".join(map(str, bits[m, i].tolist())) for m in moments)] for i, name in enumerate(self.layers)]
+        each = ", ".join(kind.replace("_", " ") for kind in KINDS[: bits.shape[-1]])
+        told = f"{self.seen:,} steps, {len(progress):,} of them recorded, up to {progress[-1]:.0%}; in a field: {each}"
+        return html_table.table(columns, rows) + html_table.lines([told])
 
     def state_dict(self) -> dict:
         return {

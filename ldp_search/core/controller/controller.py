@@ -35,12 +35,13 @@ from .accounting import cost_of
 from .checks import check_coverage, check_learnable, check_step
 from .damage_sensor import DamageSensor
 from .defaults import own_defaults
+from .display import as_html, drawn
 from .distributed import agree_on_choices, average_over_ranks
 from .finalize import finalize, frozen_norms
 from .forecast import Damage, Front, damage, front
 from .rollback import controller_kept
 from .strays import apart, warn_of_strays
-from .summary import summarize
+from .summary import Summary, summarize
 from .tensors import BitTensors, leaf
 
 
@@ -237,9 +238,25 @@ class Controller:
         """Share of the model's MACs that goes through quantized products, and what does not."""
         return coverage(self.profile, self.specs, self.searched_sites(), apart(self))
 
-    def summary(self) -> str:
+    def summary(self) -> Summary:
         """A text table of the layers and their bits, the cost and the coverage."""
         return summarize(self)
+
+    def plot(self, kind: str = "schedule"):
+        """A matplotlib figure of the search as it stands; a notebook shows it, `.savefig(path)` keeps it.
+
+        Args:
+            kind: `schedule`: bits of all layers over progress, and costs against their budgets. `allocation`: bits in force,
+                beside each layer's share of the cost. `damage`: expected loss from rounding, by layer and kind. `front`: the
+                least expected loss at every cost.
+
+        Raises:
+            ValueError: an unknown kind, or nothing is measured yet that it would show. ImportError: without matplotlib.
+        """
+        return drawn(self, kind)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     # -- counting ---------------------------------------------------------------------------------------------------
 

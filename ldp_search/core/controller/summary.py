@@ -1,31 +1,66 @@
-"""The text table of `ldp.summary()`."""
+"""The table of `ldp.summary()`: text, and HTML where a notebook asks for it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .. import html_table
 from .strays import find_strays
 
 if TYPE_CHECKING:
     from .controller import Controller
 
 
-def summarize(controller: Controller) -> str:
+KINDS = {3: ("w", "x", "g"), 4: ("w", "x", "gx", "gw")}
+"""Bits of weights, inputs and gradients; of each gradient where they are split."""
+
+
+class Summary(str):
+    """The text of `ldp.summary()`, which a notebook shows as a table.
+
+    columns: of its table. rows: one a layer. notes: the lines below them.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[tuple]
+    notes: Sequence[str]
+
+    def __new__(cls, text: str, columns: Sequence[str] = (), rows: Sequence[tuple] = (), notes: Sequence[str] = ()) -> Summary:
+        self = super().__new__(cls, text)
+        self.columns, self.rows, self.notes = columns, rows, notes
+        return self
+
+    def _repr_html_(self) -> str:
+        bits = range(4, len(self.columns) - 1)
+        return html_table.table(self.columns, self.rows, bits) + html_table.lines(self.notes)
+
+
+def summarize(controller: Controller) -> Summary:
     """Layers with their MACs, ranges and bits; then the cost and the coverage."""
-    bits, problem = controller.bits(), controller.problem
+    problem, bits = controller.problem, controller.bits()
+    ranges = [_ranges(low, high) for low, high in zip(problem.low.tolist(), problem.high.tolist(), strict=True)]
+    rows = [
+        (name, spec.kind, spec.macs, spec.weight_numel, *bits[name], each)
+        for (name, spec), each in zip(controller.layers.items(), ranges, strict=True)
+    ]
+    kinds = KINDS[problem.low.shape[1]]
     width = max([len("layer"), *(min(len(name), 48) for name in bits)])
-    kinds = "w  x  g" if problem.low.shape[1] == 3 else "w  x gx gw"  # each gradient's bits, where they are split
-    lines = [f"{'layer':<{width}}  {'kind':<14} {'MACs':>12} {'weights':>10}   {kinds}  range"]
-    for row, (name, spec) in enumerate(controller.layers.items()):
-        b = bits[name]
-        lines.append(
-            f"{elide(name, width):<{width}}  {spec.kind:<14} {spec.macs:>12,} {spec.weight_numel:>10,}  "
-            f"{' '.join(f'{n:>2}' for n in b)}  {_ranges(problem.low[row].tolist(), problem.high[row].tolist())}"
-        )
+    lines = [f"{'layer':<{width}}  {'kind':<14} {'MACs':>12} {'weights':>10}  {' '.join(f'{k:>2}' for k in kinds)}  range"]
+    for name, kind, macs, weights, *numbers, each in rows:
+        shown = " ".join(f"{n:>2}" for n in numbers)
+        lines.append(f"{elide(name, width):<{width}}  {kind:<14} {macs:>12,} {weights:>10,}  {shown}  {each}")
+    notes = _notes(controller)
+    columns = ("layer", "kind", "MACs", "weights", *kinds, "range")
+    return Summary("\n".join([*lines, *notes]), columns, rows, notes)
+
+
+def _notes(controller: Controller) -> list[str]:
+    """Cost, coverage, expected loss, arithmetic, and what is left out."""
     cost, coverage = controller.cost(), controller.coverage
     if (profile := controller.profile) is None:
-        return "\n".join([*lines, "MACs are not counted yet: give example_inputs to apply(), or run one forward."])
-    lines += [
+        return ["MACs are not counted yet: give example_inputs to apply(), or run one forward."]
+    lines = [
         f"training {cost.training_bitops / 1e9:,.3f} GBitOPs a sample = {cost.relative:.3f} of the highest bits; "
         f"inference {cost.inference_bitops / 1e9:,.3f} GBitOPs = {cost.relative_inference:.3f}; "
         f"weights {cost.weight_mib:,.3f} MiB",
@@ -35,10 +70,10 @@ def summarize(controller: Controller) -> str:
         found = controller.damage()
         each = ", ".join(f"{kind} {value:.2g}" for kind, value in found.kinds.items())
         lines.append(f"expected loss from rounding {found.total:.3g} ({each})")
-    if arithmetic := controller.backend.report(list(bits)):
+    if arithmetic := controller.backend.report(list(controller.bits())):
         lines.append(arithmetic)
     lines += [f"  left out: {item.name}: {item.macs:,} MACs ({item.reason})" for item in coverage.left_out]
-    return "\n".join(lines + _strays(find_strays(controller)))
+    return lines + _strays(find_strays(controller))
 
 
 def _strays(found) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ...core import Controller
@@ -141,21 +140,13 @@ def _table(layers: dict[str, dict[str, Any]]) -> str:
 
 def _picture(ldp: Controller) -> bytes | None:
     """The heatmap of the report; None without a trajectory, and where it cannot be drawn: that must not cost the model."""
-    trajectory = ldp.trajectory
-    if trajectory.seen == 0:
+    if ldp.trajectory.seen == 0:
         return None
     try:
-        import numpy as np
-
         from ..report.heatmap import scale_of, schedule_figure
-        from ..report.schedule import KINDS, Schedule
+        from ..report.live import run_of
 
-        bits = trajectory.bits.numpy().astype(np.float32)
-        schedule = Schedule(
-            np.asarray(trajectory.progress), trajectory.layers, {kind: bits[..., k] for k, kind in enumerate(KINDS)}
-        )
-        finished = ldp.frozen or trajectory.progress[-1] >= 1 - 1e-9
-        run = SimpleNamespace(schedule=schedule, finished=finished, bit_range=tuple(map(int, ldp.space.weight_bits)))
+        run = run_of(ldp)
         return schedule_figure(run, scale_of(run))
     except Exception as error:
         warnings.warn(f"The schedule could not be drawn ({type(error).__name__}: {error}); all else is saved.", stacklevel=5)

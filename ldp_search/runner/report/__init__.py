@@ -5,7 +5,8 @@
 
 A run that is still going on is reported as far as it is. The page loads nothing from anywhere.
 
-From files to page: `load` (a run folder, finished or not; `locate` says which one was meant), `schedule` (bits as arrays),
+From files to page: `load` (a run folder, finished or not; `locate` says which one was meant; `live`: a controller at work
+instead, whose single pictures are `figures`), `schedule` (bits as arrays),
 `layers` (shares of the cost), `words` (the schedule in sentences), `groups` (seeds taken together); `heatmap`, `bars`,
 `curves`, `comparison` (figures, in the common `style`); `one`, `several` (the parts of the page), written by `html`.
 """
@@ -16,8 +17,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ...core import Controller
 from . import html
 from .heatmap import scale_of
+from .live import run_of
 from .load import Run, load_run, load_runs
 from .locate import ReportError
 from .one import Pictures, run_sections, title_of
@@ -28,18 +31,23 @@ __all__ = ["ReportError", "Run", "load_run", "load_runs", "write_report"]
 PAGE = "report.html"
 
 
-def write_report(run_folders: Iterable[str | os.PathLike] | str | os.PathLike, output: str | os.PathLike | None = None) -> Path:
+Reportable = str | os.PathLike | Controller
+"""A folder that `ldp_search.run` wrote, or the controller of a model."""
+
+
+def write_report(runs: Iterable[Reportable] | Reportable, output: str | os.PathLike | None = None) -> Path:
     """Write the report on these runs and return the path of its page.
 
     Args:
-        run_folders: folders that `ldp_search.run` wrote, or one such folder.
+        runs: run folders and controllers, or one of them.
         output: where the page and its PNGs go; by default the folder of the only run, or `report` for several.
 
     Raises:
         ReportError: a folder is missing or holds no run, or none was given.
         OSError: the output cannot be written.
     """
-    runs = load_runs([run_folders] if isinstance(run_folders, str | os.PathLike) else run_folders)
+    given = [runs] if isinstance(runs, Reportable) else list(runs)
+    runs = load_runs(run_of(one) if isinstance(one, Controller) else one for one in given)
     if not runs:
         raise ReportError("A report needs at least one run folder; none was given.")
     pictures: Pictures = {}
@@ -51,7 +59,8 @@ def write_report(run_folders: Iterable[str | os.PathLike] | str | os.PathLike, o
     else:
         title, under = f"{len(runs)} runs side by side", ", ".join(run.name for run in runs)
         parts = list(comparison_sections(runs, pictures))
-    folder = Path(output) if output is not None else (runs[0].folder if len(runs) == 1 else Path("report"))
+    only = runs[0].folder if len(runs) == 1 else None
+    folder = Path(output) if output is not None else (only or Path("report"))
     folder.mkdir(parents=True, exist_ok=True)
     for name, png in pictures.items():
         _replace(folder / name, png)

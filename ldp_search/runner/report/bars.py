@@ -9,26 +9,40 @@ from .schedule import KINDS
 from .style import FAINT, INK, SERIES, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges, say_on_top
 
 BITS = ("weights", "weights and inputs")  # what the bars show: one kind, or both where they are equal
+AROUND = 1.2  # inches
 COST = "training cost (bit operations of the run)"
 
 
 def layers_figure(layers: list[Layer], scale: BitScale, title: str = "Bits at the end") -> bytes:
     """Bits of each layer, beside its share of the training cost and of the MACs."""
-    edges = row_edges(len(layers), 160 if len(layers) <= 160 else 120)
-    rows = len(edges) - 1
-    inner = float(np.clip(0.24 * rows, 1.3, TALLEST - 1.4))
-    with drawing(WIDTH, inner + 1.2) as (figure, png):
-        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.1))
-        _bits_bars(left, layers, edges, scale)
-        left.set_title(title, pad=22)
-        _share_bars(right, layers, edges)
-        left.set_ylim(rows - 0.4, -0.6)
-        label_rows(left, [layers[i].name for i in edges[:-1]], inner)
-        if rows < len(layers):
-            most = np.diff(edges).max()
-            text = f"{len(layers):,} layers; each row is {most} in a row: the mean of their bits, the sum of their shares"
-            say_on_top(figure, text)
+    with drawing(WIDTH, height_of(layers)) as (figure, png):
+        draw_layers(figure, layers, scale, title)
     return bytes(png)
+
+
+def _rows(layers: list[Layer]) -> np.ndarray:
+    return row_edges(len(layers), 160 if len(layers) <= 160 else 120)
+
+
+def height_of(layers: list[Layer]) -> float:
+    """Inches that bars of so many layers take, with the room above and below them."""
+    return float(np.clip(0.24 * (len(_rows(layers)) - 1), 1.3, TALLEST - 1.4)) + AROUND
+
+
+def draw_layers(figure, layers: list[Layer], scale: BitScale, title: str) -> None:
+    """The two panels of `layers_figure`."""
+    edges = _rows(layers)
+    rows = len(edges) - 1
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.1))
+    _bits_bars(left, layers, edges, scale)
+    left.set_title(title, pad=22)
+    _share_bars(right, layers, edges)
+    left.set_ylim(rows - 0.4, -0.6)
+    label_rows(left, [layers[i].name for i in edges[:-1]], height_of(layers) - AROUND)
+    if rows < len(layers):
+        most = np.diff(edges).max()
+        text = f"{len(layers):,} layers; each row is {most} in a row: the mean of their bits, the sum of their shares"
+        say_on_top(figure, text)
 
 
 def _bits_bars(axis, layers: list[Layer], edges: np.ndarray, scale: BitScale) -> None:

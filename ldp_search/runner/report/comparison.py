@@ -20,8 +20,8 @@ def look(index: int) -> dict:
 
 
 def metrics_of(groups: list[Group]) -> list[Metric]:
-    """The metrics of these runs, each once: each has an axis of its own."""
-    return list(dict.fromkeys(run.metric for group in groups for run in group.runs))
+    """The metrics of these runs, each once: each has an axis of its own. A controller without a folder knows of none."""
+    return list(dict.fromkeys(run.metric for group in groups for run in group.runs if run.folder is not None))
 
 
 def _set_unit(axis, metric: Metric) -> None:
@@ -93,7 +93,7 @@ def curves_figure(groups: list[Group]) -> bytes:
                     "linewidth": 1.4,
                 }
                 line |= {"alpha": 0.8, "label": elide(group.label, 44) if k == 0 else None}
-                _overlay((places[run.metric], spent, mean_bits), run, line)
+                _overlay(places.get(run.metric) if run.folder is not None else None, spent, mean_bits, run, line)
         spent.plot([0, 1], [0, 100], color=FAINT, linestyle="--", linewidth=1.2, label="static highest bits")
         titles = [*(metric.title for metric in metrics), "Accumulated cost", "Mean bits"]
         for axis, text in zip((*scores, spent, mean_bits), titles, strict=True):
@@ -109,14 +109,15 @@ def curves_figure(groups: list[Group]) -> bytes:
     return bytes(png)
 
 
-def _overlay(axes, run: Run, line: dict) -> None:
-    x, y = run.curve(run.metric_name, "eval")
-    axes[0].plot(x, _shown(run.metric, y), marker="o", markersize=3, **line)  # there may be one evaluation alone
+def _overlay(score, spent, mean_bits, run: Run, line: dict) -> None:
+    if score is not None:
+        x, y = run.curve(run.metric_name, "eval")
+        score.plot(x, _shown(run.metric, y), marker="o", markersize=3, **line)  # there may be one evaluation alone
     x, y = accumulated(run)
-    axes[1].plot(x, 100 * y, **line)
+    spent.plot(x, 100 * y, **line)
     if run.schedule is not None:
         bits = run.schedule.compute_bits()
-        axes[2].plot(run.schedule.progress, np.nanmean(bits[:, ~np.isnan(bits).all(0)], axis=1), **line)
+        mean_bits.plot(run.schedule.progress, np.nanmean(bits[:, ~np.isnan(bits).all(0)], axis=1), **line)
 
 
 def schedules_figure(runs: list[Run], scale: BitScale) -> bytes:

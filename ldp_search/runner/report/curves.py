@@ -7,9 +7,15 @@ import numpy as np
 from .load import Run
 from .style import FAINT, SERIES, WIDTH, drawing
 
+COSTS_HEIGHT = 3.1  # inches
+
 
 def course_figure(run: Run) -> bytes:
-    """Metric, loss, accumulated cost and cost in force over the training."""
+    """Metric, loss, accumulated cost and cost in force over the training; the costs alone where the others are not recorded."""
+    if not any(run.curve(key, "train", "eval")[0] for key in (run.metric_name, "loss")):
+        with drawing(WIDTH, COSTS_HEIGHT) as (figure, png):
+            draw_costs(figure, run)
+        return bytes(png)
     with drawing(WIDTH, 6.6) as (figure, png):
         (score, spent), (loss, force) = figure.subplots(2, 2, sharex=True)
         _metric(score, run, run.metric_name, run.metric.title, run.metric.percent)
@@ -23,6 +29,18 @@ def course_figure(run: Run) -> bytes:
         for axis in (loss, force):
             axis.set_xlabel("progress of the training")
     return bytes(png)
+
+
+def draw_costs(figure, run: Run) -> None:
+    """Accumulated cost and cost in force, side by side, on a figure or a part of one."""
+    spent, force = figure.subplots(1, 2)
+    _accumulated(spent, run)
+    _in_force(force, run)
+    for axis in (spent, force):
+        axis.set_xlim(0, 1)
+        axis.grid()
+        axis.set_axisbelow(True)
+        axis.set_xlabel("progress of the training")
 
 
 def _metric(axis, run: Run, key: str, title: str, percent: bool) -> None:

@@ -56,21 +56,30 @@ def draw_heatmap(axis, schedule: Schedule, kind: str, scale: BitScale, finished:
 
 def schedule_figure(run: Run, scale: BitScale) -> bytes:
     """Heatmap of bits, layers x progress: weights, and inputs and gradients where they have a story of their own."""
-    schedule = run.schedule
-    panels, count = schedule.panels, len(schedule.layers)
-    inner = float(np.clip(0.24 * count, 1.3, TALLEST - 1.2))
+    inner = height_of(run.schedule)
     with drawing(WIDTH, inner + 1.0) as (figure, png):
-        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axis, kind in zip(axes, panels, strict=True):
-            edges = draw_heatmap(axis, schedule, kind, scale, run.finished, most=int(inner * DPI / 2))
-            axis.set_title(panel_title(schedule, kind))
-            axis.set_xlabel("progress of the training")
-            axis.tick_params(axis="y", length=0)
-        label_rows(axes[0], [schedule.layers[i] for i in edges[:-1]], inner)
-        if len(edges) <= count:
-            say_on_top(figure, f"{count:,} layers, first on top; each row is the mean of {np.diff(edges).max()} in a row")
-        scale.add_bar(figure, list(axes))
+        draw_schedule(figure, run, scale, inner)
     return bytes(png)
+
+
+def height_of(schedule: Schedule) -> float:
+    """Inches that the panels of a heatmap take."""
+    return float(np.clip(0.24 * len(schedule.layers), 1.3, TALLEST - 1.2))
+
+
+def draw_schedule(figure, run: Run, scale: BitScale, inner: float) -> None:
+    """The panels of `schedule_figure`, `inner` inches high, on a figure or a part of one."""
+    schedule, count = run.schedule, len(run.schedule.layers)
+    axes = figure.subplots(1, len(schedule.panels), sharey=True, squeeze=False)[0]
+    for axis, kind in zip(axes, schedule.panels, strict=True):
+        edges = draw_heatmap(axis, schedule, kind, scale, run.finished, most=int(inner * DPI / 2))
+        axis.set_title(panel_title(schedule, kind))
+        axis.set_xlabel("progress of the training")
+        axis.tick_params(axis="y", length=0)
+    label_rows(axes[0], [schedule.layers[i] for i in edges[:-1]], inner)
+    if len(edges) <= count:
+        say_on_top(figure, f"{count:,} layers, first on top; each row is the mean of {np.diff(edges).max()} in a row")
+    scale.add_bar(figure, list(axes))
 
 
 def panel_title(schedule: Schedule, kind: str) -> str:

@@ -23,9 +23,9 @@ from .schedule import Schedule, read_schedule
 
 @dataclass
 class Run:
-    """The contents of one run folder."""
+    """The contents of one run folder, or of a controller that is at work (`live.py`), which has none."""
 
-    folder: Path
+    folder: Path | None
     name: str
     config: dict = field(default_factory=dict)
     config_text: str = ""
@@ -155,17 +155,21 @@ def load_run(folder: str | os.PathLike) -> Run:
     return run
 
 
-def load_runs(folders: Iterable[str | os.PathLike]) -> list[Run]:
-    """Read several run folders, each once, under names that tell them apart."""
-    runs: dict[Path, Run] = {}
-    for folder in folders:
-        run = load_run(folder)
-        runs.setdefault(run.folder.resolve(), run)
+def load_runs(given: Iterable[str | os.PathLike | Run]) -> list[Run]:
+    """Read several run folders, each once, under names that tell them apart; what is read already is taken as it is."""
+    runs: dict[Path | int, Run] = {}
+    for place in given:
+        run = place if isinstance(place, Run) else load_run(place)
+        runs.setdefault(id(run) if run.folder is None else run.folder.resolve(), run)
     for depth in range(2, 6):
         counts = [run.name for run in runs.values()]
-        for path, run in runs.items():
-            if counts.count(run.name) > 1:
-                run.name = "/".join(path.parts[-depth:])
+        for run in runs.values():
+            if run.folder is not None and counts.count(run.name) > 1:
+                run.name = "/".join(run.folder.resolve().parts[-depth:])
+    for name in {run.name for run in runs.values()}:
+        alike = [run for run in runs.values() if run.name == name]
+        for number, run in enumerate(alike, start=1) if len(alike) > 1 else ():
+            run.name = f"{name} ({number})"
     return list(runs.values())
 
 

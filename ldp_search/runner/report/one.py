@@ -51,7 +51,8 @@ def run_sections(run: Run, scale: BitScale, pictures: Pictures, prefix: str = ""
         yield show("layers.png", layers_figure(layers, scale, "Bits at the end" if run.finished else "Bits now"), caption)
     if run.metrics:
         yield html.heading("The training")
-        caption = f"{run.metric.title} and loss; cost accumulated and in force, relative to {run.static_name}"
+        costs = f"cost accumulated and in force, relative to {run.static_name}"
+        caption = f"{run.metric.title} and loss; {costs}" if run.folder is not None else costs.capitalize()
         yield show("training.png", course_figure(run), caption)
     yield from _examples(run, show)
     yield from _coverage(run, layers)
@@ -60,7 +61,7 @@ def run_sections(run: Run, scale: BitScale, pictures: Pictures, prefix: str = ""
 
 def _examples(run: Run, show: Callable[[str, bytes, str], str]) -> Iterator[str]:
     """Predictions beside the truth, where the task has drawn them."""
-    found = sorted(run.folder.glob("examples*.png"))
+    found = sorted(run.folder.glob("examples*.png")) if run.folder is not None else []
     if found:
         yield html.heading("Predictions")
     for path in found:
@@ -72,14 +73,10 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
     """The cards on top: (label, value, explanation)."""
     target = run.target_cost
     kind = "of the finished model" if run.finished else "at the newest evaluation"
-    cards = [
-        (run.metric.title, score(run), kind if run.score is not None else "not evaluated yet"),
-        (
-            "Training cost",
-            percent(run.mean_cost),
-            f"of {run.static_name}, mean over the run" + ("" if run.finished else " so far"),
-        ),
-    ]
+    over = f"of {run.static_name}, mean over the run" + ("" if run.finished else " so far")
+    cards = [("Training cost", percent(run.mean_cost), over)]
+    if run.folder is not None:  # a controller knows nothing of the model's metric
+        cards[:0] = [(run.metric.title, score(run), kind if run.score is not None else "not evaluated yet")]
     if target is not None:
         reached = (
             "not recorded yet"
@@ -92,9 +89,10 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
         ("Inference cost", percent(run.inference_cost), f"of {run.static_name}, final bits"),
         ("Weights", "–" if run.weight_mib is None else f"{run.weight_mib:.3g} MiB", "at the final bits"),
         ("Coverage", percent(share), "of the MACs are quantized"),
-        ("Seed", "–" if run.seed is None else str(run.seed), run.policy),
-        ("Time", duration(run.seconds), "training" if run.finished else "so far"),
     ]
+    if run.folder is not None:
+        cards.append(("Seed", "–" if run.seed is None else str(run.seed), run.policy))
+        cards.append(("Time", duration(run.seconds), "training" if run.finished else "so far"))
     return cards
 
 
@@ -141,7 +139,7 @@ COLUMNS = (
 
 
 def _repeat(run: Run) -> Iterator[str]:
-    if not run.config:
+    if not run.config or run.folder is None:
         return
     yield html.heading("To repeat this run")
     yield html.code(command(run))

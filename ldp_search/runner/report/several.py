@@ -25,13 +25,14 @@ def comparison_sections(runs: list[Run], pictures: Pictures) -> Iterator[str]:
         return html.picture(png, file, caption)
 
     groups, scale = group_runs(runs), scale_of(*runs)
-    metric = " or ".join(m.title for m in metrics_of(groups))
+    metric = " or ".join(m.title for m in metrics_of(groups)) or "metric"
     yield from _caveats(runs)
     yield html.heading("Groups: runs that differ in their seed alone")
     yield _group_table(groups, metric.lower())
-    yield html.heading(f"{metric} against cost")
-    caption = "A small point a finished run, a large one the mean of its group with standard deviations"
-    yield show("comparison.png", scatter_figure(groups), caption)
+    if metrics_of(groups):
+        yield html.heading(f"{metric} against cost")
+        caption = "A small point a finished run, a large one the mean of its group with standard deviations"
+        yield show("comparison.png", scatter_figure(groups), caption)
     yield html.heading("The runs")
     yield _run_table(groups, metric.lower())
     yield html.heading("Over the training")
@@ -50,8 +51,9 @@ def _caveats(runs: list[Run]) -> Iterator[str]:
     yield html.note("Not finished, and therefore in no mean:", going)
     lacking = [f"{run.name}: {line}" for run in runs if run.finished for line in run.notes]
     yield html.note("Missing or unreadable:", lacking)
-    different = {f"{named(run.setting('task'))}: {run.metric.title}": None for run in runs}
-    if len({run.metric for run in runs}) > 1:
+    measured = [run for run in runs if run.folder is not None]
+    different = {f"{named(run.setting('task'))}: {run.metric.title}": None for run in measured}
+    if len({run.metric for run in measured}) > 1:
         yield html.note("These runs have different metrics, each with an axis of its own:", list(different))
     scales: dict[tuple, list[str]] = {}
     for run in runs:

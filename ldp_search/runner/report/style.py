@@ -57,18 +57,46 @@ _SETTINGS = {
 }
 
 
+def styled():
+    """Within this context everything is made and drawn in the common style, whatever the user's own is."""
+    return matplotlib.style.context(["default", _SETTINGS])
+
+
+class StyledFigure(Figure):
+    """A figure that keeps the common style when it is drawn later, and that a notebook shows without pyplot."""
+
+    def __init__(self, width: float, height: float):
+        super().__init__(figsize=(width, height), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(self)
+
+    def draw(self, renderer):
+        with styled():
+            super().draw(renderer)
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        self.canvas.print_png(buffer, metadata={"Software": None})  # savefig would draw everything twice
+        return buffer.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        """For a notebook, which keeps what it shows: 256 colours take a third of the room, and look the same."""
+        from PIL import Image  # comes with matplotlib
+
+        small, whole = io.BytesIO(), Image.open(io.BytesIO(self.png())).convert("RGB")
+        few = whole.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # rare colours stay
+        few.save(small, "png", optimize=True)
+        return small.getvalue()
+
+
 @contextlib.contextmanager
 def drawing(width: float = WIDTH, height: float = 4.0):
     """A figure to draw on, and `png` to fill: `with drawing() as (figure, png): ...` leaves the bytes in `png`."""
     png = bytearray()
-    with matplotlib.style.context(["default", _SETTINGS]):
-        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
+    with styled():
+        figure = StyledFigure(width, height)
         try:
             yield figure, png
-            buffer = io.BytesIO()
-            canvas.print_png(buffer, metadata={"Software": None})  # savefig would draw everything twice
-            png += buffer.getvalue()
+            png += figure.png()
         finally:
             figure.clear()  # axes and figure refer to each other: without this, memory waits for the collector
 
@@ -113,9 +141,10 @@ class BitScale:
 
     def add_bar(self, figure: Figure, axes, on_top: bool = False) -> None:
         """The key of the colours, one field an integer."""
-        place = {"location": "top", "fraction": 0.02, "aspect": 36, "shrink": 0.35}
-        place["pad"] = 0.15 / figure.get_size_inches()[1]
-        if not on_top:
+        if on_top:
+            place = {"location": "top", "fraction": 0.02, "aspect": 36, "shrink": 0.35}
+            place["pad"] = 0.15 / figure.get_size_inches()[1]
+        else:
             place = {"location": "right", "fraction": 0.03, "aspect": 18, "pad": 0.01, "anchor": (0.0, 1.0)}
         bar = figure.colorbar(ScalarMappable(self.norm, self.cmap), ax=axes, ticks=range(len(self.levels)), **place)
         bar.set_ticklabels([str(bits) for bits in self.levels])

@@ -1,0 +1,179 @@
+"""`ldp.plot` and `ldp_search.report` of a controller: what they show is what it holds, and needs no folder."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+import ldp_search
+from ldp_search.runner.report import figures, load_run
+from ldp_search.runner.report.layers import layers_of
+from ldp_search.runner.report.live import run_of
+from ldp_search.runner.report.style import BitScale
+
+
+def trained(steps: int = 20, until: int | None = None, counted: bool = True, **options):
+    """The controller of a small network after `until` of `steps` steps at a budget of a half."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    x, y = torch.randn(64, 8), torch.arange(64) % 3
+    options = {"target_cost": 0.5, "sense_every": 4} | options
+    ldp = ldp_search.controller(ldp_search.apply(model, "ldp", example_inputs=x[:1] if counted else None, **options))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step in range(steps if until is None else until):
+        F.cross_entropy(model(x), y).backward()
+        ldp.step((step + 1) / steps, optimizer=optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+    return ldp
+
+
+@pytest.fixture(scope="module")
+def ldp():
+    return trained()
+
+
+@pytest.mark.parametrize("kind", figures.FIGURES)
+def test_every_kind_is_drawn(ldp, kind):
+    figure = ldp.plot(kind)
+    assert isinstance(figure, matplotlib.figure.Figure)
+    picture = np.asarray(Image.open(io.BytesIO(figure.png())).convert("RGB"))
+    assert picture.shape[1] >= 700 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def test_the_schedule_is_the_trajectory(ldp):
+    figure = ldp.plot()
+    above, below = figure.subfigs
+    pictures = [axis for axis in above.axes if axis.images]
+    assert [axis.get_title(loc="left") for axis in pictures] == ["Weight bits", "Input bits", "Gradient bits"]
+    scale, bits = BitScale(list(range(2, 9))), ldp.trajectory.bits.numpy()
+    for kind, axis in enumerate(pictures):
+        shown = np.asarray(axis.images[0].get_array())
+        assert (shown[:, 0] == scale.index(bits[0, :, kind])).all() and (shown[:, -1] == scale.index(bits[-1, :, kind])).all()
+    spent = next(line for line in below.axes[0].lines if str(line.get_label()).startswith("this run"))
+    assert spent.get_ydata()[-1] == pytest.approx(100 * ldp.cost().mean_relative)
+    assert any(str(line.get_label()) == "target: 50 %" for line in below.axes[0].lines)
+
+
+def test_means_of_the_curve_are_those_of_every_moment():
+    ldp, steps = trained(until=0), 7
+    for step in range(steps):
+        ldp.tensors.bits.copy_(torch.full_like(ldp.tensors.bits, 3 + step % 4))
+        with torch.no_grad():
+            ldp.step((step + 1) / steps)
+        assert run_of(ldp).metrics[-1]["mean_cost"] == pytest.approx(ldp.cost().mean_relative)
+    means, cost = [row["mean_cost"] for row in run_of(ldp).metrics], [row["cost"] for row in run_of(ldp).metrics]
+    assert means == pytest.approx(np.cumsum(cost) / np.arange(1, steps + 1))
+
+
+def test_half_a_training(ldp):
+    half = trained(until=10)
+    run = run_of(half)
+    assert not run.finished and run.progress == 0.5 and run_of(ldp).finished
+    shown = half.plot().subfigs[0].axes[0].images[0].get_array()
+    assert shown.mask[:, -1].all() and not shown.mask[:, 0].any()
+
+
+def test_damage_and_front_show_what_the_controller_tells(ldp):
+    found, (axis,) = ldp.damage(), ldp.plot("damage").axes
+    ends = {patch.get_y() + patch.get_height() / 2: 0.0 for patch in axis.patches}
+    for patch in axis.patches:
+        middle = patch.get_y() + patch.get_height() / 2
+        ends[middle] = max(ends[middle], patch.get_x() + patch.get_width())
+    assert [ends[k] for k in sorted(ends)] == pytest.approx([sum(kinds.values()) for kinds in found.layers.values()])
+    front, (axis,) = ldp.front(), ldp.plot("front").axes
+    assert sorted(axis.lines[0].get_xdata()) == pytest.approx(sorted(100 * point.cost for point in front.points))
+    assert list(axis.lines[1].get_ydata()) == [front.now.damage] and axis.lines[2].get_xdata()[0] == 50
+
+
+def test_layers_are_those_of_the_saved_run(ldp, tmp_path):
+    ldp.trajectory.save(tmp_path / "schedule.parquet")
+    ldp.finalize().save(tmp_path / "allocation.json")
+    assert layers_of(run_of(ldp)) == layers_of(load_run(tmp_path))
+
+
+def test_refusals():
+    fresh = trained(until=0)
+    with pytest.raises(ValueError, match="Did you mean 'schedule'"):
+        fresh.plot("schedul")
+    with pytest.raises(ValueError, match="No step is recorded yet"):
+        fresh.plot()
+    with pytest.raises(ValueError, match="Nothing is measured yet"):
+        fresh.plot("damage")
+    with pytest.raises(ValueError, match="does not measure"):
+        trained(until=2, policy="static", target_cost=None).plot("front")
+    assert fresh.plot("allocation").axes
+
+
+def test_without_counts_the_schedule_is_drawn_without_costs():
+    ldp = trained(until=0, counted=False, policy="cyclic", target_cost=None)
+    ldp.step(0.5)
+    assert not ldp.profiled and not ldp.plot().subfigs and ldp.plot("allocation").axes
+
+
+def test_the_style_is_the_figures_own(ldp):
+    plain = ldp.plot("front").png()
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "figure.facecolor": "black"}):
+        before = dict(matplotlib.rcParams)
+        assert ldp.plot("front").png() == plain
+        figure = ldp.plot("front")
+        assert figure.png() == plain and dict(matplotlib.rcParams) == before
+
+
+def test_what_a_notebook_keeps_is_small_and_has_the_same_colours(ldp):
+    figure = ldp.plot()
+    small, whole = figure._repr_png_(), figure.png()
+    one, other = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int) for png in (small, whole))
+    assert len(small) < 0.6 * len(whole) and np.abs(one - other).max() <= 24
+
+
+def test_drawing_loads_pyplot_never_and_matplotlib_late(ldp):
+    program = (
+        "import sys, torch, ldp_search\n"
+        "ldp = ldp_search.controller(ldp_search.apply(torch.nn.Sequential(torch.nn.Linear(2, 2)), {'policy': 'static'}))\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "ldp.plot('allocation').png()\n"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    root = Path(ldp_search.__file__).parents[1]
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True)
+    assert found.stdout.strip() == "False"
+
+
+def test_report_of_a_controller(ldp, tmp_path):
+    page = ldp_search.report(ldp, tmp_path / "one")
+    text = page.read_text()
+    assert page == tmp_path / "one" / "report.html" and {p.name for p in page.parent.glob("*.png")} == {
+        "schedule.png", "layers.png", "training.png"
+    }  # fmt: skip
+    assert "Sequential · learned" in text and "Accuracy" not in text and "To repeat this run" not in text
+    assert f"{100 * ldp.cost().mean_relative:.1f}" in text
+
+
+def test_report_of_folders_and_controllers_side_by_side(ldp, tmp_path):
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    ldp.trajectory.save(folder / "schedule.parquet")
+    evaluated = {"split": "eval", "step": 3, "progress": 0.5, "accuracy": 0.875, "mean_cost": 0.5}
+    (folder / "metrics.jsonl").write_text(json.dumps(evaluated) + "\n")
+    text = ldp_search.report([folder, ldp, trained(until=5)], tmp_path / "page").read_text()
+    for name in ("saved", "Sequential (1)", "Sequential (2)", "87.50"):
+        assert name in text
+    text = ldp_search.report([ldp, trained(until=5)], tmp_path / "bare").read_text()
+    assert "Accuracy" not in text and not (tmp_path / "bare" / "comparison.png").exists()
+
+
+def test_report_refuses_what_is_no_run(tmp_path):
+    with pytest.raises(ValueError, match="none was given"):
+        ldp_search.report([])
+    with pytest.raises(ValueError, match="No run folder"):
+        ldp_search.report(tmp_path / "nothing")
