@@ -25,6 +25,7 @@ from ..bits.relaxations import Relaxation
 from ..bits.space import FULL_PRECISION, SearchSpace
 from ..bits.specs import AnyBits, Coverage, LayerSpec, as_bits
 from ..bits.trajectory import Trajectory
+from ..bits.within_limits import check_limits
 from ..model.coverage import coverage
 from ..model.install import install
 from ..model.interception import copy_with_model
@@ -36,14 +37,14 @@ from ..quantize.quantizers import Quantizer
 from ..registry import build
 from . import checkpoint as state
 from .accounting import cost_of
-from .checks import check_coverage, check_learnable, check_step
+from .checks import check_budgets, check_coverage, check_learnable, check_step
 from .damage_sensor import DamageSensor
 from .defaults import own_defaults
 from .distributed import agree_on_choices, average_over_ranks
 from .finalize import finalize, frozen_norms
 from .forecast import Damage, Front, damage, front
 from .rollback import controller_kept
-from .search_problem import macs_of, problem_of
+from .search_problem import macs_of, numel_of, problem_of
 from .strays import apart, warn_of_strays
 from .summary import summarize
 from .tensors import BitTensors, leaf
@@ -75,6 +76,7 @@ class Controller:
         self.profile = profile
         self._build(find_sites(model, space, profile))
         check_learnable(self.policy, self.problem, space)
+        check_budgets(self.policy, space)
         self._check_costs()
         self._bind()
 
@@ -133,7 +135,8 @@ class Controller:
 
     def _realize(self, bits: Tensor, progress: float, previous: Tensor) -> Tensor:
         bits = torch.minimum(torch.maximum(bits.to(self.tensors.bits), self.problem.low), self.problem.high)
-        return self.relaxation.realize(bits, previous, self.policy.hysteresis, progress, self._uniform)
+        bits = self.relaxation.realize(bits, previous, self.policy.hysteresis, progress, self._uniform)
+        return bits if self.problem.containers is None else self.problem.in_force(bits)
 
     def _uniform(self) -> Tensor:
         """Random numbers (layers, kinds) in [0, 1), one a group: coordinates that share their bits share the draw."""
@@ -278,7 +281,8 @@ class Controller:
         device = self.tensors.bits.device
         if list(specs) == self._names:
             precisions(specs, self.space, final=True)
-            self.specs, self.problem = specs, dataclasses.replace(self.problem, macs=macs_of(specs, self.profiled).to(device))
+            counted = {"macs": macs_of(specs, self.profiled).to(device), "weight_numel": numel_of(specs).to(device)}
+            self.specs, self.problem = specs, dataclasses.replace(self.problem, **counted)
             self.policy.problem = self.problem
             self.tensors = copy.copy(self.tensors)
             self.tensors.resize_ranges([*specs.values()])
@@ -309,6 +313,7 @@ class Controller:
         self.check_coverage(coverage(self.profile, self.specs, self.searched_sites(), {}))
         if self.policy.meets_target:
             check_reachable(self.problem)
+            check_limits(self.problem)
 
     def check_coverage(self, found: Coverage | None = None) -> None:
         """found: the coverage; None: that of the model as it is now.

@@ -50,6 +50,7 @@ class BitGradient(Policy):
     signal: str = "rms"
     needs_gradients = True
     meets_target = True
+    takes_containers = False
 
     def __post_init__(self):
         for name, value, known in (

@@ -47,7 +47,7 @@ def allocation_at_cost(problem: Problem, bits: Tensor, target: float) -> tuple[T
     group whose fraction comes next. Where even the lowest bits cost more, or the highest less, both are that one.
     """
     lower, upper = -20.0, 20.0
-    rounded = lambda shift: clamp(problem, torch.round(bits.double() + shift)).to(bits.dtype)  # noqa: E731
+    rounded = lambda shift: problem.in_force(clamp(problem, torch.round(bits.double() + shift))).to(bits.dtype)  # noqa: E731
     for _ in range(60):
         middle = (lower + upper) / 2
         if float(problem.relative_cost(rounded(middle))) <= target:
