@@ -71,8 +71,8 @@ def _precision(name: str, space: SearchSpace) -> tuple[BitsOfKinds, BitsOfKinds]
         if fnmatchcase(name, pattern):
             grad = bits if bits == FULL_PRECISION else space.grad_bits[1]
             return (bits, bits, grad), (bits, bits, grad)
-    forward, widths = (space.weight_bits, space.input_bits), space.widths
-    if widths is not None:
-        forward = tuple(within_containers(bits, widths, "bits") for bits in forward)
+    forward = [space.weight_bits, space.input_bits]
+    if (widths := space.widths) is not None:
+        forward = [within_containers(bits, widths, "bits") for bits in forward]
     low, high = zip(*forward, space.grad_bits, strict=True)
     return low, high

@@ -281,8 +281,8 @@ class Controller:
         device = self.tensors.bits.device
         if list(specs) == self._names:
             precisions(specs, self.space, final=True)
-            counted = {"macs": macs_of(specs, self.profiled).to(device), "weight_numel": numel_of(specs).to(device)}
-            self.specs, self.problem = specs, dataclasses.replace(self.problem, **counted)
+            macs, numel = macs_of(specs, self.profiled).to(device), numel_of(specs).to(device)
+            self.specs, self.problem = specs, dataclasses.replace(self.problem, macs=macs, weight_numel=numel)
             self.policy.problem = self.problem
             self.tensors = copy.copy(self.tensors)
             self.tensors.resize_ranges([*specs.values()])
