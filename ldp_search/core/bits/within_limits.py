@@ -82,7 +82,8 @@ class LeastDamageWithin(LeastDamage):
             missed = [0.0 if budget is None else math.log(max(choice.cost, 1e-12) / budget)]
             missed += [math.log(max(share, 1e-12)) for share in self.shares(choice.bits)]
             free = NEAR_ENOUGH * sum(prices)  # a price that decides nothing: its budget may be left unused
-            if all(abs(m) < NEAR_ENOUGH or (m < 0 and p < free) for m, p in zip(missed, prices, strict=True)):
+            near = all(abs(m) < NEAR_ENOUGH or (m < 0 and p < free) for m, p in zip(missed, prices, strict=True))
+            if near or _goes_to_and_fro(found):
                 break
             rate, least, most = RATE / (1 + step / 10), PRICES[0] * self.scale, PRICES[1] * self.scale
             moved = [min(max(p * math.exp(rate * m), least), most) for p, m in zip(prices, missed, strict=True)]
@@ -213,6 +214,12 @@ def search_of(problem: Problem, curves: Tensor, levels: Tensor, prices: list[flo
     if not problem.limits:
         return LeastDamage(problem, curves, levels)
     return LeastDamageWithin(problem, curves, levels, prices)
+
+
+def _goes_to_and_fro(found: list[Choice]) -> bool:
+    """Whether the last choice has left one that it now comes back to: integers come no nearer."""
+    *earlier, last = found
+    return any(torch.equal(last.bits, one.bits) for one in earlier[:-1]) and not torch.equal(last.bits, earlier[-1].bits)
 
 
 def about_equal(problem: Problem, budget: float | None) -> tuple[Tensor, Tensor]:
