@@ -91,13 +91,13 @@ class SearchSpace:
             )
         if self.target_size is not None and self.target_size <= 0:
             raise ValueError(f"target_size is in MiB of weights, above 0; received {self.target_size}.")
-        self._check_containers()
         if not 0 <= self.min_coverage <= 1:
             raise ValueError(f"min_coverage must be in [0, 1]; received {self.min_coverage}.")
         if self.sense_every < 1:
             raise ValueError(f"sense_every must be a number of steps, 1 at least; received {self.sense_every}.")
         for name, kind in COMPONENT_KINDS.items():
             build(kind, getattr(self, name))  # an unknown name or option fails here, before any work
+        self._check_containers()
 
     def _check_types(self) -> None:
         """Plain fields hold what their names promise; a word where a number belongs is a mistake in a file."""
@@ -120,8 +120,11 @@ class SearchSpace:
         """Raises ValueError where weights or inputs could have no bits that a container holds."""
         if (widths := self.widths) is None:
             return
-        if describe(self.relaxation) == {"name": "interpolate"} or self.relaxation == "interpolate":
-            raise ValueError("relaxation=interpolate mixes neighbouring numbers of bits, which no container holds. Take round.")
+        if build("relaxation", self.relaxation).interpolates:
+            raise ValueError(
+                f"relaxation={self.relaxation} mixes two numbers of bits, which no container holds; give relaxation=round, or "
+                "containers=None."
+            )
         for name in ("weight_bits", "input_bits"):
             within_containers(getattr(self, name), widths, name)
         for pattern, (bits, _) in self.fixed.items():

@@ -249,7 +249,7 @@ def check_limits(problem: Problem) -> None:
         names = " and ".join(f"{limit.name}={limit.most}" for limit in problem.limits)
         raise ValueError(
             f"target_cost={problem.target_cost} cannot be met together with {names}: with bits within it a training costs "
-            f"about {dearest:.3f} at most. Lower target_cost to it, or allow the final bits more."
+            f"about {math.floor(1000 * dearest) / 1000} at most. Lower target_cost to it, or allow the final bits more."
         )
 
 
