@@ -81,7 +81,7 @@ class Problem:
         if self.containers is None:
             return trial
         widths = torch.tensor(self.containers, dtype=bits.dtype, device=bits.device)
-        place = torch.searchsorted(widths, bits.contiguous(), right=sign > 0) - (sign < 0)
+        place = torch.searchsorted(widths, bits.contiguous(), right=sign > 0) - int(sign < 0)
         known = self.searched & self._forward & (place >= 0) & (place < len(widths))
         return torch.where(known, widths[place.clamp(0, len(widths) - 1)], trial)
 
