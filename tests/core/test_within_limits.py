@@ -70,6 +70,7 @@ def test_under_several_budgets_nothing_within_them_does_much_less_damage(budgets
     p = limited(inference, size, high=5)
     each = every_allocation(p)
     shares = torch.stack([limit.layer_costs(each).sum(-1) for limit in p.limits])
+    ratios = []
     inside = (shares <= 1).all(0) & (p.relative_cost(each) <= (budget or math.inf))
     for seed in range(3):
         curves = damages(p, seed)
@@ -79,7 +80,8 @@ def test_under_several_budgets_nothing_within_them_does_much_less_damage(budgets
         assert budget is None or below.cost <= budget
         index = (each - p.levels[0]).long()
         damage = sum(curves[row, kind, index[:, row, kind]] for row in range(3) for kind in range(3))
-        assert below.damage <= 1.25 * float(damage[inside].min()), "integers of three layers come no nearer than that"
+        ratios.append(below.damage / float(damage[inside].min()))
+    assert max(ratios) <= 1.3 and sorted(ratios)[1] <= 1.03, "mostly the least there is, always near it"
 
 
 def test_a_budget_that_decides_nothing_changes_nothing():
