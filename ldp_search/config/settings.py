@@ -98,7 +98,7 @@ CHOICES = {"lr_schedule": ("multistep", "cosine", "linear", "constant"), "precis
            "recipe": ("full", "quick"), "bad_rows": ("refuse", "skip")}  # fmt: skip
 EXPORT_FORMATS = ("onnx", "packed", "torch")
 COMPONENTS = ("dataset", "model", "optimizer", *COMPONENT_KINDS)
-LISTS = ("trackers", "export", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip")
+LISTS = ("trackers", "export", "milestones", "bits", "weight_bits", "input_bits", "grad_bits", "skip", "containers")
 RUN_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 SPACE_FIELDS = {f.name: f for f in dataclasses.fields(SearchSpace) if f.name not in RUN_FIELDS}  # both have a seed: one seed
 NOT_A_RESULT = ("config", "output", "resume", "trackers", "data_workers", "checkpoint_every", "data", "bad_rows",

@@ -22,7 +22,7 @@ An import names the module that defines what it wants: the rooms hand nothing on
 from .apply import apply, find_controller, remove
 from .backends import Backend, Call
 from .bits.allocation import Allocation
-from .bits.cost import Cost, Latency
+from .bits.cost import Cost
 from .bits.relaxations import Relaxation
 from .bits.space import SearchSpace
 from .bits.specs import Bits, Coverage, LayerSpec
@@ -43,7 +43,6 @@ __all__ = [
     "Coverage",
     "GradQuantizer",
     "Grid",
-    "Latency",
     "LayerSpec",
     "Quantizer",
     "Relaxation",

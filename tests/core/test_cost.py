@@ -1,4 +1,4 @@
-"""The accounting, to the digits of the published numbers; prices, containers, latency, what is counted and how."""
+"""The accounting, to the digits of the published numbers; prices, what is counted and how."""
 
 import pytest
 import timm
@@ -7,7 +7,6 @@ from torch import nn
 
 import ldp_search
 import ldp_search.runner.models.cifar  # noqa: F401 (the import registers the names)
-from ldp_search.core import Latency
 from ldp_search.core.bits import cost
 
 
@@ -96,19 +95,3 @@ def test_the_mean_is_over_progress_not_steps(square):
         costs.append(float(ldp.problem.relative_cost(torch.round(ldp.parameters()["bits"].detach()))))
         ldp.step(end)
     assert ldp.cost().mean_relative == pytest.approx(0.1 * costs[0] + 0.3 * costs[1] + 0.1 * costs[2] + 0.5 * costs[3])
-
-
-@pytest.mark.parametrize(("bits", "container"), [(2, 2), (3, 4), (4, 4), (4.5, 8), (8, 8), (9, 16), (16, 16), (32, 32)])
-def test_containers(bits, container):
-    assert cost.containers(torch.tensor([float(bits)])).item() == container
-
-
-def test_latency_table():
-    latency = Latency({"a": {4: 1.0, "8": 1.5}, "b": {4: 2.0, 8: 3.0}})
-    bits = torch.tensor([[3.0, 4, 8], [4, 5, 8]])  # the wider of weight and input decides; the gradient does not run
-    assert latency(["a", "b"], bits).tolist() == [1.0, 3.0]
-    assert latency(["a"], torch.tensor([[6.0, 6, 6]])).tolist() == [1.5]
-    with pytest.raises(ValueError, match=r"must give 16-bit milliseconds for layer 'a'; it has \[4, 8\]"):
-        latency(["a"], torch.tensor([[9.0, 4, 8]]))
-    with pytest.raises(ValueError, match="layer 'c'; it has no row"):
-        latency(["c"], torch.tensor([[4.0, 4, 8]]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..messages import did_you_mean
-from .space import FULL_PRECISION, BitRange, BitsOfKinds, SearchSpace
+from .space import FULL_PRECISION, BitRange, BitsOfKinds, SearchSpace, within_containers
 
 FULL = (FULL_PRECISION,) * 3
 
@@ -71,5 +71,8 @@ def _precision(name: str, space: SearchSpace) -> tuple[BitsOfKinds, BitsOfKinds]
         if fnmatchcase(name, pattern):
             grad = bits if bits == FULL_PRECISION else space.grad_bits[1]
             return (bits, bits, grad), (bits, bits, grad)
-    low, high = zip(space.weight_bits, space.input_bits, space.grad_bits, strict=True)
+    forward = [space.weight_bits, space.input_bits]
+    if (widths := space.widths) is not None:
+        forward = [within_containers(bits, widths, "bits") for bits in forward]
+    low, high = zip(*forward, space.grad_bits, strict=True)
     return low, high

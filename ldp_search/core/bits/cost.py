@@ -7,12 +7,10 @@ convention of the published accounting the first layer is charged its input grad
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-CONTAINERS = (2, 4, 8, 16, 32)  # the widths that hardware really computes in
 
 
 @dataclass(frozen=True)
@@ -58,37 +56,3 @@ def training_bitops_gradient(macs: Tensor, bits: Tensor) -> Tensor:
 def weight_mib(weight_numel: Tensor, bits: Tensor) -> Tensor:
     """Storage of each layer's weights in MiB."""
     return weight_numel * bits[..., 0] / 8 / 2**20
-
-
-def containers(bits: Tensor) -> Tensor:
-    """Bits rounded up to the containers that hardware has: 2, 4, 8, 16, 32."""
-    widths = torch.tensor(CONTAINERS, dtype=bits.dtype, device=bits.device)
-    return widths[torch.searchsorted(widths, bits.contiguous()).clamp(max=len(CONTAINERS) - 1)]
-
-
-@dataclass
-class Latency:
-    """Measured latency of a device: milliseconds of each layer at each container width.
-
-    table: {layer name: {container bits: ms}}; a layer computes in the wider of its two operands' containers.
-    """
-
-    table: dict[str, dict[int, float]] = field(default_factory=dict)
-
-    def __call__(self, names: list[str], bits: Tensor) -> Tensor:
-        """(layers,) ms at bits (layers, 3).
-
-        Raises:
-            ValueError: a layer without a row, or a row without the container that the bits need.
-        """
-        widths = containers(bits)[:, :2].max(-1).values.tolist()
-        out = []
-        for name, width in zip(names, widths, strict=True):
-            row = {int(k): v for k, v in self.table.get(name, {}).items()}
-            if int(width) not in row:
-                raise ValueError(
-                    f"The latency table must give {int(width)}-bit milliseconds for layer {name!r}; it has "
-                    f"{sorted(row) if row else 'no row for it'}. Measure that layer, or widen the table."
-                )
-            out.append(row[int(width)])
-        return torch.tensor(out, dtype=torch.float64, device="cpu")

@@ -43,8 +43,9 @@ class LeastDamage:
         self.first = int(levels[0])
         self.scale = float(curves.mean()) or 1.0
         self.curves = curves.double() + RESERVE * self.scale * 4.0 ** (self.first - self.levels)
-        reach = (self.levels >= problem.low[..., None]) & (self.levels <= problem.high[..., None])
-        self.outside = torch.where(reach, 0.0, math.inf).double()
+        allowed = problem.allowed(self.levels)
+        self.outside = torch.where(allowed, 0.0, math.inf).double()
+        self.places = allowed.any(0).long().cumsum(-1)  # (kinds, levels): neighbours differ by one
         self.columns = _columns_that_move_together(problem)
 
     def damage(self, bits: Tensor) -> Tensor:
@@ -60,7 +61,14 @@ class LeastDamage:
         """The end of the descent from `start`; thorough: the best of those from the lowest and from the highest bits too."""
         starts = (start, self.problem.low, self.problem.high) if thorough else (start,)
         found = [self.choice(self._descend(price, bits)) for bits in starts]
-        return min(found, key=lambda c: c.damage + price * c.cost)
+        return min(found, key=lambda c: self.objective(price, c))
+
+    def objective(self, price: float, choice: Choice) -> float:
+        return choice.damage + price * choice.cost
+
+    def charges(self, price: float, bits: Tensor) -> Tensor:
+        """(..., layers) what `bits` (..., layers, kinds) cost each layer at a price, in units of the damage."""
+        return price * self.problem.layer_costs(bits)
 
     def moved(self, price: float, bits: Tensor, inertia: float) -> Choice:
         """`bits` (layers, kinds) after the changes by one bit that pay at a price: that save 4^inertia times what they take.
@@ -79,11 +87,11 @@ class LeastDamage:
         p, now = self.problem, self.choice(bits.double())
         while abs(now.cost - budget) > tolerance * budget:
             sign = 1.0 if now.cost < budget else -1.0
-            step = torch.where(p.searched, sign, 0.0).double()
-            trial = now.bits + step
+            trial = p.beside(now.bits, sign)
+            step = trial - now.bits
             free = p.searched & (trial >= p.low) & (trial <= p.high)
             if rest is not None:
-                free &= (trial - rest).abs() <= 1
+                free &= (trial >= p.beside(rest, -1.0)) & (trial <= p.beside(rest, 1.0))
             stuck = p.pool((p.searched & ~free).double()) > 0
             gain = p.pool(torch.where(free, self.damage(now.bits) - self.damage(trial), 0.0))
             cost = p.pool(p.cost_gradient(now.bits) * step)
@@ -118,7 +126,7 @@ class LeastDamage:
         trial = bits.expand(len(self.levels), *bits.shape).clone()
         searched = p.searched[:, together] & layers[:, None]
         trial[..., together] = torch.where(searched, each, trial[..., together])
-        costs = price * p.layer_costs(trial).T  # (layers, levels)
+        costs = self.charges(price, trial).T  # (layers, levels)
         damages = torch.where(searched[..., None], self.curves[:, together] + self.outside[:, together], 0.0)
         group = torch.where(searched, p.group[:, together], p.groups)  # the last one: not searched
         once = torch.where(searched.any(1), group.min(1).values, p.groups)  # each layer's cost, whatever the kinds
@@ -126,18 +134,20 @@ class LeastDamage:
         damage.index_add_(0, group.flatten(), damages.flatten(0, 1))
         cost.index_add_(0, once, costs)
         if rest is not None:
-            damage, cost = self._with_inertia(damage, cost, group, rest[:, together], factor)
+            damage, cost = self._with_inertia(damage, cost, group, rest[:, together], self.places[together[0]], factor)
         best = self.levels[(damage + cost).argmin(1)]
         bits = bits.clone()
         bits[:, together] = torch.where(searched, best[group], bits[:, together])
         return bits
 
-    def _with_inertia(self, damage: Tensor, cost: Tensor, group: Tensor, rest: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    def _with_inertia(
+        self, damage: Tensor, cost: Tensor, group: Tensor, rest: Tensor, places: Tensor, factor: float
+    ) -> tuple[Tensor, Tensor]:
         """Damage and cost (groups + 1, levels) as changes from `rest`; whichever of them grows counts `factor` times."""
         index = torch.zeros(len(damage), dtype=torch.long)
         index[group.flatten()] = (rest.flatten() - self.first).long().clamp(0, len(self.levels) - 1)
         damage, cost = (values - values.gather(1, index[:, None]) for values in (damage, cost))
-        far = (torch.arange(len(self.levels)) - index[:, None]).abs() > 1
+        far = (places - places[index][:, None]).abs() > 1
         damage = torch.nan_to_num(damage, math.inf, math.inf, -math.inf).masked_fill(far, math.inf)
         return torch.where(damage > 0, damage * factor, damage), torch.where(cost > 0, cost * factor, cost)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cost import training_bitops, training_bitops_gradient
+from .cost import inference_bitops, training_bitops, training_bitops_gradient, weight_mib
+from .limits import Limit
 from .space import FULL_PRECISION
 
 
@@ -19,7 +20,8 @@ class Problem:
 
     low, high: (layers, kinds) ranges; equal where the bits are fixed. macs: (layers,), per sample.
     group: (layers, kinds) index of the coordinate's group (by granularity and ties), any where the bits are fixed. groups: how
-    many; the searched coordinates of one share their range.
+    many; the searched coordinates of one share their range. weight_numel: (layers,) of the weights that each owns.
+    containers: the numbers of bits that searched weights and inputs may have, low and high among them; None: any.
     """
 
     layers: list[str]
@@ -31,9 +33,15 @@ class Problem:
     target_cost: float | None = None
     cost_weight: float | None = None
     seed: int = 0
+    weight_numel: Tensor | None = None
+    target_inference: float | None = None
+    target_size: float | None = None
+    containers: tuple[int, ...] | None = None
 
     def to(self, device) -> Problem:
-        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in ("low", "high", "macs", "group")})
+        names = ("low", "high", "macs", "group", "weight_numel")
+        held = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **{name: value.to(device) for name, value in held.items()})
 
     @property
     def searched(self) -> Tensor:
@@ -45,6 +53,50 @@ class Problem:
         """(levels,) every number of bits that a coordinate may take, but for full precision."""
         low, high = self.low.min(), torch.where(self.high < FULL_PRECISION, self.high, 0).max()
         return torch.arange(float(low), float(torch.maximum(low, high)) + 1, dtype=torch.float32, device=self.low.device)
+
+    @property
+    def limits(self) -> list[Limit]:
+        """The budgets of the final bits."""
+        found, one = [], torch.ones_like(self.high, dtype=torch.float64)
+        if (most := self.target_inference) is not None:
+            highest = inference_bitops(self.macs, self.high.double()).sum()
+            found.append(Limit("target_inference", most, inference_bitops(self.macs, one) / (most * highest), True,
+                               "of the operations at the highest bits"))  # fmt: skip
+        if (most := self.target_size) is not None and self.weight_numel is not None:
+            found.append(Limit("target_size", most, weight_mib(self.weight_numel, one) / most, False, "MiB"))
+        return found
+
+    def in_force(self, bits: Tensor) -> Tensor:
+        """Whole numbers from `bits` (layers, kinds): the nearest, and for searched weights and inputs the next container."""
+        bits = torch.round(bits)
+        if self.containers is None:
+            return bits
+        widths = torch.tensor(self.containers, dtype=bits.dtype, device=bits.device)
+        place = torch.searchsorted(widths, bits.contiguous()).clamp(max=len(widths) - 1)
+        return torch.where(self.searched & self._forward, widths[place], bits)
+
+    def beside(self, bits: Tensor, sign: float) -> Tensor:
+        """The next number up (sign 1) or down (-1) of every searched coordinate; outside of its range where there is none."""
+        trial = bits + torch.where(self.searched, sign, 0.0).to(bits)
+        if self.containers is None:
+            return trial
+        widths = torch.tensor(self.containers, dtype=bits.dtype, device=bits.device)
+        place = torch.searchsorted(widths, bits.contiguous(), right=sign > 0) - int(sign < 0)
+        known = self.searched & self._forward & (place >= 0) & (place < len(widths))
+        return torch.where(known, widths[place.clamp(0, len(widths) - 1)], trial)
+
+    @property
+    def _forward(self) -> Tensor:
+        """(kinds,) mask of the weights and the inputs."""
+        return torch.arange(self.low.shape[1], device=self.low.device) < 2
+
+    def allowed(self, levels: Tensor) -> Tensor:
+        """(layers, kinds, levels) mask of the numbers of bits that a coordinate may have."""
+        within = (levels >= self.low[..., None]) & (levels <= self.high[..., None])
+        if self.containers is None:
+            return within
+        widths = torch.tensor(self.containers, dtype=levels.dtype, device=levels.device)
+        return within & (torch.isin(levels, widths) | ~(self.searched & self._forward)[..., None])
 
     def layer_costs(self, bits: Tensor) -> Tensor:
         """(..., layers) share of each layer in the relative training cost at `bits` (..., layers, kinds); float64."""

@@ -47,6 +47,9 @@ class SearchSpace:
     grad_quantizer: Any = "stochastic"
     target_cost: float | None = None  # mean training cost over the run, relative to the highest bits; None: no budget
     cost_weight: float | None = None  # price of the cost in the objective, instead of a budget
+    target_inference: float | None = None  # most inference operations of the final bits, relative to the highest bits
+    target_size: float | None = None  # most MiB that the weights take at the final bits
+    containers: Any = None  # the numbers of bits that a device has: a list, or cpu-int8, gpu-int4, packed; None: any number
     skip: list[str] = field(default_factory=list)  # name patterns left in full precision (counted at 32 bits)
     fixed: dict[str, Any] = field(default_factory=dict)  # name pattern -> bits outside the search, e.g. {"*head": 8}
     attention: bool = False  # quantize products of two activations too: attention's query-key and weights-value products
@@ -82,29 +85,56 @@ class SearchSpace:
             raise ValueError(f"cost_weight must be >= 0; received {self.cost_weight}.")
         if self.target_cost is not None and self.cost_weight is not None and self.cost_weight > 0:
             raise ValueError("target_cost and cost_weight exclude each other: a budget sets its own price. Give one.")
+        if self.target_inference is not None and not 0 < self.target_inference <= 1:
+            raise ValueError(
+                f"target_inference must be in (0, 1], relative to the highest bits; received {self.target_inference}."
+            )
+        if self.target_size is not None and self.target_size <= 0:
+            raise ValueError(f"target_size is in MiB of weights, above 0; received {self.target_size}.")
         if not 0 <= self.min_coverage <= 1:
             raise ValueError(f"min_coverage must be in [0, 1]; received {self.min_coverage}.")
         if self.sense_every < 1:
             raise ValueError(f"sense_every must be a number of steps, 1 at least; received {self.sense_every}.")
         for name, kind in COMPONENT_KINDS.items():
             build(kind, getattr(self, name))  # an unknown name or option fails here, before any work
+        self._check_containers()
 
     def _check_types(self) -> None:
         """Plain fields hold what their names promise; a word where a number belongs is a mistake in a file."""
         number = (int, float)
         wanted: dict[str, tuple[type | tuple[type, ...], str]] = {
             **dict.fromkeys(("tie", "split_gradient", "attention", "embeddings"), (bool, "true or false")),
-            **dict.fromkeys(("target_cost", "cost_weight", "min_coverage"), (number, "a number")),
+            **dict.fromkeys((*MAY_BE_NONE, "min_coverage"), (number, "a number")),
             **dict.fromkeys(("seed", "sense_every"), (int, "a whole number")),
             "fixed": (dict, "a mapping of name patterns to bits"),
             **dict.fromkeys(("granularity", "activations"), (str, "a word")),
         }
         for name, (types, words) in wanted.items():
             value = getattr(self, name)
-            if value is None and name in ("target_cost", "cost_weight"):
+            if value is None and name in MAY_BE_NONE:
                 continue
             if not isinstance(value, types) or (types is not bool and isinstance(value, bool)):
                 raise ValueError(f"{name} must be {words}; received {value!r}.")
+
+    def _check_containers(self) -> None:
+        """Raises ValueError where weights or inputs could have no bits that a container holds."""
+        if (widths := self.widths) is None:
+            return
+        if build("relaxation", self.relaxation).interpolates:
+            raise ValueError(
+                f"relaxation={self.relaxation} mixes two numbers of bits, which no container holds; give relaxation=round, or "
+                "containers=None."
+            )
+        for name in ("weight_bits", "input_bits"):
+            within_containers(getattr(self, name), widths, name)
+        for pattern, (bits, _) in self.fixed.items():
+            if bits != FULL_PRECISION:
+                within_containers((bits, bits), widths, f"fixed[{pattern!r}]")
+
+    @property
+    def widths(self) -> tuple[int, ...] | None:
+        """The numbers of bits of `containers`, ascending."""
+        return None if self.containers is None else container_widths(self.containers)
 
     @classmethod
     def from_dict(cls, values: dict) -> SearchSpace:
@@ -155,6 +185,9 @@ def current_words(values: dict) -> dict:
 
 
 GRANULARITIES = ("network", "block", "layer")
+MAY_BE_NONE = ("target_cost", "cost_weight", "target_inference", "target_size")
+PROFILES = {"cpu-int8": (8, 16), "gpu-int4": (4, 8), "packed": (2, 4, 8)}
+"""{name: containers}: integer products of x86 with VNNI; tensor cores from Turing to Ada; whole codes in a byte."""
 COMPONENT_KINDS = {
     "policy": "policy",
     "relaxation": "relaxation",
@@ -183,3 +216,38 @@ def bit_range(value: Any, field_name: str, full: bool = False) -> BitRange:
         also = f", or {FULL_PRECISION} for full precision" if full else ""
         raise ValueError(f"{field_name} must be integers with 2 <= lowest <= highest <= {MAX_BITS}{also}; received {value!r}.")
     return low, high
+
+
+def container_widths(value: Any) -> tuple[int, ...]:
+    """Ascending numbers of bits from a profile's name, a number or a list of them.
+
+    Raises:
+        ValueError: an unknown name, or no whole numbers of 2 to 16.
+    """
+    if isinstance(value, str):
+        if value not in PROFILES:
+            raise ValueError(f"Unknown containers {value!r}.{did_you_mean(value, PROFILES)} Or a list of bits, e.g. [4, 8].")
+        return PROFILES[value]
+    listed = [value] if isinstance(value, int | float) else value
+    whole = isinstance(listed, list | tuple) and all(isinstance(b, int | float) and b == int(b) for b in listed)
+    if not whole or not listed or any(isinstance(b, bool) or not 2 <= b <= MAX_BITS for b in listed):
+        raise ValueError(
+            f"containers are whole numbers of bits of 2 to {MAX_BITS}, e.g. [4, 8, 16], or one of {list(PROFILES)}; "
+            f"received {value!r}."
+        )
+    return tuple(sorted({int(b) for b in listed}))
+
+
+def within_containers(bits: BitRange, widths: tuple[int, ...], field_name: str) -> BitRange:
+    """The (lowest, highest) container of a range.
+
+    Raises:
+        ValueError: there is none in it.
+    """
+    found = [float(width) for width in widths if bits[0] <= width <= bits[1]]
+    if not found:
+        raise ValueError(
+            f"{field_name} must reach a container of {list(widths)}; received ({bits[0]:g}, {bits[1]:g}). Widen it, or give "
+            "other containers."
+        )
+    return found[0], found[-1]

@@ -20,7 +20,7 @@ def cost_of(controller: Controller) -> Cost:
     spent, progress = controller.spent
     macs = p.macs if controller.profiled else torch.zeros_like(p.macs)
     inference, highest = (inference_bitops(p.macs, b).sum() for b in (bits, p.high.double()))
-    numel = torch.tensor([spec.weight_numel for spec in controller.layers.values()], dtype=torch.float64, device=bits.device)
+    numel = torch.zeros_like(p.macs) if p.weight_numel is None else p.weight_numel
     left_out = sum(item.macs for item in controller.coverage.left_out if item.reason != SKIPPED)
     relative = float(p.relative_cost(bits))
     return Cost(

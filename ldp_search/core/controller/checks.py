@@ -31,6 +31,19 @@ def check_learnable(policy: Policy, problem: Problem, space: SearchSpace) -> Non
         )
 
 
+def check_budgets(policy: Policy, space: SearchSpace) -> None:
+    """Raises ValueError where a policy does not look at what a space demands of the bits."""
+    asked = [name for name in ("target_inference", "target_size") if getattr(space, name) is not None]
+    if asked and not policy.keeps_limits:
+        raise ValueError(
+            f"The policy {policy.name!r} does not look at {' and '.join(asked)}; give {asked[0]}=None, or policy='learned'."
+        )
+    if space.containers is not None and not policy.takes_containers:
+        raise ValueError(
+            f"The policy {policy.name!r} moves bits by less than a container; give containers=None, or policy='learned'."
+        )
+
+
 def check_step(controller: Controller, progress: float, before: float, loss: Tensor | float | None) -> None:
     """Raises ValueError where a step comes out of order, or lacks what the policy reads. before: the progress so far."""
     if not before < progress <= 1 + 1e-9:

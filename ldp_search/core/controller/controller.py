@@ -32,7 +32,7 @@ from ..quantize.quantizers import Quantizer
 from ..registry import build
 from . import controller_state, counting
 from .accounting import cost_of
-from .checks import check_coverage, check_learnable, check_step
+from .checks import check_budgets, check_coverage, check_learnable, check_step
 from .damage_sensor import DamageSensor
 from .defaults import own_defaults
 from .display import as_html, drawn
@@ -82,6 +82,7 @@ class Controller:
         self.profile = profile
         counting.build(self, find_sites(model, space, profile))
         check_learnable(self.policy, self.problem, space)
+        check_budgets(self.policy, space)
         counting.check_costs(self)
         self.begin()
 
@@ -121,7 +122,8 @@ class Controller:
 
     def _realize(self, bits: Tensor, progress: float, previous: Tensor) -> Tensor:
         bits = torch.minimum(torch.maximum(bits.to(self.tensors.bits), self.problem.low), self.problem.high)
-        return self.relaxation.realize(bits, previous, self.policy.hysteresis, progress, self._uniform)
+        bits = self.relaxation.realize(bits, previous, self.policy.hysteresis, progress, self._uniform)
+        return bits if self.problem.containers is None else self.problem.in_force(bits)
 
     def _uniform(self) -> Tensor:
         """Random numbers (layers, kinds) in [0, 1), one a group: coordinates that share their bits share the draw."""

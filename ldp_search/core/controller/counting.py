@@ -11,13 +11,14 @@ import torch
 from ..bits.coordinates import precisions
 from ..bits.policies.budget import check_reachable
 from ..bits.trajectory import Trajectory
+from ..bits.within_limits import check_limits
 from ..model.coverage import coverage
 from ..model.site import Site
 from ..model.sites import SiteSpec, check_some, find_sites, owned_numel
 from ..profile.records import ModelProfile
 from .checks import check_coverage
 from .damage_sensor import DamageSensor
-from .search_problem import macs_of, problem_of
+from .search_problem import macs_of, numel_of, problem_of
 from .tensors import BitTensors
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ def adopt(controller: Controller, profile: ModelProfile) -> None:
 def _count_anew(c: Controller, specs: dict[str, SiteSpec]) -> None:
     """The same sites with other counts: what has been learned of them stays."""
     precisions(specs, c.space, final=True)
-    macs = macs_of(specs, c.profiled).to(c.tensors.bits.device)
-    c.specs, c.problem = specs, dataclasses.replace(c.problem, macs=macs)
+    device = c.tensors.bits.device
+    macs, numel = macs_of(specs, c.profiled).to(device), numel_of(specs).to(device)
+    c.specs, c.problem = specs, dataclasses.replace(c.problem, macs=macs, weight_numel=numel)
     c.policy.problem = c.problem
     c.tensors = copy.copy(c.tensors)
     c.tensors.resize_ranges([*specs.values()])
@@ -89,9 +91,10 @@ def forget(controller: Controller) -> None:
 
 
 def check_costs(controller: Controller) -> None:
-    """A ValueError where what was counted leaves the coverage below its minimum or the target out of reach."""
+    """A ValueError where what was counted leaves the coverage below its minimum or a budget out of reach."""
     if not controller.profiled:
         return
     check_coverage(controller, coverage(controller.profile, controller.specs, controller.searched_sites(), {}))
     if controller.policy.meets_target:
         check_reachable(controller.problem)
+        check_limits(controller.problem)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from ..bits.cost import inference_bitops, weight_mib
 from ..bits.least_damage import LeastDamage
+from ..bits.within_limits import search_of
 
 if TYPE_CHECKING:
     from .controller import Controller
@@ -26,11 +28,16 @@ class Damage(NamedTuple):
 
 
 class FrontPoint(NamedTuple):
-    """cost: relative training cost of a step. damage: the least expected loss from rounding. bits: {layer: its bits}."""
+    """cost: relative training cost of a step. damage: the least expected loss from rounding. bits: {layer: its bits}.
+
+    inference: relative operations of inference. weight_mib: of the weights.
+    """
 
     cost: float
     damage: float
     bits: dict[str, tuple[int, ...]]
+    inference: float
+    weight_mib: float
 
 
 class Front(NamedTuple):
@@ -70,7 +77,10 @@ def front(controller: Controller, points: int) -> Front:
 
 def _point(controller: Controller, choice) -> FrontPoint:
     rows = (tuple(int(b) for b in row) for row in choice.bits.tolist())
-    return FrontPoint(choice.cost, choice.damage, dict(zip(controller.specs, rows, strict=True)))
+    p = controller.problem.to("cpu")
+    inference, highest = (float(inference_bitops(p.macs, bits).sum()) for bits in (choice.bits, p.high.double()))
+    size = 0.0 if p.weight_numel is None else float(weight_mib(p.weight_numel, choice.bits).sum())
+    return FrontPoint(choice.cost, choice.damage, dict(zip(controller.specs, rows, strict=True)), inference / highest, size)
 
 
 def _search(controller: Controller) -> LeastDamage:
@@ -87,4 +97,4 @@ def _search(controller: Controller) -> LeastDamage:
             "Run a forward and a backward in training mode, and ldp.step()."
         )
     curves = sensor.curves(controller.tensors.bits.shape[1])
-    return LeastDamage(controller.problem.to("cpu"), curves, controller.levels.cpu())
+    return search_of(controller.problem.to("cpu"), curves, controller.levels.cpu())

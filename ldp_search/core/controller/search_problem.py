@@ -8,7 +8,7 @@ from torch import Tensor
 from ..bits.coordinates import assign_groups, precisions
 from ..bits.policies import Problem
 from ..bits.space import SearchSpace
-from ..model.sites import SiteSpec, holders
+from ..model.sites import SiteSpec, holders, owned_numel
 
 
 def problem_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) -> Problem:
@@ -19,10 +19,17 @@ def problem_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) -
     low, high = (torch.tensor(bits, dtype=torch.float32, device="cpu") for bits in ends)
     joint = [spec.module is None for spec in specs.values()]
     group, groups = assign_groups(names, low, high, space.granularity, space.tie, holders(specs), joint)
-    macs = macs_of(specs, profiled)
-    return Problem(names, low, high, macs, group, groups, space.target_cost, space.cost_weight, space.seed)
+    return Problem(
+        names, low, high, macs_of(specs, profiled), group, groups, space.target_cost, space.cost_weight, space.seed,
+        numel_of(specs), space.target_inference, space.target_size, space.widths,
+    )  # fmt: skip
 
 
 def macs_of(specs: dict[str, SiteSpec], profiled: bool) -> Tensor:
     """(sites,) per sample; all alike until they are counted."""
     return torch.tensor([spec.macs if profiled else 1 for spec in specs.values()], dtype=torch.float64, device="cpu")
+
+
+def numel_of(specs: dict[str, SiteSpec]) -> Tensor:
+    """(sites,) elements of the weights that each owns."""
+    return torch.tensor(owned_numel(specs.values()), dtype=torch.float64, device="cpu")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .. import html_table
+from ..bits.cost import Cost
 from .strays import find_strays
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def _notes(controller: Controller) -> list[str]:
         f"training {cost.training_bitops / 1e9:,.3f} GBitOPs a sample = {cost.relative:.3f} of the highest bits; "
         f"inference {cost.inference_bitops / 1e9:,.3f} GBitOPs = {cost.relative_inference:.3f}; "
         f"weights {cost.weight_mib:,.3f} MiB",
+        *_budgets(controller, cost),
         f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {profile.inputs}",
     ]
     if controller.sensor is not None and controller.sensor.ready:
@@ -74,6 +76,18 @@ def _notes(controller: Controller) -> list[str]:
         lines.append(arithmetic)
     lines += [f"  left out: {item.name}: {item.macs:,} MACs ({item.reason})" for item in coverage.left_out]
     return lines + _strays(find_strays(controller))
+
+
+def _budgets(controller: Controller, cost: Cost) -> list[str]:
+    """A line on how far each budget is used, where the final bits have budgets."""
+    space, out = controller.space, []
+    if space.target_cost is not None:
+        out.append(f"training {cost.mean_relative:.3f} of {space.target_cost:g} so far")
+    if space.target_inference is not None:
+        out.append(f"inference {cost.relative_inference:.3f} of {space.target_inference:g}")
+    if space.target_size is not None:
+        out.append(f"weights {cost.weight_mib:,.3f} of {space.target_size:g} MiB")
+    return ["budgets: " + "; ".join(out)] if controller.problem.limits else []
 
 
 def _strays(found) -> list[str]:

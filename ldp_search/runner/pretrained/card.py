@@ -81,7 +81,13 @@ def _what(ldp: Controller, record: dict[str, Any]) -> str:
         if ldp.policy.needs_gradients or ldp.policy.needs_damage
         else f"were set by the policy `{policy}`"
     )
-    target = f", to a training cost of {space.target_cost:g}" if ldp.policy.meets_target and space.target_cost else ""
+    budgets = (
+        ("a training cost of {:g}", space.target_cost if ldp.policy.meets_target else None),
+        ("{:g} of the highest bits' operations of inference", space.target_inference),
+        ("{:g} MiB of weights", space.target_size),
+    )
+    given = [words.format(value) for words, value in budgets if value is not None]
+    target = f", to {', '.join(given)}" if given else ""
     progress = record["progress"]
     if record["frozen"]:
         state = "They are final."

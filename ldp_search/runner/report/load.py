@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ...core.bits.space import container_widths
 from ..tasks.metrics import METRICS, Metric, metric
 from .locate import FILES, require_run
 from .schedule import Schedule, read_schedule
@@ -71,7 +72,10 @@ class Run:
     def highest(self, kind: str) -> int | None:
         """The highest bits that the configuration allows for weight, input or grad."""
         ends = _ends(self.setting(f"{kind}_bits")) or (_ends(self.setting("bits")) if kind != "grad" else [])
-        return max(ends, default=None)
+        containers = None if kind == "grad" else self.setting("containers")
+        if containers is None or not ends:
+            return max(ends, default=None)
+        return max((width for width in container_widths(containers) if width <= max(ends)), default=None)
 
     @property
     def bit_range(self) -> tuple[int, int] | None:

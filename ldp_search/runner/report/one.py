@@ -86,14 +86,23 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
         cards.append(("Target cost", percent(target), reached))
     share = number(run.coverage.get("share"))
     cards += [
-        ("Inference cost", percent(run.inference_cost), f"of {run.static_name}, final bits"),
-        ("Weights", "–" if run.weight_mib is None else f"{run.weight_mib:.3g} MiB", "at the final bits"),
+        ("Inference cost", percent(run.inference_cost), f"of {run.static_name}, final bits{_budget(run, 'target_inference')}"),
+        (
+            "Weights",
+            "–" if run.weight_mib is None else f"{run.weight_mib:.3g} MiB",
+            f"at the final bits{_budget(run, 'target_size')}",
+        ),
         ("Coverage", percent(share), "of the MACs are quantized"),
     ]
     if run.folder is not None:
         cards.append(("Seed", "–" if run.seed is None else str(run.seed), run.policy))
         cards.append(("Time", duration(run.seconds), "training" if run.finished else "so far"))
     return cards
+
+
+def _budget(run: Run, name: str) -> str:
+    most = number(run.setting(name))
+    return "" if most is None else f"; budget {percent(most) if name == 'target_inference' else f'{most:g} MiB'}"
 
 
 def _deviation(reached: float, target: float) -> str:
@@ -150,7 +159,7 @@ def _repeat(run: Run) -> Iterator[str]:
 
 
 NOT_REPEATED = ("config", "output", "resume")  # where a run wrote and whether it continued is not what it computed
-LEADING = ("task", "model", "space", "recipe", "policy", "target_cost", "seed")
+LEADING = ("task", "model", "space", "recipe", "policy", "target_cost", "target_inference", "target_size", "seed")
 
 
 def command(run: Run) -> str:

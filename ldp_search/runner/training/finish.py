@@ -74,13 +74,15 @@ def _calibration(run: Session) -> Iterator[Any]:
 
 def _result(run: Session, row: dict[str, Any]) -> dict[str, Any]:
     cost, values, metric = run.ldp.cost(), run.settings.values, run.task.metric
-    target = run.settings.space.target_cost if run.ldp.policy.meets_target else None  # others do not look at it
+    space = run.settings.space
+    target = space.target_cost if run.ldp.policy.meets_target else None  # others do not look at it
     return {
         "task": display_name(run.config.task), "model": as_component(values["model"])["name"],
         "space": display_name(run.config.space), "policy": as_component(values["policy"])["name"], "seed": run.config.seed,
         "metric": metric, metric: row[metric], "loss": row["loss"], f"best_{metric}": run.best[metric] if run.best else None,
         "mean_cost": cost.mean_relative, "target_cost": target, "cost": cost.relative,
-        "inference_cost": cost.relative_inference, "weight_mib": cost.weight_mib, "mean_bits": row["mean_bits"],
+        "inference_cost": cost.relative_inference, "target_inference": space.target_inference,
+        "weight_mib": cost.weight_mib, "target_size": space.target_size, "mean_bits": row["mean_bits"],
         "training_bitops": cost.training_bitops, "inference_bitops": cost.inference_bitops, "coverage": run.ldp.coverage.share,
         "steps": run.total_steps, "seconds": round(run.journal.seconds, 1), "processes": run.accelerator.num_processes,
         "device": run.accelerator.device.type, "data": run.task.fingerprint, "versions": _versions(),
@@ -130,6 +132,10 @@ def _again(output: Path) -> str:
     return " ".join([*words[:3], *map(shlex.quote, kept)])
 
 
+def _at_most(target: float | None) -> str:
+    return "" if target is None else f" (budget {target:g})"
+
+
 def table(output: Path) -> str:
     """The result as text, with the report's path and what to try next."""
     r = json.loads((output / "result.json").read_text())
@@ -138,8 +144,12 @@ def table(output: Path) -> str:
     lines = [
         (metric, metrics.metric(metric).show(r[metric]), "last step, at the final bits"),
         ("training cost", f"{r['mean_cost']:.3f}", f"of the highest bits, averaged over the run{target}"),
-        ("inference cost", f"{r['inference_cost']:.3f}", "of the highest bits"),
-        ("mean bits", f"{r['mean_bits']:.2f}", f"of weights and inputs at the end; weights take {r['weight_mib']:.3f} MiB"),
+        ("inference cost", f"{r['inference_cost']:.3f}", f"of the highest bits{_at_most(r.get('target_inference'))}"),
+        (
+            "mean bits",
+            f"{r['mean_bits']:.2f}",
+            f"of weights and inputs at the end; weights take {r['weight_mib']:.3f} MiB{_at_most(r.get('target_size'))}",
+        ),
         ("time", f"{r['seconds']:.0f} s", f"{r['steps']:,} steps on {r['processes']} x {r['device']}"),
     ]
     body = "\n".join(f"  {name:<15} {value:>8}  {note}" for name, value, note in lines)

@@ -20,6 +20,7 @@ from ...config.overlay import ConfigError, as_component
 from ...config.settings import Settings
 from ...config.task_file import display_name
 from ...core.apply import as_call
+from ...core.bits.space import SearchSpace
 from ...core.messages import did_you_mean
 from .. import models
 from ..exports.of_run import check_possible
@@ -184,8 +185,15 @@ def _headline(run: Session) -> str:
         f"{display_name(config.task)}: {run.task.train_size:,} training and {run.task.eval_size:,} evaluation samples; "
         f"{models.display_name(config.model)}: {len(run.ldp.layers)} quantized layers, {coverage.share:.1%} of the MACs{left}\n"
         f"space {display_name(config.space)}, policy {as_component(run.settings.values['policy'])['name']}, "
-        f"target cost {run.settings.space.target_cost}; {run.total_steps:,} steps "
+        f"target cost {run.settings.space.target_cost}{_other_budgets(run.settings.space)}; {run.total_steps:,} steps "
         f"({math.ceil(run.total_steps / run.steps_per_epoch)} epochs) of {config.batch_size} on {device}, "
         f"torch {torch.__version__}; output {run.output}"
         + (f"\ngoing on from step {run.step:,}" if run.step else "")
     )  # fmt: skip
+
+
+def _other_budgets(space: SearchSpace) -> str:
+    """What is asked of the final bits, as the headline goes on."""
+    inference = f", inference {space.target_inference:g}" if space.target_inference is not None else ""
+    size = f", weights {space.target_size:g} MiB" if space.target_size is not None else ""
+    return inference + size + (f", containers {list(space.widths)}" if space.widths else "")

@@ -15,13 +15,16 @@ class Policy(Component, kind="policy"):
     """Base. A policy is a registered dataclass; its fields are its options, `self.state` its memory (tensors and numbers).
 
     needs_gradients, needs_loss, needs_damage: what `Signals` must carry. hysteresis: how far past k + 0.5 bits must go to flip.
-    meets_target: it ends on the space's target cost, which must then be within reach.
+    meets_target: it ends on the space's target cost, which must then be within reach. keeps_limits: on the budgets of the final
+    bits too. takes_containers: it means the same when its weight and input bits are rounded up to the next container.
     """
 
     needs_gradients = False
     needs_loss = False
     needs_damage = False
     meets_target = False
+    keeps_limits = False
+    takes_containers = True
     hysteresis = 0.0
     problem: Problem
     state: dict[str, Any]

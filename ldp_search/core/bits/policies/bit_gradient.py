@@ -49,6 +49,7 @@ class BitGradient(Policy):
     signal: str = "rms"
     needs_gradients = True
     meets_target = True
+    takes_containers = False
 
     def __post_init__(self):
         check_choice("start", self.start, STARTS, "the policy 'bit_gradient'")

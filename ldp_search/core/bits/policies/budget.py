@@ -43,10 +43,11 @@ def start_at(problem: Problem, start: str, policy: str, usual: float) -> Tensor:
     Raises:
         ValueError: the space has neither a budget nor a weight of the cost.
     """
-    if problem.target_cost is None and problem.cost_weight is None:
+    if problem.target_cost is None and problem.cost_weight is None and not problem.limits:
+        others = ", target_inference=..., target_size=..." if policy == "learned" else ""
         raise ValueError(
-            f"The policy {policy!r} needs target_cost=... (a budget, e.g. {usual}) or cost_weight=...: without a price every "
-            "layer ends at its highest bits."
+            f"The policy {policy!r} needs target_cost=... (a budget, e.g. {usual}){others} or cost_weight=...: without a price "
+            "every layer ends at its highest bits."
         )
     bits = problem.low + (problem.high - problem.low) * STARTS[start]
     if start == "target" and problem.target_cost is not None:
@@ -78,7 +79,7 @@ def allocation_at_cost(problem: Problem, bits: Tensor, target: float) -> tuple[T
     group whose fraction comes next. Where even the lowest bits cost more, or the highest less, both are that one.
     """
     lower, upper = -20.0, 20.0
-    rounded = lambda shift: clamp(problem, torch.round(bits.double() + shift)).to(bits.dtype)  # noqa: E731
+    rounded = lambda shift: problem.in_force(clamp(problem, torch.round(bits.double() + shift))).to(bits.dtype)  # noqa: E731
     for _ in range(60):
         middle = (lower + upper) / 2
         if float(problem.relative_cost(rounded(middle))) <= target:

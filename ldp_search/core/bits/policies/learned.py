@@ -21,6 +21,7 @@ import torch
 from ...messages import check_choice
 from ...registry import register
 from ..least_damage import LeastDamage
+from ..within_limits import LeastDamageWithin, about_equal
 from .base import Policy
 from .budget import STARTS, allocation_at_cost, check_shares, check_within, split_budget, start_at
 
@@ -53,6 +54,7 @@ class Learned(Policy):
     grad_rate: float = 1.0
     needs_damage = True
     meets_target = True
+    keeps_limits = True
 
     def __post_init__(self):
         check_choice("start", self.start, STARTS, "the policy 'learned'")
@@ -66,25 +68,28 @@ class Learned(Policy):
     def begin(self):
         p = self.problem
         bits = start_at(p, self.start, "learned", 0.32)
-        self.needs_loss = p.target_cost is None
-        if self.start == "target" and p.target_cost is not None:
+        self.needs_loss = p.target_cost is None and p.cost_weight is not None
+        if self.start == "target" and p.limits:
+            bits, _ = about_equal(p, p.target_cost)
+        elif self.start == "target" and p.target_cost is not None:
             bits, _ = allocation_at_cost(p, bits, p.target_cost)
-        bits = torch.round(bits)
-        self._check_start(bits)
-        self.state = {"bits": bits, "price": None, "loss": None, "decided": 0.0, "progress": 0.0, "plan": None}
-        self.state["hold"] = min(LONGEST_WARM_UP, self._longest_hold(bits) / 2)
+        bits = p.in_force(bits)
+        dearest = about_equal(p, None)[0] if p.limits else p.high  # step that the budgets of the final bits leave room for
+        self._check_start(bits, dearest)
+        self.state = {"bits": bits, "price": None, "loss": None, "decided": 0.0, "progress": 0.0, "plan": None, "prices": None}
+        self.state["hold"] = min(LONGEST_WARM_UP, self._longest_hold(bits, dearest) / 2)
         return bits.clone()
 
-    def _longest_hold(self, bits) -> float:
-        """Share of the run in which the bits may stay as they are, after which the lowest, or highest, just meet the budget."""
+    def _longest_hold(self, bits, dearest) -> float:
+        """Share of the run in which the bits may stay as they are, after which the lowest, or dearest, just meet the budget."""
         p = self.problem
         if p.target_cost is None:
             return 1.0
         now = float(p.relative_cost(bits))
-        end = float(p.relative_cost(p.low if now > p.target_cost else p.high))
+        end = float(p.relative_cost(p.low if now > p.target_cost else dearest))
         return 1.0 if abs(now - p.target_cost) < TOLERANCE else max(0.0, (end - p.target_cost) / (end - now))
 
-    def _check_start(self, bits) -> None:
+    def _check_start(self, bits, dearest) -> None:
         """Raises:
         ValueError: a warm-up at these bits leaves a rest that no bits can pay, or use up.
         """
@@ -92,7 +97,7 @@ class Learned(Policy):
         if p.target_cost is None:
             return
         first = self.warmup * float(p.relative_cost(bits))
-        least, most = (first + (1 - self.warmup) * float(p.relative_cost(b)) for b in (p.low, p.high))
+        least, most = (first + (1 - self.warmup) * float(p.relative_cost(b)) for b in (p.low, dearest))
         if least > p.target_cost or p.target_cost > most + 1e-9:
             raise ValueError(
                 f"target_cost={p.target_cost} cannot be met with start={self.start!r} and warmup={self.warmup}: the mean cost "
@@ -105,7 +110,8 @@ class Learned(Policy):
             loss = signals.loss.float()
             s["loss"] = loss if s["loss"] is None else torch.lerp(s["loss"], loss, 0.05)
         half_a_step, s["progress"] = (signals.progress - s["progress"]) / 2, signals.progress
-        if s["plan"] is None and signals.progress >= 1 - max(self.freeze, self.every):
+        last = p.limits and signals.progress + 3 * half_a_step >= 1
+        if s["plan"] is None and (last or signals.progress >= 1 - max(self.freeze, self.every)):
             s["plan"] = self._plan(signals)
         if s["plan"] is not None:
             return [bits for start, bits in s["plan"] if signals.progress >= start - half_a_step][-1]
@@ -115,22 +121,45 @@ class Learned(Policy):
             s["bits"] = self._decide(signals).to(p.low)
         return s["bits"]
 
-    def _least_damage(self, signals) -> LeastDamage:
+    def _curves(self, signals):
+        """Damages at the exchange rates of the kinds."""
         rates = torch.tensor([self.weight_rate, self.input_rate, self.grad_rate, self.grad_rate], dtype=torch.float64)
         curves = signals.damage()
-        return LeastDamage(self.problem.to("cpu"), curves * rates[: curves.shape[1], None], self.problem.levels.cpu())
+        return curves * rates[: curves.shape[1], None]
+
+    def _least_damage(self, signals) -> LeastDamage:
+        return LeastDamage(self.problem.to("cpu"), self._curves(signals), self.problem.levels.cpu())
+
+    def _within(self, signals) -> LeastDamageWithin:
+        """As `_least_damage`, where the final bits have budgets of their own."""
+        p = self.problem
+        return LeastDamageWithin(p.to("cpu"), self._curves(signals), p.levels.cpu(), self.state.get("prices"))
 
     def _decide(self, signals):
         """The bits in force after the changes that pay."""
         s, p = self.state, self.problem
+        if p.limits:
+            return self._decide_within(signals)
         search, now = self._least_damage(signals), self.state["bits"].cpu().double()
         if p.target_cost is None:
-            weight: Any = p.cost_weight
-            s["price"] = weight * float(s["loss"]) / float(p.relative_cost(s["bits"]))
+            s["price"] = self._weighted_price()
             return search.moved(s["price"], now, self.inertia).bits
         left = self._left(signals)
         _, _, s["price"] = search.around(left, now, s["price"])
         return search.towards(search.moved(s["price"], now, self.inertia).bits, left, TOLERANCE, now).bits
+
+    def _decide_within(self, signals):
+        """As `_decide`. The budgets of the final bits hold for those in force too: bits that change late do harm."""
+        s, search, now = self.state, self._within(signals), self.state["bits"].cpu().double()
+        left = self._left(signals) if self.problem.target_cost is not None else None
+        _, s["price"] = search.settle(left, now, self._weighted_price() if left is None else s["price"])
+        s["prices"] = search.prices
+        return search.towards(search.moved(s["price"], now, self.inertia).bits, left, TOLERANCE, now).bits
+
+    def _weighted_price(self) -> float:
+        """Of the relative cost, in loss, as `cost_weight` sets it; 0 without one."""
+        s, p = self.state, self.problem
+        return p.cost_weight * float(s["loss"]) / float(p.relative_cost(s["bits"])) if p.cost_weight else 0.0
 
     def _left(self, signals) -> float:
         """Relative cost that the rest of the run may have on average."""
@@ -139,6 +168,8 @@ class Learned(Policy):
     def _plan(self, signals):
         """[(progress from which on, bits)] of the rest: two neighbouring choices, each so long that the budget is met."""
         p, bits = self.problem, self.state["bits"]
+        if p.limits:
+            return self._plan_within(signals)
         if p.target_cost is None:
             return [(0.0, bits)]
         left = self._left(signals)
@@ -150,3 +181,14 @@ class Learned(Policy):
             below, above, _ = self._least_damage(signals).at_budget(left, bits.cpu().double(), self.state["price"])
             below, above = (choice.bits.to(p.low) for choice in (below, above))
         return split_budget(below, above, p, left, signals.progress)
+
+    def _plan_within(self, signals):
+        """As `_plan`; both choices keep the budgets of the final bits."""
+        p, bits = self.problem, self.state["bits"].cpu().double()
+        left = self._left(signals) if p.target_cost is not None else None
+        if signals.damage is None:
+            below, above = about_equal(p, left)
+        else:
+            price = self._weighted_price() if left is None else self.state["price"]
+            below, above = (choice.bits.to(p.low) for choice in self._within(signals).at_budget(left, bits, price)[:2])
+        return [(0.0, below)] if left is None else split_budget(below, above, p, left, signals.progress)

@@ -1,0 +1,263 @@
+"""The bits of least damage under several budgets at once: that of the training, and those of the final bits.
+
+Minimise  sum of D_i(b_i) + price * C(b) + sum over limits of price_k * C_k(b).  C and every C_k are linear in the bits of one
+kind when the others are held, so the descent of `least_damage` stays exact; only the prices have to be found. Each follows how
+far its own budget is missed, all together (dual ascent, in logarithms); what integers then leave is made up one change at a
+time, each the one that does the least damage for what it gives.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .least_damage import PRICES, Choice, LeastDamage
+from .limits import WITHIN
+from .problem import Problem
+
+RATE = 2.0  # of the logarithm of a price, per logarithm of what its budget is missed by: a cost falls about as price^-0.3
+NEAR_ENOUGH = 0.005  # share of a budget
+FIRST, NEXT = 40, 8  # dual steps, from no prices and from those of the last time
+GOLDEN = 0.618034  # whose multiples lie evenly between whole numbers
+LAST = 6  # of these steps' choices that are completed to the budgets, of which the best is taken
+
+
+class Changes(NamedTuple):
+    """What each group's move to its next number does.
+
+    damage, cost: (groups,), inf where it cannot. shares: (limits, groups).
+    """
+
+    damage: Tensor
+    cost: Tensor
+    shares: Tensor
+
+
+class LeastDamageWithin(LeastDamage):
+    """`LeastDamage` of a problem with limits. prices: one a limit, in damage per whole limit; None before any was found."""
+
+    def __init__(self, problem: Problem, curves: Tensor, levels: Tensor, prices: list[float] | None = None):
+        super().__init__(problem, curves, levels)
+        self.limits, self.prices = problem.limits, prices
+        self.price: float | None = None  # of the training, as found last
+
+    def charges(self, price: float, bits: Tensor) -> Tensor:
+        costs = super().charges(price, bits)
+        for limit, own in zip(self.limits, self.prices or [], strict=False):
+            costs = costs + own * limit.layer_costs(bits)
+        return costs
+
+    def objective(self, price: float, choice: Choice) -> float:
+        own = zip(self.limits, self.prices or [], strict=False)
+        return super().objective(price, choice) + sum(each * limit.share(choice.bits) for limit, each in own)
+
+    def shares(self, bits: Tensor) -> list[float]:
+        return [limit.share(bits) for limit in self.limits]
+
+    def keeps(self, bits: Tensor) -> bool:
+        return max(self.shares(bits)) <= WITHIN
+
+    # -- prices -----------------------------------------------------------------------------------------------------
+
+    def settle(self, budget: float | None, start: Tensor, price: float | None) -> tuple[list[Choice], float]:
+        """(the choices on the way, the price of the training); `self.prices` are those of the limits then.
+
+        budget: of the training, whose price is sought from `price` on; None: the price is given and stays.
+        """
+        steps = NEXT if self.prices else FIRST
+        budget = None if budget is None else max(budget, 1e-9)
+        if budget is not None and not price:
+            price, steps = self._first_price(start) / budget, FIRST
+        given, found = float(price or 0.0), []
+        first = given * budget if budget is not None else self._first_price(start)
+        prices = [given, *(self.prices or [first] * len(self.limits))]
+        for step in range(steps):
+            price, self.prices = prices[0], prices[1:]
+            choice = self.at_price(price, start, thorough=not step)
+            found.append(choice)
+            start = choice.bits
+            missed = [0.0 if budget is None else math.log(max(choice.cost, 1e-12) / budget)]
+            missed += [math.log(max(share, 1e-12)) for share in self.shares(choice.bits)]
+            free = NEAR_ENOUGH * sum(prices)  # a price that decides nothing: its budget may be left unused
+            near = all(abs(m) < NEAR_ENOUGH or (m < 0 and p < free) for m, p in zip(missed, prices, strict=True))
+            if near or _goes_to_and_fro(found):
+                break
+            rate, least, most = RATE / (1 + step / 10), PRICES[0] * self.scale, PRICES[1] * self.scale
+            moved = [min(max(p * math.exp(rate * m), least), most) for p, m in zip(prices, missed, strict=True)]
+            prices = moved if budget is not None else [given, *moved[1:]]
+        self.price = given = float(price or 0.0)
+        return found, given
+
+    def _first_price(self, bits: Tensor) -> float:
+        """The price of a relative cost of 1 at which the bits in force would be about right."""
+        changes = [self._changes(bits.double(), sign) for sign in (1.0, -1.0)]
+        ratios = torch.cat([(change.damage / change.cost).abs() for change in changes])
+        ratios = ratios[ratios.isfinite() & (ratios > 0)]
+        return float(ratios.median()) if len(ratios) else self.scale
+
+    # -- changes of one group ---------------------------------------------------------------------------------------
+
+    def _changes(self, bits: Tensor, sign: float, rest: Tensor | None = None) -> Changes:
+        """rest: bits in force, of which none comes further away than to its next number (None: as far as it likes)."""
+        p = self.problem
+        beside, before = p.beside(bits, sign), self.damage(bits)
+        free = p.searched & (beside >= p.low) & (beside <= p.high)
+        if rest is not None:
+            free &= (beside >= p.beside(rest, -1.0)) & (beside <= p.beside(rest, 1.0))
+        out = torch.zeros(2 + len(self.limits), p.groups + 1, dtype=torch.float64)
+        stuck = torch.ones(p.groups + 1, dtype=torch.bool)
+        for together, layers in self.columns:
+            chosen = free[:, together] & layers[:, None]
+            trial = bits.clone()
+            trial[:, together] = torch.where(chosen, beside[:, together], bits[:, together])
+            group = torch.where(chosen, p.group[:, together], p.groups)
+            once = group.min(1).values
+            out[0].index_add_(0, group.flatten(), (self.damage(trial) - before)[:, together].flatten())
+            out[1].index_add_(0, once, p.layer_costs(trial) - p.layer_costs(bits))
+            for row, limit in zip(out[2:], self.limits, strict=True):
+                row.index_add_(0, once, limit.layer_costs(trial) - limit.layer_costs(bits))
+            stuck[group.flatten()] = False
+        out[:2] = out[:2].masked_fill(stuck, math.inf)
+        return Changes(out[0, :-1], out[1, :-1], out[2:, :-1])
+
+    def _moved(self, bits: Tensor, group: int, sign: float) -> Tensor:
+        p = self.problem
+        return torch.where((p.group == group) & p.searched, p.beside(bits, sign), bits)
+
+    def _lowered(self, bits: Tensor, limit: int | None, rest: Tensor | None = None) -> Tensor | None:
+        """One change down, of the least damage for what it takes from a limit, or from the cost (None); None: there is none."""
+        changes = self._changes(bits, -1.0, rest)
+        saved = -(changes.cost if limit is None else changes.shares[limit])
+        use = (changes.damage / saved).masked_fill((saved <= 0) | changes.damage.isinf(), math.inf)
+        group = int(use.argmin())
+        return self._moved(bits, group, -1.0) if use[group] < math.inf else None
+
+    def _raised(
+        self, bits: Tensor, most: float, room: float, price: float, rest: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(the change up of most use whose cost is at most `most`, the cheapest beyond it); None where there is none.
+
+        Both keep every limit to a share of `room`, or to what it is. price: what the change must save for its cost.
+        """
+        changes, now = self._changes(bits, 1.0, rest), float(self.problem.relative_cost(bits))
+        fits = changes.damage.isfinite()
+        for limit, share in zip(changes.shares, self.shares(bits), strict=True):
+            fits &= (limit <= 0) | (share + limit <= room)
+        pays = fits & (-changes.damage > price * changes.cost)
+        affordable = now + changes.cost <= most
+        use = (changes.damage / changes.cost.clamp_min(1e-300)).masked_fill(~(pays & affordable), math.inf)
+        beyond = (now + changes.cost).masked_fill(~fits | affordable, math.inf)
+        best, next_one = int(use.argmin()), int(beyond.argmin())
+        return (
+            self._moved(bits, best, 1.0) if use[best] < math.inf else None,
+            self._moved(bits, next_one, 1.0) if beyond[next_one] < math.inf else None,
+        )
+
+    def _kept(self, bits: Tensor, room: float, rest: Tensor | None = None) -> Tensor:
+        """`bits` with the fewest changes down that bring every limit to a share of `room`."""
+        while max(shares := self.shares(bits)) > room:
+            lower = self._lowered(bits, shares.index(max(shares)), rest)
+            if lower is None:
+                break
+            bits = lower
+        return bits
+
+    # -- what a policy asks for -------------------------------------------------------------------------------------
+
+    def towards(self, bits: Tensor, budget: float | None, tolerance: float, rest: Tensor | None = None) -> Choice:
+        """`bits` after the fewest changes that bring every limit, and the cost, near to their budgets."""
+        room = 1 + tolerance
+        now = self.choice(self._kept(bits.double(), room, rest))
+        while budget is not None and abs(now.cost - budget) > tolerance * budget:
+            if now.cost > budget:
+                trial = self._lowered(now.bits, None, rest)
+            else:
+                trial = next((t for t in self._raised(now.bits, budget, room, 0.0, rest) if t is not None), None)
+            found = None if trial is None else self.choice(trial)
+            if found is None or abs(found.cost - budget) >= abs(now.cost - budget):
+                break
+            now = found
+        return now
+
+    def at_budget(self, budget: float | None, start: Tensor, near: float | None = None) -> tuple[Choice, Choice, float]:
+        """As of `LeastDamage`, both keeping every limit. budget: None: the choice of most use at the price `near`, twice."""
+        choices, price = self.settle(budget, start.double(), near or self.price)
+        unique = {tuple(choice.bits.flatten().tolist()): choice.bits for choice in choices[-LAST:]}
+        ends = [self._exact(bits, budget, price) for bits in unique.values()]
+        pay = 0.0 if budget is not None else price
+        below, above = min(ends, key=lambda pair: pair[0].damage + pay * pair[0].cost)
+        return below, above, price
+
+    def _exact(self, bits: Tensor, budget: float | None, price: float) -> tuple[Choice, Choice]:
+        bits = self._kept(bits, WITHIN)
+        above: Tensor | None = None
+        most = math.inf if budget is None else budget
+        while float(self.problem.relative_cost(bits)) > most:
+            lower = self._lowered(bits, None)
+            if lower is None:
+                break
+            bits, above = lower, bits
+        while True:
+            higher, beyond = self._raised(bits, most, WITHIN, price if budget is None else 0.0)
+            if higher is None:
+                break
+            bits = higher
+        dearer = beyond if beyond is not None else above
+        return self.choice(bits), self.choice(bits if dearer is None or budget is None else dearer)
+
+
+def search_of(problem: Problem, curves: Tensor, levels: Tensor, prices: list[float] | None = None) -> LeastDamage:
+    """The search for a problem, with or without limits; `prices` of its limits, where known."""
+    if not problem.limits:
+        return LeastDamage(problem, curves, levels)
+    return LeastDamageWithin(problem, curves, levels, prices)
+
+
+def _goes_to_and_fro(found: list[Choice]) -> bool:
+    """Whether the last choice has left one that it now comes back to: integers come no nearer."""
+    *earlier, last = found
+    return any(torch.equal(last.bits, one.bits) for one in earlier[:-1]) and not torch.equal(last.bits, earlier[-1].bits)
+
+
+def about_equal(problem: Problem, budget: float | None) -> tuple[Tensor, Tensor]:
+    """Two neighbouring allocations (layers, kinds) within every budget, their bits about equal, their costs around `budget`.
+
+    budget: of the training; None: all that the limits leave room for.
+    """
+    held = problem.to("cpu")
+    below, above, _ = LeastDamageWithin(held, _neutral(held), held.levels).at_budget(budget, held.low)
+    return below.bits.to(problem.low), above.bits.to(problem.low)
+
+
+def check_limits(problem: Problem) -> None:
+    """Raises:
+    ValueError: the lowest bits exceed a limit, or within the limits no training costs as much as its target.
+    """
+    for limit in problem.limits:
+        if (share := limit.share(problem.low)) > WITHIN:
+            raise ValueError(
+                f"{limit.name}={limit.most} cannot be met: the lowest bits take {limit.most * share:.3g} {limit.unit}. "
+                f"Raise {limit.name}, widen `bits` downwards, or keep fewer layers out (`skip`, `fixed`)."
+            )
+    if problem.target_cost is None or not problem.limits:
+        return
+    dearest = float(problem.relative_cost(about_equal(problem, None)[0]))
+    if problem.target_cost > dearest * WITHIN:
+        names = " and ".join(f"{limit.name}={limit.most}" for limit in problem.limits)
+        raise ValueError(
+            f"target_cost={problem.target_cost} cannot be met together with {names}: with bits within it a training costs "
+            f"about {math.floor(1000 * dearest) / 1000} at most. Lower target_cost to it, or allow the final bits more."
+        )
+
+
+def _neutral(problem: Problem) -> Tensor:
+    """(layers, kinds, levels) damages where nothing is measured: those that make all bits about equal under every budget."""
+    weight = problem.macs / problem.macs.sum().clamp_min(1e-300)
+    scale = weight[:, None].expand(problem.low.shape).clone()
+    apart = torch.arange(scale.numel(), dtype=torch.float64).view_as(scale) * GOLDEN % 1.0 - 0.5  # or all would move at once
+    if problem.target_size is not None and problem.weight_numel is not None:
+        scale[:, 0] += problem.weight_numel / problem.weight_numel.sum().clamp_min(1)
+    return scale[..., None] * 4.0 ** (apart[..., None] - problem.levels.double())
