@@ -93,9 +93,9 @@ class Sense:
         parts = (quantizer, quantizer) if self.once else quantizer.parts(self.channel_dim)
         alone = all(isinstance(part, PerSample) for part in parts)  # otherwise the whole batch has a say in every scale
         count = max(1, len(g) // self.part) if alone else len(g)
-        scale = len(g) / count
-        apart = len(g) // count  # spread over the batch: its head is no fair sample where time comes first
-        every = slice(None, count * apart, apart)
+        scale, apart = len(g) / count, len(g) // count
+        # Spread over the batch, whose head is no fair sample where time comes first; of a whole one x may have another length.
+        every = slice(None) if scale == 1 else slice(None, count * apart, apart)
         g, x, w = g[every], x_q[every].float(), w_q.float()
         bits = self.bits[2], self.bits[-1]
         seen = self._variances(g, parts[0], bits[0])
