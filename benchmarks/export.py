@@ -38,13 +38,31 @@ def gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(use_cache=False))
 
 
+def llama() -> nn.Module:
+    import transformers
+
+    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=8192, num_key_value_heads=4, use_cache=False, max_position_embeddings=1024, **sizes)
+    )
+
+
+def segformer() -> nn.Module:
+    import transformers
+
+    return transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=19))
+
+
 MODELS = {
     "resnet20": ("ResNet-20, 32 x 32", lambda: timm.create_model("cifar_resnet20", num_classes=10)),
     "resnet18": ("ResNet-18, 224 x 224", lambda: timm.create_model("resnet18", num_classes=10)),
+    "resnet50": ("ResNet-50, 224 x 224", lambda: timm.create_model("resnet50", num_classes=10)),
     "mobilenetv2": ("MobileNetV2, 224 x 224", lambda: timm.create_model("mobilenetv2_100", num_classes=10)),
     "vit_tiny": ("ViT-tiny, 224 x 224", lambda: timm.create_model("vit_tiny_patch16_224", num_classes=10)),
+    "segformer": ("SegFormer-B0, 224 x 224", segformer),
     "bert": ("BERT-base-sized, 64 tokens", bert),
     "gpt2": ("GPT-2-small-sized, 64 tokens", gpt2),
+    "llama": ("Llama, 8 layers of 512, 64 tokens", llama),
 }
 FORMATS = {"onnx": "m.onnx", "torch": "m.pt2", "packed": "m.packed.safetensors"}
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}

@@ -159,7 +159,8 @@ def random_inputs(model: nn.Module, size: int, seed: int) -> tuple[tuple, dict]:
             f"What a {type(model).__name__} takes is not known, so there is nothing to compare on: give task=NAME."
         )
     if model.main_input_name == "pixel_values":
-        side = config.image_size if isinstance(config.image_size, int | list | tuple) else 224
+        side = getattr(config, "image_size", None)  # models of any size have none
+        side = side if isinstance(side, int | list | tuple) else 224
         sides = [side, side] if isinstance(side, int) else list(side)
         return (), {"pixel_values": torch.randn(size, config.num_channels, *sides, generator=generator)}
     length = min(64, getattr(config, "max_position_embeddings", 64) or 64)

@@ -6,6 +6,8 @@ dynamic_shapes  which dimensions of its inputs are free
 writer          nodes of quantization put into it
 integer_codes   weights stored as integers
 conv_outputs    outputs of convolutions
+pools           largest of integers
+sums            sums of integers
 check           the result run and compared
 
 What may live here: the file format. What a model's bits and grids are is asked of its controller.

@@ -8,11 +8,25 @@ the folded batch-norm, so that a poor example does not cut off what real data ne
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from onnxscript import ir
 
 from .integer_codes import InputCodes
 from .writer import Convolution, Writer, set_input
+
+
+FULL = 255  # codes of a grid, at least, that loses nothing that 8 bits could hold
+
+
+class FullGrid(NamedTuple):
+    """The 8-bit grid to which a reader rounds a value: its nodes, and the real values between which it lies."""
+
+    quantize: ir.Node
+    dequantized: ir.Value
+    low: float
+    high: float
 
 
 def finish_convolutions(writer: Writer, measure) -> list[str]:
@@ -27,7 +41,7 @@ def finish_convolutions(writer: Writer, measure) -> list[str]:
     """
     open_ended: dict[str, tuple[Convolution, ir.Value]] = {}
     for convolution in writer.convolutions:
-        end = _end(convolution.node)
+        end = end_of(convolution.node)
         convolution = _take_shift(convolution, end)
         scale, codes = convolution.bias_scale, np.rint(convolution.bias / convolution.bias_scale).astype(np.int32)
         set_input(convolution.node, 2, writer.integers(codes, scale, 0, f"{convolution.layer}.bias"))
@@ -41,7 +55,7 @@ def finish_convolutions(writer: Writer, measure) -> list[str]:
     return []
 
 
-def _end(node: ir.Node) -> ir.Value:
+def end_of(node: ir.Node) -> ir.Value:
     """The convolution's output, or that of the Relu or Clip that alone reads it: both fuse into the kernel."""
     uses = list(node.outputs[0].uses())
     if len(uses) == 1 and uses[0][0].op_type in ("Relu", "Clip") and not node.outputs[0].is_graph_output():
@@ -69,14 +83,31 @@ def _rounded_already(end: ir.Value) -> bool:
 
 
 def _share_full_grid(writer: Writer, end: ir.Value) -> bool:
-    """Let all readers have the values of the one among them that rounds to all 256 codes; False without such a one."""
-    for user, _ in list(end.uses()):
+    """Let all readers have the values of the one among them that rounds to 8 whole bits; False without such a one."""
+    grid = full_grid(end)
+    if grid is None:
+        return False
+    redirect(writer, end, grid.quantize, grid.dequantized)
+    return True
+
+
+def full_grid(value: ir.Value) -> FullGrid | None:
+    """That of the first reader with one."""
+    for user, _ in value.uses():
         if user.op_type == "QuantizeLinear":
-            (reader, _), *others = user.outputs[0].uses()
-            if reader.op_type == "DequantizeLinear" and not others:
-                _redirect(writer, end, user, reader.outputs[0])
-                return True
-    return False
+            low, high, end = 0, 255, _only_reader(user)
+            if end is not None and end.op_type == "Clip":
+                low, high = (int(bound.const_value.numpy()) for bound in end.inputs[1:])
+                end = _only_reader(end)
+            if end is not None and end.op_type == "DequantizeLinear" and high - low + 1 >= FULL:
+                scale, zero = (float(constant.const_value.numpy()) for constant in user.inputs[1:])
+                return FullGrid(user, end.outputs[0], scale * (low - zero), scale * (high - zero))
+    return None
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    users = [user for user, _ in node.outputs[0].uses()]
+    return users[0] if len(users) == 1 else None
 
 
 def _round(writer: Writer, end: ir.Value, convolution: Convolution, low: float, high: float) -> None:
@@ -88,10 +119,10 @@ def _round(writer: Writer, end: ir.Value, convolution: Convolution, low: float, 
     scale = max((high - low) / 255, 1e-8)
     codes = InputCodes(scale, round(-low / scale), 0, 255, 0.0)
     out = writer.quantized(end, codes, f"{convolution.layer}.output")
-    _redirect(writer, end, out.producer().inputs[0].producer(), out)
+    redirect(writer, end, out.producer().inputs[0].producer(), out)
 
 
-def _redirect(writer: Writer, end: ir.Value, quantize: ir.Node, out: ir.Value) -> None:
+def redirect(writer: Writer, end: ir.Value, quantize: ir.Node, out: ir.Value) -> None:
     """All who read `end`, except `quantize`, read `out` instead."""
     for user, index in list(end.uses()):
         if user is not quantize:

@@ -80,7 +80,7 @@ def export(
     ldp, path = controller(model), Path(path)
     _check(ldp, path)
     warn_of_strays(ldp)
-    from . import check, conv_outputs, float_graph  # they need onnx, onnxscript
+    from . import check, conv_outputs, float_graph, pools, sums  # they need onnx, onnxscript
 
     args, kwargs = _on_device(ldp.model, example_inputs)
     with float_graph.ready(ldp.model):
@@ -90,11 +90,15 @@ def export(
             outputs = float_graph.output_names(expected)
             graph, freedom = float_graph.float_graph(ldp.model, args, kwargs, outputs)
     nodes = float_graph.product_nodes(graph.graph, ldp.model, {name: spec.kind for name, spec in ldp.specs.items()})
+    float_graph.cast_by_type(graph.graph)
     writer, float_layers, rounded_again = _write(ldp, graph, nodes)
+    pools.round_before(writer)
     feed, runs = check.feed(graph.graph, args, kwargs), _has("onnxruntime")
     measure = (lambda values: check.ranges(graph, values, feed)) if round_outputs and runs else None
     why = f"its output is read in floating point, and {'round_outputs=False' if runs else 'onnxruntime is missing'}"
     float_layers |= dict.fromkeys(conv_outputs.finish_convolutions(writer, measure), why)
+    if measure is not None:
+        sums.round_sums(writer, measure)
     max_error, kernels = check.save(graph, path, feed, expected, outputs, runs)
     integers, size = [name for name in nodes if name not in float_layers], path.stat().st_size
     free = freedom.batch is not None, bool(freedom.lengths)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from onnxscript import ir
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
@@ -174,6 +175,17 @@ def product_nodes(graph, model: nn.Module, kinds: dict[str, str]) -> dict[str, l
             if data in varying and weight not in varying and _sources(weight) & own[owner]:
                 found[owner].append(node)
     return found
+
+
+def cast_by_type(graph) -> None:
+    """Casts to "the type of that value" become casts to the type: else they read the value, which has more readers than it
+    computes for.
+    """
+    for node in list(graph):
+        if node.op_type == "CastLike" and node.inputs[1].dtype is not None:
+            node.op_type = "Cast"
+            node.attributes["to"] = ir.AttrInt64("to", node.inputs[1].dtype.value)
+            node.resize_inputs(1)
 
 
 def _names_of_tensors(model: nn.Module) -> dict[str, set[str]]:

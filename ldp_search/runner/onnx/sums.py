@@ -1,0 +1,45 @@
+"""Residual sums in integers: onnxruntime adds uint8 codes in one kernel (QLinearAdd), also with the Relu behind the sum.
+
+A sum whose terms are integers already, and which a layer of 8 bits reads, is rounded to that layer's grid for its other readers
+too, as the outputs of convolutions are. It stays in floating point where the grid would cut it off: the layer's range is that of its
+input over the training, and what passes by the layer needs all of its values.
+"""
+
+from __future__ import annotations
+
+from onnxscript import ir
+
+from .conv_outputs import end_of, full_grid, redirect
+from .writer import Writer
+
+MOST_BEYOND = 0.25  # of the grid's width that the example inputs may lie outside of it
+
+
+def round_sums(writer: Writer, measure) -> None:
+    """Round the sums between integer layers.
+
+    Args:
+        measure: from values to {name: (lowest, highest) on the example inputs}.
+    """
+    writer.graph.sort()
+    ends: list[ir.Value] = []
+    for node in writer.graph:
+        if node.op_type == "Add" and all(_is_integer(value) or value in ends for value in node.inputs):
+            end = end_of(node)
+            if full_grid(end) is not None:
+                ends.append(end)
+    if not ends:
+        return
+    ranges = measure(ends)
+    for end in ends:
+        terms = (end.producer() if end.producer().op_type == "Add" else end.producer().inputs[0].producer()).inputs
+        grid = full_grid(end)
+        beyond = max(grid.low - ranges[end.name][0], ranges[end.name][1] - grid.high)
+        if all(map(_is_integer, terms)) and beyond <= MOST_BEYOND * (grid.high - grid.low):
+            redirect(writer, end, grid.quantize, grid.dequantized)
+
+
+def _is_integer(value: ir.Value) -> bool:
+    """Whether it is what a node made of 8-bit codes that are computed."""
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0].const_value is None
