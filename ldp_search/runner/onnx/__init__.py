@@ -6,6 +6,7 @@ dynamic_shapes  which dimensions of its inputs are free
 writer          nodes of quantization put into it
 integer_codes   weights stored as integers
 conv_outputs    outputs of convolutions
+clips           bounds of integers
 pools           largest of integers
 sums            sums of integers
 check           the result run and compared

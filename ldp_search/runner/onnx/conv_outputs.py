@@ -2,8 +2,8 @@
 
 An output that only the next quantized layer reads is rounded already: that layer's own grid is taken. Any other (a residual
 sum, a SiLU, the end of the network) is rounded to 8 bits here, in addition to what training did: on the grid of one of its
-readers where that has all 8 bits, else on the range that the example inputs show, widened to four standard deviations of
-the folded batch-norm, so that a poor example does not cut off what real data needs.
+readers where that has all 8 bits and holds the values, else on the range that the example inputs show, widened to four standard
+deviations of the folded batch-norm, so that a poor example does not cut off what real data needs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from onnxscript import ir
 from .integer_codes import InputCodes
 from .writer import Convolution, Writer, set_input
 
-
 FULL = 255  # codes of a grid, at least, that loses nothing that 8 bits could hold
+MOST_BEYOND = 0.25  # of a grid's width that values may lie outside of it
 
 
 class FullGrid(NamedTuple):
@@ -27,6 +27,12 @@ class FullGrid(NamedTuple):
     dequantized: ir.Value
     low: float
     high: float
+
+    def holds(self, low: float, high: float) -> bool:
+        """Whether it cuts little off values between `low` and `high`. A layer may clip its input much; what passes by it needs
+        all of its values.
+        """
+        return max(self.low - low, high - self.high) <= MOST_BEYOND * (self.high - self.low)
 
 
 def finish_convolutions(writer: Writer, measure) -> list[str]:
@@ -45,13 +51,17 @@ def finish_convolutions(writer: Writer, measure) -> list[str]:
         convolution = _take_shift(convolution, end)
         scale, codes = convolution.bias_scale, np.rint(convolution.bias / convolution.bias_scale).astype(np.int32)
         set_input(convolution.node, 2, writer.integers(codes, scale, 0, f"{convolution.layer}.bias"))
-        if not _rounded_already(end) and (measure is None or not _share_full_grid(writer, end)):
+        if not _rounded_already(end):
             open_ended[end.name] = (convolution, end)
     if measure is None or not open_ended:
         return [convolution.layer for convolution, _ in open_ended.values()]
     ranges = measure([end for _, end in open_ended.values()])
     for convolution, end in open_ended.values():
-        _round(writer, end, convolution, *ranges[end.name])
+        grid = full_grid(end)
+        if grid is not None and grid.holds(*ranges[end.name]):
+            redirect(writer, end, grid.quantize, grid.dequantized)
+        else:
+            _round(writer, end, convolution, *ranges[end.name])
     return []
 
 
@@ -82,30 +92,21 @@ def _rounded_already(end: ir.Value) -> bool:
     return len(users) == 1 and users[0].op_type == "QuantizeLinear" and not end.is_graph_output()
 
 
-def _share_full_grid(writer: Writer, end: ir.Value) -> bool:
-    """Let all readers have the values of the one among them that rounds to 8 whole bits; False without such a one."""
-    grid = full_grid(end)
-    if grid is None:
-        return False
-    redirect(writer, end, grid.quantize, grid.dequantized)
-    return True
-
-
 def full_grid(value: ir.Value) -> FullGrid | None:
     """That of the first reader with one."""
     for user, _ in value.uses():
         if user.op_type == "QuantizeLinear":
-            low, high, end = 0, 255, _only_reader(user)
+            low, high, end = 0, 255, only_reader(user)
             if end is not None and end.op_type == "Clip":
                 low, high = (int(bound.const_value.numpy()) for bound in end.inputs[1:])
-                end = _only_reader(end)
+                end = only_reader(end)
             if end is not None and end.op_type == "DequantizeLinear" and high - low + 1 >= FULL:
                 scale, zero = (float(constant.const_value.numpy()) for constant in user.inputs[1:])
                 return FullGrid(user, end.outputs[0], scale * (low - zero), scale * (high - zero))
     return None
 
 
-def _only_reader(node: ir.Node) -> ir.Node | None:
+def only_reader(node: ir.Node) -> ir.Node | None:
     users = [user for user, _ in node.outputs[0].uses()]
     return users[0] if len(users) == 1 else None
 

@@ -80,7 +80,7 @@ def export(
     ldp, path = controller(model), Path(path)
     _check(ldp, path)
     warn_of_strays(ldp)
-    from . import check, conv_outputs, float_graph, pools, sums  # they need onnx, onnxscript
+    from . import check, clips, conv_outputs, float_graph, pools, sums  # they need onnx, onnxscript
 
     args, kwargs = _on_device(ldp.model, example_inputs)
     with float_graph.ready(ldp.model):
@@ -99,6 +99,7 @@ def export(
     float_layers |= dict.fromkeys(conv_outputs.finish_convolutions(writer, measure), why)
     if measure is not None:
         sums.round_sums(writer, measure)
+    clips.bound_codes(writer)
     max_error, kernels = check.save(graph, path, feed, expected, outputs, runs)
     integers, size = [name for name in nodes if name not in float_layers], path.stat().st_size
     free = freedom.batch is not None, bool(freedom.lengths)

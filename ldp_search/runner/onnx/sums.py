@@ -1,8 +1,7 @@
 """Residual sums in integers: onnxruntime adds uint8 codes in one kernel (QLinearAdd), also with the Relu behind the sum.
 
 A sum whose terms are integers already, and which a layer of 8 bits reads, is rounded to that layer's grid for its other readers
-too, as the outputs of convolutions are. It stays in floating point where the grid would cut it off: the layer's range is that of its
-input over the training, and what passes by the layer needs all of its values.
+too, as the outputs of convolutions are; it stays in floating point where that grid would cut much of it off.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from onnxscript import ir
 
 from .conv_outputs import end_of, full_grid, redirect
 from .writer import Writer
-
-MOST_BEYOND = 0.25  # of the grid's width that the example inputs may lie outside of it
 
 
 def round_sums(writer: Writer, measure) -> None:
@@ -32,10 +29,10 @@ def round_sums(writer: Writer, measure) -> None:
         return
     ranges = measure(ends)
     for end in ends:
-        terms = (end.producer() if end.producer().op_type == "Add" else end.producer().inputs[0].producer()).inputs
+        last = end.producer()
+        terms = (last if last.op_type == "Add" else last.inputs[0].producer()).inputs
         grid = full_grid(end)
-        beyond = max(grid.low - ranges[end.name][0], ranges[end.name][1] - grid.high)
-        if all(map(_is_integer, terms)) and beyond <= MOST_BEYOND * (grid.high - grid.low):
+        if all(map(_is_integer, terms)) and grid.holds(*ranges[end.name]):
             redirect(writer, end, grid.quantize, grid.dequantized)
 
 
