@@ -66,6 +66,7 @@ def test_a_max_pool_of_few_bits_is_exact(tmp_path):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_bounds_of_an_activation_become_bounds_of_codes(tmp_path, bits):
     """ReLU6 cuts most of the values off, and the grid reaches beyond it."""
+    torch.manual_seed(1)
     layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 4, 3))
     layers[0].weight.data *= 30
     x = torch.randn(16, 3, 12, 12)
