@@ -63,6 +63,13 @@ def test_a_max_pool_of_few_bits_is_exact(tmp_path):
     assert record.kernels == {"QLinearConv": 2} and counts["QuantizeLinear"] == 1 and record.max_error < 0.01
 
 
+def test_without_rounding_more_a_max_pool_that_others_read_stays(tmp_path):
+    x = torch.randn(16, 3, 12, 12)
+    record = export(stages(8, x), tmp_path / "m.onnx", x, round_outputs=False)
+    counts = optimized(record.path, tmp_path)
+    assert counts["MaxPool"] == 1 and not counts["QLinearAdd"] and {"stem", "b", "c", "d"} == set(record.float_layers)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_bounds_of_an_activation_become_bounds_of_codes(tmp_path, bits):
     """ReLU6 cuts most of the values off, and the grid reaches beyond it."""

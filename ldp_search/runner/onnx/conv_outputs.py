@@ -35,8 +35,16 @@ class FullGrid(NamedTuple):
         return max(self.low - low, high - self.high) <= MOST_BEYOND * (self.high - self.low)
 
 
-def finish_convolutions(writer: Writer, measure) -> list[str]:
-    """Write the biases and round the outputs.
+def write_biases(writer: Writer) -> None:
+    """Before it the graph cannot run."""
+    for convolution in writer.convolutions:
+        bias = _take_shift(convolution, end_of(convolution.node)).bias
+        codes = np.rint(bias / convolution.bias_scale).astype(np.int32)
+        set_input(convolution.node, 2, writer.integers(codes, convolution.bias_scale, 0, f"{convolution.layer}.bias"))
+
+
+def round_outputs(writer: Writer, measure) -> list[str]:
+    """Round the outputs that are not rounded yet.
 
     Args:
         measure: from values to {name: (lowest, highest) on the example inputs}; None: round nothing more than the layers
@@ -45,18 +53,12 @@ def finish_convolutions(writer: Writer, measure) -> list[str]:
     Returns:
         the layers whose output stays in floating point, so that they have no integer kernel.
     """
-    open_ended: dict[str, tuple[Convolution, ir.Value]] = {}
-    for convolution in writer.convolutions:
-        end = end_of(convolution.node)
-        convolution = _take_shift(convolution, end)
-        scale, codes = convolution.bias_scale, np.rint(convolution.bias / convolution.bias_scale).astype(np.int32)
-        set_input(convolution.node, 2, writer.integers(codes, scale, 0, f"{convolution.layer}.bias"))
-        if not _rounded_already(end):
-            open_ended[end.name] = (convolution, end)
+    ends = [(convolution, end_of(convolution.node)) for convolution in writer.convolutions]
+    open_ended = [(convolution, end) for convolution, end in ends if not _rounded_already(end)]
     if measure is None or not open_ended:
-        return [convolution.layer for convolution, _ in open_ended.values()]
-    ranges = measure([end for _, end in open_ended.values()])
-    for convolution, end in open_ended.values():
+        return [convolution.layer for convolution, _ in open_ended]
+    ranges = measure([end for _, end in open_ended])
+    for convolution, end in open_ended:
         grid = full_grid(end)
         if grid is not None and grid.holds(*ranges[end.name]):
             redirect(writer, end, grid.quantize, grid.dequantized)

@@ -92,11 +92,12 @@ def export(
     nodes = float_graph.product_nodes(graph.graph, ldp.model, {name: spec.kind for name, spec in ldp.specs.items()})
     float_graph.cast_by_type(graph.graph)
     writer, float_layers, rounded_again = _write(ldp, graph, nodes)
-    pools.round_before(writer)
+    conv_outputs.write_biases(writer)
     feed, runs = check.feed(graph.graph, args, kwargs), _has("onnxruntime")
     measure = (lambda values: check.ranges(graph, values, feed)) if round_outputs and runs else None
     why = f"its output is read in floating point, and {'round_outputs=False' if runs else 'onnxruntime is missing'}"
-    float_layers |= dict.fromkeys(conv_outputs.finish_convolutions(writer, measure), why)
+    pools.round_before(writer, measure)
+    float_layers |= dict.fromkeys(conv_outputs.round_outputs(writer, measure), why)
     if measure is not None:
         sums.round_sums(writer, measure)
     clips.bound_codes(writer)

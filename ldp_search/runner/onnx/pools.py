@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from onnxscript import ir
 
-from .conv_outputs import full_grid, redirect
+from .conv_outputs import full_grid, only_reader, redirect
 from .writer import Writer
 
 
-def round_before(writer: Writer) -> None:
-    """Round what a MaxPool reads as its one quantized reader does, or as the one that rounds to 8 whole bits."""
-    for node in list(writer.graph):
-        if node.op_type == "MaxPool" and not (len(node.outputs) > 1 and node.outputs[1].uses()):
-            _round_before(writer, node)
+def round_before(writer: Writer, measure) -> None:
+    """Round what a MaxPool reads as its one reader does; else as a reader of 8 whole bits, which the others then share.
+
+    Args:
+        measure: from values to {name: (lowest, highest) on the example inputs}; None: nothing is shared.
+    """
+    pools = [node for node in writer.graph if node.op_type == "MaxPool" and not any(o.uses() for o in node.outputs[1:])]
+    shared = [pool.outputs[0] for pool in pools if not _has_one_reader(pool) and full_grid(pool.outputs[0]) is not None]
+    ranges = measure(shared) if measure is not None and shared else {}
+    for pool in pools:
+        out, grid = pool.outputs[0], full_grid(pool.outputs[0])
+        if _has_one_reader(pool):
+            _round(writer, pool, only_reader(pool))
+        elif grid is not None and out.name in ranges and grid.holds(*ranges[out.name]):
+            redirect(writer, out, grid.quantize, grid.dequantized)
+            _round(writer, pool, grid.quantize)
 
 
-def _round_before(writer: Writer, pool: ir.Node) -> None:
-    out, users = pool.outputs[0], [user for user, _ in pool.outputs[0].uses()]
-    grid = full_grid(out)
-    if grid is not None:
-        redirect(writer, out, grid.quantize, grid.dequantized)
-        quantize = grid.quantize
-    elif len(users) == 1 and users[0].op_type == "QuantizeLinear" and not out.is_graph_output():
-        quantize = users[0]
-    else:
-        return
+def _has_one_reader(pool: ir.Node) -> bool:
+    reader = only_reader(pool)
+    return reader is not None and reader.op_type == "QuantizeLinear" and not pool.outputs[0].is_graph_output()
+
+
+def _round(writer: Writer, pool: ir.Node, quantize: ir.Node) -> None:
+    """Put a rounding like `quantize` before the pool."""
     scale, zero = quantize.inputs[1:]
     codes = writer.node("QuantizeLinear", [pool.inputs[0], scale, zero], f"{quantize.name}.before")
     pool.replace_input_with(0, writer.node("DequantizeLinear", [codes, scale, zero], f"{quantize.name}.before.dequantize"))

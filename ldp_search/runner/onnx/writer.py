@@ -92,7 +92,7 @@ class Writer:
     # -- products ---------------------------------------------------------------------------------------------------
 
     def convolution(self, node: ir.Node, layer: str, x: InputCodes, w: WeightCodes, bias: np.ndarray) -> None:
-        """Quantize a Conv, with the batch-norm behind it folded in. `finish_convolutions` writes the biases."""
+        """Quantize a Conv, with the batch-norm behind it folded in. `conv_outputs.write_biases` writes the biases."""
         bias, spread = bias + x.shift * w.channel_sums(), None
         folded = _batch_norm_behind(node)
         if folded is not None:
