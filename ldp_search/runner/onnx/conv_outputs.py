@@ -3,7 +3,8 @@
 An output that only the next quantized layer reads is rounded already: that layer's own grid is taken. Any other (a residual
 sum, a SiLU, the end of the network) is rounded to 8 bits here, in addition to what training did: on the grid of one of its
 readers where that has all 8 bits and holds the values, else on the range that the example inputs show, widened to four standard
-deviations of the folded batch-norm, so that a poor example does not cut off what real data needs.
+deviations of the folded batch-norm, so that a poor example does not cut off what real data needs; without a batch-norm, by as
+much as the grid of the convolution's input, which training has found, is wider than the example's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .writer import Convolution, Writer, set_input
 
 FULL = 255  # codes of a grid, at least, that loses nothing that 8 bits could hold
 MOST_BEYOND = 0.25  # of a grid's width that values may lie outside of it
+MOST_WIDER = 8.0  # that real data is taken to be than the example: three of eight bits
 
 
 class FullGrid(NamedTuple):
@@ -57,13 +59,16 @@ def round_outputs(writer: Writer, measure) -> list[str]:
     open_ended = [(convolution, end) for convolution, end in ends if not _rounded_already(end)]
     if measure is None or not open_ended:
         return [convolution.layer for convolution, _ in open_ended]
-    ranges = measure([end for _, end in open_ended])
+    ranges = measure([*(end for _, end in open_ended), *(c.node.inputs[0] for c, _ in open_ended if c.spread is None)])
     for convolution, end in open_ended:
         grid = full_grid(end)
         if grid is not None and grid.holds(*ranges[end.name]):
             redirect(writer, end, grid.quantize, grid.dequantized)
         else:
-            _round(writer, end, convolution, *ranges[end.name])
+            found = ranges[end.name]
+            if end.producer().op_type != "Clip":
+                found = _of_real_data(convolution, found, ranges.get(convolution.node.inputs[0].name))
+            _round(writer, end, convolution, *found)
     return []
 
 
@@ -94,6 +99,25 @@ def _rounded_already(end: ir.Value) -> bool:
     return len(users) == 1 and users[0].op_type == "QuantizeLinear" and not end.is_graph_output()
 
 
+def _of_real_data(convolution: Convolution, found: tuple, inputs: tuple | None) -> tuple[float, float]:
+    """The range of an output, from that on the example inputs.
+
+    inputs: (lowest, highest) of the convolution's input on them; None: its batch-norm tells more.
+    """
+    if convolution.spread is not None:
+        return min(found[0], convolution.spread[0]), max(found[1], convolution.spread[1])
+    last = convolution.node.inputs[0].producer()
+    if inputs is None or last is None or last.op_type != "DequantizeLinear":
+        return found
+    codes = last.inputs[0].producer()
+    bounds = (0, 255)
+    if codes is not None and codes.op_type == "Clip":
+        bounds = tuple(int(bound.const_value.numpy()) for bound in codes.inputs[1:])
+    width = float(last.inputs[1].const_value.numpy()) * (bounds[1] - bounds[0])
+    wider = max(1.0, width / max(inputs[1] - inputs[0], width / MOST_WIDER))
+    return found[0] * wider, found[1] * wider
+
+
 def full_grid(value: ir.Value) -> FullGrid | None:
     """That of the first reader with one."""
     for user, _ in value.uses():
@@ -116,8 +140,6 @@ def only_reader(node: ir.Node) -> ir.Node | None:
 def _round(writer: Writer, end: ir.Value, convolution: Convolution, low: float, high: float) -> None:
     """Round a value to 8 bits between `low` and `high`, for all its readers."""
     positive = end.producer().op_type == "Relu"
-    if convolution.spread is not None and end.producer().op_type != "Clip":
-        low, high = min(low, convolution.spread[0]), max(high, convolution.spread[1])
     low, high = 0.0 if positive else min(low, 0.0), max(high, 0.0)
     scale = max((high - low) / 255, 1e-8)
     codes = InputCodes(scale, round(-low / scale), 0, 255, 0.0)
