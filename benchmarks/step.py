@@ -32,7 +32,13 @@ from ldp_search.runner.training.memory import keep_freed_memory
 Subject = namedtuple("Subject", "model step forward")  # functions without arguments: a training step, and up to the loss
 CLIP = {"weight_quantizer": "clip", "input_quantizer": "clip"}
 LEARNED = {"policy": "learned", "target_cost": 0.5}
+DEFAULT = {  # search_spaces/ldp.yaml; of its steps one in 16 senses
+    "policy": "learned", "target_cost": 0.3165, "bits": (2, 8), "grad_bits": (3, 8), "grad_quantizer": "per_sample",
+    "weight_quantizer": {"name": "mse", "exact_zero": False}, "input_quantizer": "mse",
+}  # fmt: skip
 SPACES = {
+    "the default, all bits learned": {**DEFAULT, "sense_every": 1_000_000},
+    "the default, a step that senses": {**DEFAULT, "sense_every": 1},
     "static 8, gradients full": {"policy": "static", "bits": 8, "grad_bits": 32},
     "static 8, gradients 8": {"policy": "static", "bits": 8},
     "learned 3-8, gradients full": {**LEARNED, "grad_bits": 32},
