@@ -11,7 +11,8 @@ from test_least_damage import damages, problem
 from torch import nn
 
 import ldp_search
-from ldp_search.core.bits.within_limits import LeastDamageWithin, about_equal, check_limits
+from ldp_search.core.bits.reachable import about_equal, check_limits
+from ldp_search.core.bits.within_limits import LeastDamageWithin
 
 NUMEL = (50_000.0, 20_000.0, 100_000.0)  # MACs are 1, 3, 2
 
@@ -257,3 +258,64 @@ def test_a_training_with_several_budgets_goes_on_bitwise():
     again.load_state_dict(held)
     torch.set_rng_state(random_state)
     assert train(other, again, range(20, 40)) == expected
+
+
+class Uneven(nn.Module):
+    """Without counts all layers seem alike, so that the one kept in full precision seems to cost a quarter."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)), nn.Linear(8, 2)
+
+    def forward(self, x):
+        for layer in self.body:
+            x = layer(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("more", [{}, {"target_inference": 0.3}, {"target_size": 1.5e-3}])
+def test_budgets_are_judged_once_operations_are_counted(more):
+    model, steps = Uneven(), 50
+    space = {"policy": "learned", "bits": (2, 8), "grad_bits": (3, 8), "skip": ["head"], "target_cost": 0.32} | more
+    ldp = ldp_search.controller(ldp_search.apply(model, space))
+    for step in range(steps):
+        model(torch.randn(4, 8, 6, 6)).square().mean().backward()
+        ldp.step((step + 1) / steps)
+    assert ldp.cost().mean_relative == pytest.approx(0.32, rel=0.01)
+    refused = ldp_search.apply(Uneven(), space | {"target_inference": 0.01})
+    with pytest.raises(ValueError, match="target_inference=0.01 cannot be met: the lowest bits take"):
+        refused(torch.randn(4, 8, 6, 6))
+
+
+@pytest.mark.parametrize("limit", [{"target_inference": 0.2}, {"target_size": 1.1e-4}])
+def test_a_training_that_ends_early_has_kept_its_budgets(limit):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+    space = {"policy": "learned", "target_cost": 0.3, "bits": (2, 8), "grad_bits": (3, 8), "sense_every": 2}
+    ldp = ldp_search.controller(ldp_search.apply(model, space | limit, torch.zeros(2, 6)))
+    for step in range(45):
+        model(torch.randn(16, 6)).square().mean().backward()
+        ldp.step((step + 1) / 50)
+        cost = ldp.cost()
+        assert cost.relative_inference <= limit.get("target_inference", 1) * (1 + 1e-9)
+        assert cost.weight_mib <= limit.get("target_size", 1) * (1 + 1e-9)
+
+
+def test_what_was_planned_for_other_budgets_is_planned_anew():
+    def start(**budgets):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+        space = {"policy": "learned", "target_cost": 0.35, "bits": (2, 8), "grad_bits": (3, 8), "sense_every": 2} | budgets
+        return model, ldp_search.controller(ldp_search.apply(model, space, torch.zeros(2, 6)))
+
+    def train(model, ldp, steps):
+        for step in steps:
+            model(torch.randn(16, 6)).square().mean().backward()
+            ldp.step((step + 1) / 40)
+
+    model, ldp = start()
+    train(model, ldp, range(38))
+    other, again = start(target_inference=0.22)
+    again.load_state_dict(ldp.state_dict())
+    train(other, again, range(38, 40))
+    assert ldp.cost().relative_inference > 0.22 >= again.cost().relative_inference

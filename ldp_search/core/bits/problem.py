@@ -21,7 +21,8 @@ class Problem:
     low, high: (layers, kinds) ranges; equal where the bits are fixed. macs: (layers,), per sample.
     group: (layers, kinds) index of the coordinate's group (by granularity and ties), any where the bits are fixed. groups: how
     many; the searched coordinates of one share their range. weight_numel: (layers,) of the weights that each owns.
-    containers: the numbers of bits that searched weights and inputs may have, low and high among them; None: any.
+    containers: the numbers of bits that searched weights and inputs may have, low and high among them; None: any. counted:
+    whether the MACs are the network's; False: all alike, and costs say nothing yet.
     """
 
     layers: list[str]
@@ -37,6 +38,7 @@ class Problem:
     target_inference: float | None = None
     target_size: float | None = None
     containers: tuple[int, ...] | None = None
+    counted: bool = True
 
     def to(self, device) -> Problem:
         names = ("low", "high", "macs", "group", "weight_numel")

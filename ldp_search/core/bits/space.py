@@ -6,6 +6,7 @@ A space is plain data, the same in Python, in a YAML file of `search_spaces/` an
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +90,7 @@ class SearchSpace:
             raise ValueError(
                 f"target_inference must be in (0, 1], relative to the highest bits; received {self.target_inference}."
             )
-        if self.target_size is not None and self.target_size <= 0:
+        if self.target_size is not None and not 0 < self.target_size < math.inf:
             raise ValueError(f"target_size is in MiB of weights, above 0; received {self.target_size}.")
         if not 0 <= self.min_coverage <= 1:
             raise ValueError(f"min_coverage must be in [0, 1]; received {self.min_coverage}.")

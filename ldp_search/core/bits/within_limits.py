@@ -21,7 +21,6 @@ from .problem import Problem
 RATE = 2.0  # of the logarithm of a price, per logarithm of what its budget is missed by: a cost falls about as price^-0.3
 NEAR_ENOUGH = 0.005  # share of a budget
 FIRST, NEXT = 40, 8  # dual steps, from no prices and from those of the last time
-GOLDEN = 0.618034  # whose multiples lie evenly between whole numbers
 LAST = 6  # of these steps' choices that are completed to the budgets, of which the best is taken
 
 
@@ -168,14 +167,13 @@ class LeastDamageWithin(LeastDamage):
     # -- what a policy asks for -------------------------------------------------------------------------------------
 
     def towards(self, bits: Tensor, budget: float | None, tolerance: float, rest: Tensor | None = None) -> Choice:
-        """`bits` after the fewest changes that bring every limit, and the cost, near to their budgets."""
-        room = 1 + tolerance
-        now = self.choice(self._kept(bits.double(), room, rest))
+        """`bits` after the fewest changes that keep every limit, and bring the cost near to its budget."""
+        now = self.choice(self._kept(bits.double(), WITHIN, rest))
         while budget is not None and abs(now.cost - budget) > tolerance * budget:
             if now.cost > budget:
                 trial = self._lowered(now.bits, None, rest)
             else:
-                trial = next((t for t in self._raised(now.bits, budget, room, 0.0, rest) if t is not None), None)
+                trial = next((t for t in self._raised(now.bits, budget, WITHIN, 0.0, rest) if t is not None), None)
             found = None if trial is None else self.choice(trial)
             if found is None or abs(found.cost - budget) >= abs(now.cost - budget):
                 break
@@ -220,44 +218,3 @@ def _goes_to_and_fro(found: list[Choice]) -> bool:
     """Whether the last choice has left one that it now comes back to: integers come no nearer."""
     *earlier, last = found
     return any(torch.equal(last.bits, one.bits) for one in earlier[:-1]) and not torch.equal(last.bits, earlier[-1].bits)
-
-
-def about_equal(problem: Problem, budget: float | None) -> tuple[Tensor, Tensor]:
-    """Two neighbouring allocations (layers, kinds) within every budget, their bits about equal, their costs around `budget`.
-
-    budget: of the training; None: all that the limits leave room for.
-    """
-    held = problem.to("cpu")
-    below, above, _ = LeastDamageWithin(held, _neutral(held), held.levels).at_budget(budget, held.low)
-    return below.bits.to(problem.low), above.bits.to(problem.low)
-
-
-def check_limits(problem: Problem) -> None:
-    """Raises:
-    ValueError: the lowest bits exceed a limit, or within the limits no training costs as much as its target.
-    """
-    for limit in problem.limits:
-        if (share := limit.share(problem.low)) > WITHIN:
-            raise ValueError(
-                f"{limit.name}={limit.most} cannot be met: the lowest bits take {limit.most * share:.3g} {limit.unit}. "
-                f"Raise {limit.name}, widen `bits` downwards, or keep fewer layers out (`skip`, `fixed`)."
-            )
-    if problem.target_cost is None or not problem.limits:
-        return
-    dearest = float(problem.relative_cost(about_equal(problem, None)[0]))
-    if problem.target_cost > dearest * WITHIN:
-        names = " and ".join(f"{limit.name}={limit.most}" for limit in problem.limits)
-        raise ValueError(
-            f"target_cost={problem.target_cost} cannot be met together with {names}: with bits within it a training costs "
-            f"about {math.floor(1000 * dearest) / 1000} at most. Lower target_cost to it, or allow the final bits more."
-        )
-
-
-def _neutral(problem: Problem) -> Tensor:
-    """(layers, kinds, levels) damages where nothing is measured: those that make all bits about equal under every budget."""
-    weight = problem.macs / problem.macs.sum().clamp_min(1e-300)
-    scale = weight[:, None].expand(problem.low.shape).clone()
-    apart = torch.arange(scale.numel(), dtype=torch.float64).view_as(scale) * GOLDEN % 1.0 - 0.5  # or all would move at once
-    if problem.target_size is not None and problem.weight_numel is not None:
-        scale[:, 0] += problem.weight_numel / problem.weight_numel.sum().clamp_min(1)
-    return scale[..., None] * 4.0 ** (apart[..., None] - problem.levels.double())

@@ -10,8 +10,8 @@ import torch
 
 from ..bits.coordinates import precisions
 from ..bits.policies.budget import check_reachable
+from ..bits.reachable import check_limits
 from ..bits.trajectory import Trajectory
-from ..bits.within_limits import check_limits
 from ..model.coverage import coverage
 from ..model.site import Site
 from ..model.sites import SiteSpec, check_some, find_sites, owned_numel
@@ -73,7 +73,7 @@ def _count_anew(c: Controller, specs: dict[str, SiteSpec]) -> None:
     precisions(specs, c.space, final=True)
     device = c.tensors.bits.device
     macs, numel = macs_of(specs, c.profiled).to(device), numel_of(specs).to(device)
-    c.specs, c.problem = specs, dataclasses.replace(c.problem, macs=macs, weight_numel=numel)
+    c.specs, c.problem = specs, dataclasses.replace(c.problem, macs=macs, weight_numel=numel, counted=c.profiled)
     c.policy.problem = c.problem
     c.tensors = copy.copy(c.tensors)
     c.tensors.resize_ranges([*specs.values()])

@@ -21,7 +21,7 @@ def problem_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) -
     group, groups = assign_groups(names, low, high, space.granularity, space.tie, holders(specs), joint)
     return Problem(
         names, low, high, macs_of(specs, profiled), group, groups, space.target_cost, space.cost_weight, space.seed,
-        numel_of(specs), space.target_inference, space.target_size, space.widths,
+        numel_of(specs), space.target_inference, space.target_size, space.widths, profiled,
     )  # fmt: skip
 
 

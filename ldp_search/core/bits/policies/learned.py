@@ -21,7 +21,8 @@ import torch
 from ...messages import check_choice
 from ...registry import register
 from ..least_damage import LeastDamage
-from ..within_limits import LeastDamageWithin, about_equal
+from ..reachable import about_equal
+from ..within_limits import LeastDamageWithin
 from .base import Policy
 from .budget import STARTS, allocation_at_cost, check_shares, check_within, split_budget, start_at
 
@@ -77,6 +78,7 @@ class Learned(Policy):
         dearest = about_equal(p, None)[0] if p.limits else p.high  # step that the budgets of the final bits leave room for
         self._check_start(bits, dearest)
         self.state = {"bits": bits, "price": None, "loss": None, "decided": 0.0, "progress": 0.0, "plan": None, "prices": None}
+        self.state["budgets"] = self._budgets()
         self.state["hold"] = min(LONGEST_WARM_UP, self._longest_hold(bits, dearest) / 2)
         return bits.clone()
 
@@ -87,21 +89,24 @@ class Learned(Policy):
             return 1.0
         now = float(p.relative_cost(bits))
         end = float(p.relative_cost(p.low if now > p.target_cost else dearest))
-        return 1.0 if abs(now - p.target_cost) < TOLERANCE else max(0.0, (end - p.target_cost) / (end - now))
+        if abs(now - p.target_cost) < TOLERANCE:
+            return 1.0
+        return 0.0 if end == now else max(0.0, (end - p.target_cost) / (end - now))
 
     def _check_start(self, bits, dearest) -> None:
         """Raises:
         ValueError: a warm-up at these bits leaves a rest that no bits can pay, or use up.
         """
         p = self.problem
-        if p.target_cost is None:
+        if p.target_cost is None or not p.counted:
             return
         first = self.warmup * float(p.relative_cost(bits))
         least, most = (first + (1 - self.warmup) * float(p.relative_cost(b)) for b in (p.low, dearest))
         if least > p.target_cost or p.target_cost > most + 1e-9:
+            remedy = "a target_cost between them" if self.start == "target" else "start=target, or a shorter warmup"
             raise ValueError(
                 f"target_cost={p.target_cost} cannot be met with start={self.start!r} and warmup={self.warmup}: the mean cost "
-                f"of the run would lie between {least:.3f} and {most:.3f}. Take start=target, or a shorter warmup."
+                f"of the run would lie between {least:.3f} and {most:.3f}. Take {remedy}."
             )
 
     def step(self, signals):
@@ -120,6 +125,16 @@ class Learned(Policy):
             s["decided"] = signals.progress
             s["bits"] = self._decide(signals).to(p.low)
         return s["bits"]
+
+    def load_state_dict(self, state):
+        """What was planned for other budgets than these is planned anew."""
+        super().load_state_dict(state)
+        if self.state.get("budgets") != self._budgets():
+            self.state |= {"budgets": self._budgets(), "plan": None, "price": None, "prices": None}
+
+    def _budgets(self) -> list:
+        p = self.problem
+        return [p.target_cost, p.cost_weight, p.target_inference, p.target_size]
 
     def _curves(self, signals):
         """Damages at the exchange rates of the kinds."""
