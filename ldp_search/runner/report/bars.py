@@ -53,9 +53,11 @@ def _bits_bars(axis, layers: list[Layer], edges: np.ndarray, scale: BitScale) ->
     axis.barh(places, np.nan_to_num(bits["weight"]), color=colours, label=BITS[tied], height=0.78)
     if not tied:
         axis.scatter(bits["input"], places, label="inputs", **_marks(places, "D"))
-    if not np.isnan(bits["grad"]).all():
-        tick = {"s": 2 * _marks(places, "|")["s"], "marker": "|", "color": SERIES[1], "linewidth": 1.6, "zorder": 3}
-        axis.scatter(bits["grad"], places, label="gradients", **tick)
+    split = not np.isnan(bits["weight_grad"]).all()
+    for kind, label, colour in (("grad", "gradients" + ", dL/dx" * split, 1), ("weight_grad", "gradients, dL/dw", 2)):
+        if not np.isnan(bits[kind]).all():
+            tick = {"s": 2 * _marks(places, "|")["s"], "marker": "|", "color": SERIES[colour], "linewidth": 1.6, "zorder": 3}
+            axis.scatter(bits[kind], places, label=label, **tick)
     highest = np.nanmax([np.nanmax(b) for b in bits.values() if not np.isnan(b).all()], initial=1)
     axis.set_xlim(0, highest * 1.04)
     axis.set_xticks(np.arange(0, highest + 1, max(1, int(np.ceil(highest / 8)))))

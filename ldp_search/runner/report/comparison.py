@@ -11,6 +11,7 @@ from .curves import accumulated
 from .groups import Group
 from .heatmap import draw_heatmap
 from .load import Run
+from .schedule import GRADIENTS
 from .style import DASHES, DPI, FAINT, MARKERS, SERIES, WIDTH, BitScale, drawing, elide, label_rows
 
 
@@ -132,7 +133,7 @@ def schedules_figure(runs: list[Run], scale: BitScale) -> bytes:
         axes = []
         for place, run in enumerate(runs):
             row, column = divmod(place, across)
-            kinds = [kind for kind in run.schedule.panels if kind != "grad"]
+            kinds = [kind for kind in run.schedule.panels if kind not in GRADIENTS]
             beside = column and run.schedule.layers == runs[place - 1].schedule.layers
             for k, kind in enumerate(kinds):
                 field = grid[row, 2 * column + k] if len(kinds) == 2 else grid[row, 2 * column : 2 * column + 2]

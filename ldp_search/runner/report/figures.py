@@ -11,6 +11,7 @@ from .curves import COSTS_HEIGHT, draw_costs
 from .forecast import damage_height, draw_damage, draw_front
 from .layers import layers_of
 from .live import run_of
+from .schedule import KINDS
 from .style import WIDTH, BitScale, StyledFigure, styled
 
 
@@ -48,7 +49,7 @@ def _schedule(ldp: Controller) -> StyledFigure:
 def _allocation(ldp: Controller) -> StyledFigure:
     run = run_of(ldp)
     layers = layers_of(run)
-    seen = [getattr(layer, kind) for layer in layers for kind in ("weight", "input", "grad")]
+    seen = [getattr(layer, kind) for layer in layers for kind in KINDS]
     figure = StyledFigure(WIDTH, bars.height_of(layers))
     title = "Bits at the end" if run.finished else "Bits now"
     bars.draw_layers(figure, layers, BitScale.covering(seen, run.bit_range), title)

@@ -7,7 +7,8 @@ import numpy as np
 from ...core.controller.forecast import Damage, Front
 from .style import FAINT, SERIES, TALLEST, label_rows, row_edges, say_on_top
 
-WORDS = {"weight": "weights", "input": "inputs", "grad": "gradients", "weight_grad": "gradients, in dL/dw"}
+WORDS = {"weight": "weights", "input": "inputs", "grad": "gradients", "weight_grad": "gradients, dL/dw"}
+SPLIT = WORDS | {"grad": "gradients, dL/dx"}
 MOST_ROWS = 120
 AROUND = 1.3  # inches
 
@@ -20,11 +21,12 @@ def damage_height(found: Damage) -> float:
 def draw_damage(figure, found: Damage) -> None:
     """A bar a layer, first on top: expected loss from rounding its weights, inputs and gradients, one behind the other."""
     axis, names = figure.subplots(), list(found.layers)
+    words = SPLIT if "weight_grad" in found.kinds else WORDS
     edges = row_edges(len(names), MOST_ROWS)
     places, left = np.arange(len(edges) - 1), np.zeros(len(edges) - 1)
     for k, (kind, total) in enumerate(found.kinds.items()):
         each = np.add.reduceat(np.array([found.layers[name].get(kind, 0.0) for name in names]), edges[:-1])
-        axis.barh(places, each, left=left, color=SERIES[k], height=0.78, label=f"{WORDS[kind]}: {total:.3g}")
+        axis.barh(places, each, left=left, color=SERIES[k], height=0.78, label=f"{words[kind]}: {total:.3g}")
         left += each
     axis.set_ylim(len(places) - 0.4, -0.6)
     label_rows(axis, [names[i] for i in edges[:-1]], damage_height(found) - AROUND)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from .load import Run
-from .schedule import Schedule
+from .schedule import GRADIENTS, Schedule
 from .style import DPI, FAINT, NOT_YET, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges, say_on_top
 
 COLUMNS = 800  # moments a heatmap shows: no less than the pixels of the widest panel
-TITLES = {"weight": "Weight bits", "input": "Input bits", "grad": "Gradient bits"}
+TITLES = {"weight": "Weight bits", "input": "Input bits", "grad": "Gradient bits", "weight_grad": "Gradient bits, dL/dw"}
 
 
 def scale_of(*runs: Run) -> BitScale:
     """One colour scale for all the bits of these runs."""
     seen = [np.unique(run.schedule.bits[kind]) for run in runs if run.schedule for kind in ("weight", "input")]
-    seen += [np.unique(run.schedule.bits["grad"]) for run in runs if run.schedule and run.schedule.varies("grad")]
+    panels = [(run.schedule, kind) for run in runs if run.schedule for kind in run.schedule.panels if kind in GRADIENTS]
+    seen += [np.unique(schedule.bits[kind]) for schedule, kind in panels]
     allowed = [end for run in runs if run.bit_range for end in run.bit_range]
     return BitScale.covering(np.concatenate(seen or [[]]), (min(allowed), max(allowed)) if allowed else None)
 
@@ -85,4 +86,6 @@ def draw_schedule(figure, run: Run, scale: BitScale, inner: float) -> None:
 def panel_title(schedule: Schedule, kind: str) -> str:
     """What a panel shows; the weights stand for the inputs too where these never differ."""
     both = kind == "weight" and "input" not in schedule.panels and not np.isnan(schedule.bits["input"]).all()
-    return "Bits of weights and inputs" if both else TITLES[kind]
+    if both:
+        return "Bits of weights and inputs"
+    return TITLES[kind] + (", dL/dx" if kind == "grad" and "weight_grad" in schedule.bits else "")

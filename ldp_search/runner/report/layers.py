@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from ...core.bits.cost import training_bitops
 from .load import Run, number
 from .schedule import KINDS
 
@@ -15,7 +17,10 @@ NONE = math.nan
 
 @dataclass
 class Layer:
-    """A quantized layer of a run. Unknown numbers are NaN; shares are fractions of the whole model."""
+    """A quantized layer of a run. Unknown numbers are NaN; shares are fractions of the whole model.
+
+    weight_grad: bits of the gradient in dL/dw, where the run splits them (`grad` then: in dL/dx); else NaN.
+    """
 
     name: str
     kind: str = ""
@@ -24,6 +29,7 @@ class Layer:
     weight: float = NONE
     input: float = NONE
     grad: float = NONE
+    weight_grad: float = NONE
     mac_share: float = NONE
     cost_share: float = NONE
 
@@ -39,7 +45,8 @@ def layers_of(run: Run) -> list[Layer]:
         row = row if isinstance(row, dict) else {}
         layer = Layer(name, str(row.get("kind", "")), row.get("searched"), _or_nan(row.get("macs")))
         for kind in KINDS:
-            last = run.schedule.bits[kind][-1, recorded[name]] if name in recorded else NONE
+            known = name in recorded and kind in run.schedule.bits
+            last = run.schedule.bits[kind][-1, recorded[name]] if known else NONE
             value = number(row.get(kind))
             setattr(layer, kind, float(last) if value is None else value)
         layers.append(layer)
@@ -76,11 +83,17 @@ def _add_shares(run: Run, layers: list[Layer], recorded: dict[str, int]) -> None
 
 
 def _mean_product(run: Run, layer: Layer, recorded: dict[str, int]) -> float:
-    """Bit operations of a training step per MAC (b_w b_x + b_w b_g + b_x b_g), averaged over the run."""
+    """Bit operations of a training step per MAC, averaged over the run (see `core.bits.cost.training_bitops`)."""
     if layer.name in recorded:
-        w, x, g = (run.schedule.bits[kind][:, recorded[layer.name]].astype(np.float64) for kind in KINDS)
-        return float(np.sum(run.schedule.durations * (w * x + w * g + x * g)))
-    return layer.weight * layer.input + layer.weight * layer.grad + layer.input * layer.grad
+        kinds = [bits[:, recorded[layer.name]] for bits in run.schedule.bits.values()]
+        return float(np.sum(run.schedule.durations * _product(np.stack(kinds, axis=-1))))
+    kinds = [getattr(layer, kind) for kind in KINDS]
+    return float(_product(np.array(kinds[:3] if math.isnan(layer.weight_grad) else kinds)))
+
+
+def _product(bits: np.ndarray) -> np.ndarray:
+    """Bit operations per MAC of bits (..., kinds)."""
+    return training_bitops(torch.ones((), dtype=torch.float64), torch.from_numpy(bits.astype(np.float64))).numpy()
 
 
 def _or_nan(value) -> float:

@@ -19,7 +19,7 @@ def run_of(ldp: Controller) -> Run:
     run = Run(None, type(ldp.model).__name__, config=_config(ldp), allocation=_allocation(ldp))
     if trajectory.seen:
         bits, progress = trajectory.bits, np.asarray(trajectory.progress)
-        kinds = {kind: bits[..., k].numpy().astype(np.float32) for k, kind in enumerate(KINDS)}
+        kinds = {kind: bits[..., k].numpy().astype(np.float32) for k, kind in enumerate(KINDS[: bits.shape[-1]])}
         run.schedule = Schedule(progress, trajectory.layers, kinds)
         if ldp.profiled:
             run.metrics = _costs(ldp, bits, progress)
@@ -29,10 +29,11 @@ def run_of(ldp: Controller) -> Run:
 
 
 def _config(ldp: Controller) -> dict[str, Any]:
-    """The settings that pictures read: ranges, policy and budget."""
+    """The settings that pictures and pages read: ranges, policy and budgets."""
     space = ldp.space
     ranges = {name: list(getattr(space, name)) for name in ("weight_bits", "input_bits", "grad_bits")}
-    return ranges | {"model": type(ldp.model).__name__, "policy": ldp.policy.name, "target_cost": space.target_cost}
+    budgets = {name: getattr(space, name) for name in ("target_cost", "target_inference", "target_size")}
+    return ranges | budgets | {"model": type(ldp.model).__name__, "policy": ldp.policy.name}
 
 
 def _allocation(ldp: Controller) -> dict[str, Any]:

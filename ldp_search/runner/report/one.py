@@ -120,7 +120,9 @@ def _coverage(run: Run, layers: list[Layer]) -> Iterator[str]:
         yield html.paragraph("MACs and coverage are known once allocation.json is written; these are the bits now.")
     elif share is not None:
         yield html.paragraph(f"{percent(share)} of the model's {count(total)} MACs per sample are quantized.")
-    yield html.table([name for name, _ in COLUMNS], [[show(one) for _, show in COLUMNS] for one in layers], range(2, 8))
+    columns = SPLIT if any(one.weight_grad == one.weight_grad for one in layers) else COLUMNS
+    cells = [[show(one) for show in columns.values()] for one in layers]
+    yield html.table(list(columns), cells, range(2, len(columns) - 1))
     rest = left_out(run)
     if rest:
         yield html.heading("Left out of quantization", 3)
@@ -133,18 +135,26 @@ def _coverage(run: Run, layers: list[Layer]) -> Iterator[str]:
         yield html.paragraph(arithmetic[:1].upper() + arithmetic[1:] + ".")
 
 
-COLUMNS = (
-    ("layer", lambda one: one.name),
-    ("kind", lambda one: one.kind or "–"),
-    ("MACs", lambda one: count(one.macs)),
-    ("share of MACs", lambda one: percent(one.mac_share, 2)),
-    ("share of training cost", lambda one: percent(one.cost_share, 2)),
-    ("weight bits", lambda one: digits(one.weight)),
-    ("input bits", lambda one: digits(one.input)),
-    ("gradient bits", lambda one: digits(one.grad)),
-    ("bits are", lambda one: {True: "searched", False: "fixed"}.get(one.searched, "–")),
-)
+COLUMNS = {
+    "layer": lambda one: one.name,
+    "kind": lambda one: one.kind or "–",
+    "MACs": lambda one: count(one.macs),
+    "share of MACs": lambda one: percent(one.mac_share, 2),
+    "share of training cost": lambda one: percent(one.cost_share, 2),
+    "weight bits": lambda one: digits(one.weight),
+    "input bits": lambda one: digits(one.input),
+    "gradient bits": lambda one: digits(one.grad),
+    "bits are": lambda one: {True: "searched", False: "fixed"}.get(one.searched, "–"),
+}
 """The coverage table: heading and content of each column."""
+
+SPLIT = {
+    **dict(list(COLUMNS.items())[:-2]),
+    "gradient bits, dL/dx": lambda one: digits(one.grad),
+    "gradient bits, dL/dw": lambda one: digits(one.weight_grad),
+    "bits are": COLUMNS["bits are"],
+}
+"""The same where a run splits the gradient's bits."""
 
 
 def _repeat(run: Run) -> Iterator[str]:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-KINDS = ("weight", "input", "grad")
-"""What bits are recorded for, in the order in which everything here shows them."""
+KINDS = ("weight", "input", "grad", "weight_grad")
+"""What bits are recorded for, in the order in which everything here shows them; the last where a space splits the gradient's."""
+GRADIENTS = KINDS[2:]
 
 
 @dataclass
 class Schedule:
     """Bits over progress and layers. `bits[kind]` is (records, layers), NaN where a layer has no bits of that kind.
 
+    Where the gradient's bits are split, `grad` is in the product dL/dx, and there is a fourth kind, `weight_grad`, in dL/dw.
     A record holds the bits that were in force up to its progress, since the record before.
     """
 
@@ -48,9 +50,8 @@ class Schedule:
         shown = ["weight"]
         if self.differs("input", "weight"):
             shown.append("input")
-        if self.varies("grad"):
-            shown.append("grad")
-        return shown
+        gradients = [kind for kind in GRADIENTS if kind in self.bits]
+        return shown + (gradients if any(map(self.varies, gradients)) else [])
 
     def compute_bits(self, columns: np.ndarray | None = None) -> np.ndarray:
         """Bits of the forward product of each layer (mean of weight and input bits), as (records, layers)."""
@@ -88,7 +89,7 @@ def read_schedule(path: Path) -> Schedule:
     layers, column = coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False)
     progress, record = np.unique(_numbers(table, "progress"), return_inverse=True)
     bits = {}
-    for kind in KINDS:
+    for kind in KINDS[: 4 if "weight_grad_bits" in table.column_names else 3]:
         grid = np.full((len(progress), len(layers)), np.nan, dtype=np.float32)
         if f"{kind}_bits" in table.column_names:
             # After a resume a moment may be there twice: the later row is the one that counts.

@@ -57,7 +57,7 @@ def _caveats(runs: list[Run]) -> Iterator[str]:
         yield html.note("These runs have different metrics, each with an axis of its own:", list(different))
     scales: dict[tuple, list[str]] = {}
     for run in runs:
-        scales.setdefault(tuple(run.highest(kind) for kind in KINDS), []).append(run.name)
+        scales.setdefault(tuple(run.highest(kind) for kind in KINDS[:3]), []).append(run.name)
     if len(scales) > 1:
         lines = [
             f"{'/'.join('?' if top is None else str(top) for top in tops)} bits: {', '.join(names)}"
