@@ -19,6 +19,7 @@ from torch import nn
 
 from .api import controller
 from .core import Controller
+from .core.controller.display import check_picture
 
 __all__ = ["Picture", "Watch", "watch"]
 
@@ -38,9 +39,13 @@ class Picture:
 
     Args:
         every: seconds between two drawings at the least; longer where drawing would take more than a tenth of the time.
+
+    Raises:
+        ValueError: an unknown kind, or one of damages under a policy that measures none.
     """
 
     def __init__(self, ldp: Controller, kind: str = "schedule", every: float = 5.0):
+        check_picture(ldp, kind)
         self.ldp, self.kind, self.every = ldp, kind, every
         self._handle: Any = None
         self._due, self._steps, self._broken = time.monotonic() + min(every, 2.0), -1, not in_notebook()
@@ -101,6 +106,6 @@ def watch(loader: Iterable[T], ldp: Controller | nn.Module, kind: str = "schedul
         every: seconds between two drawings.
 
     Raises:
-        LookupError: `ldp_search.apply` was not called on the model.
+        LookupError: `ldp_search.apply` was not called on the model. ValueError: as `Picture`.
     """
     return Watch(loader, Picture(ldp if isinstance(ldp, Controller) else controller(ldp), kind, every))

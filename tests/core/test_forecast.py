@@ -77,8 +77,10 @@ def test_what_nothing_measures_is_refused_with_what_to_do(mlp):
         with pytest.raises(ValueError, match="'static' does not measure what rounding costs the loss; .*policy='learned'"):
             ask()
     early = measured(steps=0)
-    with pytest.raises(ValueError, match="Nothing is measured yet: that happens at the first training step, and at every 2th"):
+    with pytest.raises(ValueError, match="Nothing is measured yet: .* first training step, and every 2 steps from there. Run"):
         early.damage()
+    with pytest.raises(ValueError, match="Nothing is measured yet: that happens at every training step. Run"):
+        measured(steps=0, sense_every=1).damage()
 
 
 def test_a_step_before_any_backward_forecasts_nothing_but_the_order_of_bits(mlp):

@@ -76,6 +76,16 @@ def test_takes_the_model_and_names_one_without_a_search(ldp):
         notebook.watch([], ldp_search.remove(ldp.model))
 
 
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_training(ldp):
+    with pytest.raises(ValueError, match="Unknown kind of picture 'alocation'. Did you mean 'allocation'"):
+        notebook.watch([], ldp, kind="alocation")
+    for kind in ("damage", "front"):
+        with pytest.raises(ValueError, match="'static' does not measure what rounding costs the loss"):
+            notebook.watch([], ldp, kind=kind)
+        with pytest.raises(ValueError, match="'static' does not measure what rounding costs the loss"):
+            ldp.plot(kind)
+
+
 def test_outside_of_a_notebook_nothing_is_imported():
     program = (
         "import sys, torch, ldp_search\n"

@@ -101,6 +101,38 @@ def test_layers_are_those_of_the_saved_run(ldp, tmp_path):
     assert layers_of(run_of(ldp)) == layers_of(load_run(tmp_path))
 
 
+def test_split_gradients_are_both_shown_and_both_counted(tmp_path):
+    split = trained(split_gradient=True, grad_bits=(2, 8))
+    with torch.no_grad():
+        split.tensors.bits.copy_(torch.tensor([[4, 5, 3, 7], [6, 4, 8, 2], [8, 8, 5, 5]]))
+    split.trajectory.append(1.0, split.tensors.bits)
+    titles = [axis.get_title(loc="left") for axis in split.plot().subfigs[0].axes if axis.images]
+    assert titles == ["Weight bits", "Input bits", "Gradient bits, dL/dx", "Gradient bits, dL/dw"]
+    layers = layers_of(run_of(split))
+    assert [(one.weight, one.input, one.grad, one.weight_grad) for one in layers] == [*split.bits().values()]
+    spans = torch.tensor(np.diff(split.trajectory.progress, prepend=0.0))
+    costs = (split.problem.layer_costs(split.trajectory.bits.double()) * spans[:, None]).sum(0)
+    assert [one.cost_share for one in layers] == pytest.approx((costs / costs.sum()).tolist())
+    left = split.plot("allocation").axes[0]
+    places = {c.get_label(): c.get_offsets()[:, 0].tolist() for c in left.collections}
+    assert places["gradients, dL/dx"] == [3, 8, 5] and places["dL/dw"] == [7, 2, 5]
+    labels = [text.get_text().partition(":")[0] for text in split.plot("damage").axes[0].get_legend().get_texts()]
+    assert labels == ["weights", "inputs", "gradients, dL/dx", "gradients, dL/dw"]
+    split.trajectory.save(tmp_path / "schedule.parquet")
+    split.finalize().save(tmp_path / "allocation.json")
+    assert layers_of(load_run(tmp_path)) == layers
+    text = ldp_search.report(tmp_path, tmp_path / "page").read_text()
+    assert "gradient bits, dL/dx</th>" in text and "gradient bits, dL/dw</th>" in text and "gradient bits</th>" not in text
+
+
+def test_before_anything_is_counted_the_picture_says_what_counts(tmp_path):
+    bare = trained(until=0, counted=False, policy="cyclic", target_cost=None)
+    said = " ".join(" ".join(t.get_text() for t in axis.texts) for axis in bare.plot("allocation").axes).split()
+    assert "known after one forward, or from the start with example_inputs given to apply()" in " ".join(said)
+    page = ldp_search.report(bare, tmp_path).read_text()
+    assert "known after one forward" in page and "allocation.json" not in page
+
+
 def test_refusals():
     fresh = trained(until=0)
     with pytest.raises(ValueError, match="Did you mean 'schedule'"):
@@ -157,6 +189,8 @@ def test_report_of_a_controller(ldp, tmp_path):
     }  # fmt: skip
     assert "Sequential · learned" in text and "Accuracy" not in text and "To repeat this run" not in text
     assert f"{100 * ldp.cost().mean_relative:.1f}" in text
+    limited = ldp_search.report(trained(until=0, target_inference=0.6, target_size=0.0004), tmp_path / "two").read_text()
+    assert "final bits; budget 60.0\N{NO-BREAK SPACE}%" in limited and "at the final bits; budget 0.0004 MiB" in limited
 
 
 def test_report_of_folders_and_controllers_side_by_side(ldp, tmp_path):

@@ -20,6 +20,7 @@ import yaml
 
 from ldp_search.config.resolve import resolve
 from ldp_search.core import Allocation, Bits, Trajectory
+from ldp_search.core.bits.specs import SplitBits
 from ldp_search.report import main
 from ldp_search.runner.report import ReportError, load_run, one, several, write_report
 from ldp_search.runner.report.groups import group_runs
@@ -159,6 +160,21 @@ def test_shares_of_the_training_cost_by_hand(tmp_path):
     assert a.cost_share == pytest.approx(of_a / (of_a + of_b))
     assert b.cost_share == pytest.approx(of_b / (of_a + of_b))
     assert (a.mac_share, b.mac_share) == (0.75, 0.25)
+
+
+def test_shares_where_the_gradients_are_split_by_hand(tmp_path):
+    """b_w b_x + b_w b_gx + b_x b_gw, from the schedule and, without one, from the allocation."""
+    details = {name: {"kind": "linear", "macs": 100} for name in ("a", "b")}
+    rows = {"a": SplitBits(2, 4, 3, 8), "b": SplitBits(8, 4, 8, 2)}
+    Allocation(rows, details).save(tmp_path / "allocation.json")
+    expected = [(8 + 6 + 32) / (46 + 104), (32 + 64 + 8) / (46 + 104)]
+    assert [one.cost_share for one in layers_of(load_run(tmp_path))] == pytest.approx(expected)
+    trajectory = Trajectory(["a", "b"])
+    trajectory.append(1.0, torch.tensor([*rows.values()], dtype=torch.uint8))
+    trajectory.save(tmp_path / "schedule.parquet")
+    layers = layers_of(load_run(tmp_path))
+    assert [one.cost_share for one in layers] == pytest.approx(expected)
+    assert [one.weight_grad for one in layers] == [8, 2]
 
 
 def test_pictures_are_whole_not_blank_and_inside_the_page(tmp_path):

@@ -13,6 +13,7 @@ from tiny import WORDS, same_result
 
 import ldp_search
 from ldp_search.config.resolve import resolve
+from ldp_search.core import Trajectory
 from ldp_search.run import main
 from ldp_search.runner.data import DataError
 from ldp_search.runner.io import checkpoint_files
@@ -77,6 +78,26 @@ def test_metrics(tmp_path):
         assert 0 < row["progress"] <= 1 and row["epoch"] == pytest.approx(row["step"] / 5)
         assert 0 <= row["accuracy"] <= 1 and 0 < row["cost"] <= 1 and 2 <= row["mean_bits"] <= 8 and row["seconds"] > 0
     assert [row["lr"] for row in rows(tmp_path / "run", "train")][::7] == pytest.approx([0.1, 0.001])
+
+
+def test_a_line_tells_the_bits_of_its_own_step(tmp_path):
+    assert run(tmp_path / "run", "log_every=1") == 0
+    found, bits = rows(tmp_path / "run", "train"), Trajectory.load(tmp_path / "run" / "schedule.parquet").bits.double()
+    costs = [row["cost"] for row in found]
+    means = [sum(costs[: i + 1]) / (i + 1) for i in range(len(costs))]
+    assert len(set(costs)) > 2 and [row["mean_cost"] for row in found] == pytest.approx(means, rel=1e-5)
+    assert [row["mean_bits"] for row in found] == pytest.approx(bits[..., :2].mean((1, 2)).tolist())
+
+
+def test_what_to_try_next_keeps_the_other_budgets(tmp_path, capsys):
+    assert run(tmp_path / "run", "epochs=1", "target_inference=0.6", "target_size=0.0006") == 0
+    out = capsys.readouterr().out
+    another = next(line for line in out.splitlines() if line.endswith("# another budget")).split()
+    assert resolve(another[3:-3]).values["target_size"] == 0.0006 and "target_inference=0.6" in another
+    rival = next(line for line in out.splitlines() if line.endswith("# a rival"))
+    assert "target_size" not in rival, "which does not look at it"
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert f"weights take {result['weight_mib']:.3g} MiB (budget 0.0006)" in out
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path):

@@ -65,6 +65,17 @@ class Trajectory:
         rows = self._rows[: len(self._progress)].cpu()
         return torch.cat([rows, self._last[1].cpu()[None]]) if len(self) > len(rows) else rows
 
+    @property
+    def last(self) -> Tensor:
+        """(layers, kinds) uint8 on the host: the bits of the newest record, which is never thinned out.
+
+        Raises:
+            ValueError: nothing is recorded yet.
+        """
+        if self._last is None:
+            raise ValueError("No step is recorded yet: ldp.step(progress) records one.")
+        return self._last[1].cpu()
+
     def _repr_html_(self) -> str:
         """Bits of every layer (weights, inputs, gradients) at five moments of what is recorded."""
         bits, progress = self.bits, self.progress

@@ -6,12 +6,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import html_table
+from ..messages import did_you_mean
+from .forecast import sensor_of
+from .summary import short
 
 if TYPE_CHECKING:
     from .controller import Controller
 
 Draw = Callable[["Controller", str], Any]
 _draw: list[Draw] = []
+
+PICTURES = ("schedule", "allocation", "damage", "front")
+"""The kinds of `Controller.plot`."""
+OF_DAMAGES = ("damage", "front")
 
 
 def provide_drawing(draw: Draw) -> None:
@@ -30,6 +37,14 @@ def drawn(controller: Controller, kind: str) -> Any:
     return _draw[0](controller, kind)
 
 
+def check_picture(controller: Controller, kind: str) -> None:
+    """ValueError on an unknown kind, and on one of damages under a policy that measures none."""
+    if kind not in PICTURES:
+        raise ValueError(f"Unknown kind of picture {kind!r}.{did_you_mean(kind, PICTURES)}")
+    if kind in OF_DAMAGES:
+        sensor_of(controller)
+
+
 def as_html(controller: Controller) -> str:
     """What the controller holds, its costs beside their budgets, and the table of its layers behind a click."""
     cost, (_, progress) = controller.cost(), controller.spent
@@ -37,13 +52,17 @@ def as_html(controller: Controller) -> str:
     title = f"{type(controller.model).__name__}: {len(controller.specs):,} layers, policy {controller.policy.name}, {state}"
     if not controller.profiled:
         return html_table.lines([title]) + controller.summary()._repr_html_()
-    target = controller.space.target_cost
+    space = controller.space
     rows = [
-        ("training, mean so far", f"{cost.mean_relative:.4f}", "" if target is None else f"{target:g}"),
+        ("training, mean so far", f"{cost.mean_relative:.4f}", _budget(space.target_cost)),
         ("training, now", f"{cost.relative:.4f}", ""),
-        ("inference, now", f"{cost.relative_inference:.4f}", ""),
-        ("weights, now", f"{cost.weight_mib:,.3f} MiB", ""),
+        ("inference, now", f"{cost.relative_inference:.4f}", _budget(space.target_inference)),
+        ("weights, now", f"{short(cost.weight_mib)} MiB", _budget(space.target_size, " MiB")),
         ("MACs in quantized products", f"{controller.coverage.share:.1%}", ""),
     ]
     costs = html_table.table(("relative to the highest bits", "cost", "budget"), rows)
     return html_table.lines([title]) + costs + html_table.folded("layers", controller.summary()._repr_html_())
+
+
+def _budget(most: float | None, unit: str = "") -> str:
+    return "" if most is None else f"{most:g}{unit}"

@@ -12,6 +12,7 @@ from ..bits.within_limits import search_of
 
 if TYPE_CHECKING:
     from .controller import Controller
+    from .damage_sensor import DamageSensor
 
 KINDS = {3: ("weight", "input", "grad"), 4: ("weight", "input", "grad", "weight_grad")}
 
@@ -83,18 +84,23 @@ def _point(controller: Controller, choice) -> FrontPoint:
     return FrontPoint(choice.cost, choice.damage, dict(zip(controller.specs, rows, strict=True)), inference / highest, size)
 
 
-def _search(controller: Controller) -> LeastDamage:
-    """Raises ValueError where nothing is measured."""
-    sensor = controller.sensor
-    if sensor is None:
+def sensor_of(controller: Controller) -> DamageSensor:
+    """Raises ValueError where the policy does not measure what rounding costs."""
+    if controller.sensor is None:
         raise ValueError(
             f"The policy {controller.policy.name!r} does not measure what rounding costs the loss; "
             "apply(model, policy='learned', ...) does."
         )
+    return controller.sensor
+
+
+def _search(controller: Controller) -> LeastDamage:
+    """Raises ValueError where nothing is measured."""
+    sensor, every = sensor_of(controller), controller.space.sense_every
     if not sensor.ready:
+        when = "every training step" if every == 1 else f"the first training step, and every {every} steps from there"
         raise ValueError(
-            f"Nothing is measured yet: that happens at the first training step, and at every {controller.space.sense_every}th. "
-            "Run a forward and a backward in training mode, and ldp.step()."
+            f"Nothing is measured yet: that happens at {when}. Run a forward and a backward in training mode, and ldp.step()."
         )
     curves = sensor.curves(controller.tensors.bits.shape[1])
     return search_of(controller.problem.to("cpu"), curves, controller.levels.cpu())

@@ -62,9 +62,9 @@ def _notes(controller: Controller) -> list[str]:
     if (profile := controller.profile) is None:
         return ["MACs are not counted yet: give example_inputs to apply(), or run one forward."]
     lines = [
-        f"training {cost.training_bitops / 1e9:,.3f} GBitOPs a sample = {cost.relative:.3f} of the highest bits; "
-        f"inference {cost.inference_bitops / 1e9:,.3f} GBitOPs = {cost.relative_inference:.3f}; "
-        f"weights {cost.weight_mib:,.3f} MiB",
+        f"training {short(cost.training_bitops / 1e9)} GBitOPs a sample = {short(cost.relative)} of the highest bits; "
+        f"inference {short(cost.inference_bitops / 1e9)} GBitOPs = {short(cost.relative_inference)}; "
+        f"weights {short(cost.weight_mib)} MiB",
         *_budgets(controller, cost),
         f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {profile.inputs}",
     ]
@@ -82,11 +82,11 @@ def _budgets(controller: Controller, cost: Cost) -> list[str]:
     """A line on how far each budget is used, where the final bits have budgets."""
     space, out = controller.space, []
     if space.target_cost is not None:
-        out.append(f"training {cost.mean_relative:.3f} of {space.target_cost:g} so far")
+        out.append(f"training {short(cost.mean_relative)} of {space.target_cost:g} so far")
     if space.target_inference is not None:
-        out.append(f"inference {cost.relative_inference:.3f} of {space.target_inference:g}")
+        out.append(f"inference {short(cost.relative_inference)} of {space.target_inference:g}")
     if space.target_size is not None:
-        out.append(f"weights {cost.weight_mib:,.3f} of {space.target_size:g} MiB")
+        out.append(f"weights {short(cost.weight_mib)} of {space.target_size:g} MiB")
     return ["budgets: " + "; ".join(out)] if controller.problem.limits else []
 
 
@@ -98,6 +98,11 @@ def _strays(found) -> list[str]:
 
 def _ranges(low: list, high: list) -> str:
     return " ".join(f"{a:.0f}" if a == b else f"{a:.0f}-{b:.0f}" for a, b in zip(low, high, strict=True))
+
+
+def short(value: float) -> str:
+    """A number in three decimals, and in three significant digits where these would leave little of it."""
+    return f"{value:,.3f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"
 
 
 def elide(name: str, width: int) -> str:

@@ -45,7 +45,7 @@ def overhead(run: Session) -> str | None:
     every = run.ldp.space.sense_every
     with_ldp += (sensing - with_ldp) / every if sensing else 0.0
     both = f"{_seconds(with_ldp)} against {_seconds(plain)}, without the optimizer"
-    also = f"; every {every}th, which measures, {_seconds(sensing)}" if sensing else ""
+    also = f"; one in {every}, which measures, {_seconds(sensing)}" if sensing else ""
     return f"a step takes {with_ldp / plain:.2f}x of the plain step ({both}{also})"
 
 

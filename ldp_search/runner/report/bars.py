@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 
 from .layers import Layer
+from .load import Run
 from .schedule import KINDS
 from .style import FAINT, INK, SERIES, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges, say_on_top
 
@@ -13,10 +16,10 @@ AROUND = 1.2  # inches
 COST = "training cost (bit operations of the run)"
 
 
-def layers_figure(layers: list[Layer], scale: BitScale, title: str = "Bits at the end") -> bytes:
+def layers_figure(run: Run, layers: list[Layer], scale: BitScale) -> bytes:
     """Bits of each layer, beside its share of the training cost and of the MACs."""
     with drawing(WIDTH, height_of(layers)) as (figure, png):
-        draw_layers(figure, layers, scale, title)
+        draw_layers(figure, run, layers, scale)
     return bytes(png)
 
 
@@ -29,14 +32,14 @@ def height_of(layers: list[Layer]) -> float:
     return float(np.clip(0.24 * (len(_rows(layers)) - 1), 1.3, TALLEST - 1.4)) + AROUND
 
 
-def draw_layers(figure, layers: list[Layer], scale: BitScale, title: str) -> None:
+def draw_layers(figure, run: Run, layers: list[Layer], scale: BitScale) -> None:
     """The two panels of `layers_figure`."""
     edges = _rows(layers)
     rows = len(edges) - 1
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.1))
     _bits_bars(left, layers, edges, scale)
-    left.set_title(title, pad=22)
-    _share_bars(right, layers, edges)
+    left.set_title("Bits at the end" if run.finished else "Bits now", pad=22)
+    _share_bars(right, layers, edges, f"known {run.counts_come}")
     left.set_ylim(rows - 0.4, -0.6)
     label_rows(left, [layers[i].name for i in edges[:-1]], height_of(layers) - AROUND)
     if rows < len(layers):
@@ -54,10 +57,12 @@ def _bits_bars(axis, layers: list[Layer], edges: np.ndarray, scale: BitScale) ->
     if not tied:
         axis.scatter(bits["input"], places, label="inputs", **_marks(places, "D"))
     split = not np.isnan(bits["weight_grad"]).all()
-    for kind, label, colour in (("grad", "gradients" + ", dL/dx" * split, 1), ("weight_grad", "gradients, dL/dw", 2)):
+    tick = {"marker": "|", "linewidth": 1.6, "zorder": 3}
+    # Two gradients at the same bits are both seen: the second tick is the shorter one.
+    for kind, label, size, colour in (("grad", "gradients" + ", dL/dx" * split, 2, 1), ("weight_grad", "dL/dw", 0.7, 3)):
         if not np.isnan(bits[kind]).all():
-            tick = {"s": 2 * _marks(places, "|")["s"], "marker": "|", "color": SERIES[colour], "linewidth": 1.6, "zorder": 3}
-            axis.scatter(bits[kind], places, label=label, **tick)
+            size *= _marks(places, "|")["s"]
+            axis.scatter(bits[kind], places, s=size, color=SERIES[colour], label=label, **tick)
     highest = np.nanmax([np.nanmax(b) for b in bits.values() if not np.isnan(b).all()], initial=1)
     axis.set_xlim(0, highest * 1.04)
     axis.set_xticks(np.arange(0, highest + 1, max(1, int(np.ceil(highest / 8)))))
@@ -72,14 +77,13 @@ def _marks(places: np.ndarray, marker: str) -> dict:
     return {"s": size, "marker": marker, "color": "white", "edgecolor": INK, "linewidth": 0.9, "zorder": 3}
 
 
-def _share_bars(axis, layers: list[Layer], edges: np.ndarray) -> None:
+def _share_bars(axis, layers: list[Layer], edges: np.ndarray, unknown: str) -> None:
     cost = 100 * _by_row([layer.cost_share for layer in layers], edges, np.nansum)
     macs = 100 * _by_row([layer.mac_share for layer in layers], edges, np.nansum)
     axis.set_title("Share of the training cost", pad=22)
     axis.tick_params(axis="y", length=0)
     if not cost.any() and not macs.any():
-        note = "known once allocation.json\nis written"
-        axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", color=FAINT)
+        axis.text(0.5, 0.5, textwrap.fill(unknown, 32), transform=axis.transAxes, ha="center", color=FAINT)
         axis.set_xticks([])
         return
     places = np.arange(len(edges) - 1)
@@ -100,7 +104,7 @@ def _legend_above(axis) -> None:
         [labels[i] for i in order],
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=3,
+        ncols=4,
         borderpad=0.2,
         borderaxespad=0.2,
         handletextpad=0.5,

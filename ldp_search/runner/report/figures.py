@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...core import Controller
-from ...core.messages import did_you_mean
+from ...core.controller.display import check_picture
 from . import bars, heatmap
 from .curves import COSTS_HEIGHT, draw_costs
 from .forecast import damage_height, draw_damage, draw_front
@@ -21,8 +21,7 @@ def draw(ldp: Controller, kind: str = "schedule") -> StyledFigure:
     Raises:
         ValueError: an unknown kind, or nothing is measured yet that it would show.
     """
-    if kind not in FIGURES:
-        raise ValueError(f"Unknown kind of picture {kind!r}.{did_you_mean(kind, FIGURES)}")
+    check_picture(ldp, kind)
     with styled():
         return FIGURES[kind](ldp)
 
@@ -51,8 +50,7 @@ def _allocation(ldp: Controller) -> StyledFigure:
     layers = layers_of(run)
     seen = [getattr(layer, kind) for layer in layers for kind in KINDS]
     figure = StyledFigure(WIDTH, bars.height_of(layers))
-    title = "Bits at the end" if run.finished else "Bits now"
-    bars.draw_layers(figure, layers, BitScale.covering(seen, run.bit_range), title)
+    bars.draw_layers(figure, run, layers, BitScale.covering(seen, run.bit_range))
     return figure
 
 

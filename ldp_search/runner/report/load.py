@@ -120,6 +120,13 @@ class Run:
         return first(self.result.get("weight_mib"), self.allocation.get("weight_mib"))
 
     @property
+    def counts_come(self) -> str:
+        """When the MACs of its layers are known, while they are not."""
+        if self.folder is None:
+            return "after one forward, or from the start with example_inputs given to apply()"
+        return "once allocation.json is written"
+
+    @property
     def coverage(self) -> dict:
         found = self.allocation.get("coverage")
         return found if isinstance(found, dict) else {}

@@ -48,7 +48,7 @@ def run_sections(run: Run, scale: BitScale, pictures: Pictures, prefix: str = ""
     if layers:
         yield html.heading("The layers at the end" if run.finished else "The layers now")
         caption = "Bits of every layer, and its share of the bit operations that the training took and of the MACs"
-        yield show("layers.png", layers_figure(layers, scale, "Bits at the end" if run.finished else "Bits now"), caption)
+        yield show("layers.png", layers_figure(run, layers, scale), caption)
     if run.metrics:
         yield html.heading("The training")
         costs = f"cost accumulated and in force, relative to {run.static_name}"
@@ -116,8 +116,8 @@ def _coverage(run: Run, layers: list[Layer]) -> Iterator[str]:
         return
     yield html.heading("Coverage")
     total, share = total_macs(run, layers), number(run.coverage.get("share"))
-    if not run.allocation:
-        yield html.paragraph("MACs and coverage are known once allocation.json is written; these are the bits now.")
+    if not run.allocation or (run.folder is None and share is None):
+        yield html.paragraph(f"MACs and coverage are known {run.counts_come}; these are the bits now.")
     elif share is not None:
         yield html.paragraph(f"{percent(share)} of the model's {count(total)} MACs per sample are quantized.")
     columns = SPLIT if any(one.weight_grad == one.weight_grad for one in layers) else COLUMNS

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 KINDS = ("weight", "input", "grad", "weight_grad")
-"""What bits are recorded for, in the order in which everything here shows them; the last where a space splits the gradient's."""
+"""What bits are recorded for, in the order of every table and picture; the last where a space splits the gradient's."""
 GRADIENTS = KINDS[2:]
 
 

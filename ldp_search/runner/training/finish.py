@@ -20,6 +20,7 @@ import ldp_search
 
 from ...config.overlay import as_component
 from ...config.task_file import display_name
+from ...core.controller.summary import short
 from ..io.atomic import finite, write_whole
 from ..tasks import metrics
 from .batches import TrainKeys
@@ -132,6 +133,12 @@ def _again(output: Path) -> str:
     return " ".join([*words[:3], *map(shlex.quote, kept)])
 
 
+def _budgets(result: dict[str, Any]) -> str:
+    """This run's other budgets, as words."""
+    kept = {name: result.get(name) for name in ("target_inference", "target_size")}
+    return "".join(f" {name}={value}" for name, value in kept.items() if value is not None)
+
+
 def _at_most(target: float | None) -> str:
     return "" if target is None else f" (budget {target:g})"
 
@@ -148,7 +155,7 @@ def table(output: Path) -> str:
         (
             "mean bits",
             f"{r['mean_bits']:.2f}",
-            f"of weights and inputs at the end; weights take {r['weight_mib']:.3f} MiB{_at_most(r.get('target_size'))}",
+            f"of weights and inputs at the end; weights take {short(r['weight_mib'])} MiB{_at_most(r.get('target_size'))}",
         ),
         ("time", f"{r['seconds']:.0f} s", f"{r['steps']:,} steps on {r['processes']} x {r['device']}"),
     ]
@@ -163,7 +170,7 @@ def table(output: Path) -> str:
         "Try next\n"
         f"  {again} space={rival} output=runs/{rival}    # a rival\n"
         f"  python -m ldp_search.report {output} runs/{rival} output=runs/compared    # both side by side\n"
-        f"  {again} target_cost=0.3    # another budget\n"
+        f"  {again} target_cost=0.3{_budgets(r)}    # another budget\n"
         f"  tensorboard --logdir {output}\n"
         "  python -m ldp_search.run --help"
     )

@@ -103,7 +103,7 @@ def _log(run: Session, due: bool) -> bool:
     if not math.isfinite(metrics["loss"]):
         raise Diverged(f"The loss is {metrics['loss']} at step {run.step} of {run.total_steps}.")
     metrics["lr"] = run.optimizer.param_groups[0]["lr"]
-    row = run.journal.row("train", run.step, run.place() | metrics | run.figures())
+    row = run.journal.row("train", run.step, run.place() | metrics | run.figures_of_step())
     run.journal.show(row)
     return wanted > 0
 

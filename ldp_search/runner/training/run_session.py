@@ -62,8 +62,21 @@ class Session:
     def figures(self) -> dict[str, float]:
         """Cost and bits in force. Waits for the device."""
         cost = self.ldp.cost()
-        bits = [b for row in self.ldp.bits().values() for b in row[:2] if b < FULL_PRECISION]
-        return {"cost": cost.relative, "mean_cost": cost.mean_relative, "mean_bits": sum(bits) / max(1, len(bits))}
+        rows = [list(row) for row in self.ldp.bits().values()]
+        return {"cost": cost.relative, "mean_cost": cost.mean_relative, "mean_bits": _mean_bits(rows)}
+
+    def figures_of_step(self) -> dict[str, float]:
+        """`figures` of the step that was last: of the bits that it was computed with, which have moved on by now."""
+        spent, progress = self.ldp.spent
+        bits = self.ldp.trajectory.last
+        cost = float(self.ldp.problem.to("cpu").relative_cost(bits.double()))
+        return {"cost": cost, "mean_cost": spent / progress, "mean_bits": _mean_bits(bits.tolist())}
+
+
+def _mean_bits(rows: list[list[int]]) -> float:
+    """Over the weights and inputs that are quantized."""
+    bits = [b for row in rows for b in row[:2] if b < FULL_PRECISION]
+    return sum(bits) / max(1, len(bits))
 
 
 def save_session(run: Session) -> None:
