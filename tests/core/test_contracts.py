@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ldp_search.core import Latency
 from ldp_search.core.bits import cost
+from ldp_search.core.bits.limits import Limit
 from ldp_search.core.registry import build, names
 from ldp_search.testing import BackendContract, CostContract, GradQuantizerContract, PolicyContract, QuantizerContract
 
@@ -50,9 +50,14 @@ class TestWeightMib(CostContract):
         return cost.weight_mib(MACS, bits)
 
 
-class TestLatency(CostContract):
+class TestBudgetOfInference(CostContract):
     def cost(self, bits):
-        return Latency({name: {2: 1.0, 4: 2.0, 8: 3.0} for name in "ab"})(["a", "b"], bits)
+        return Limit("target_inference", 0.5, MACS / MACS.sum(), True, "of the operations").layer_costs(bits)
+
+
+class TestBudgetOfSize(CostContract):
+    def cost(self, bits):
+        return Limit("target_size", 0.5, MACS / MACS.sum(), False, "MiB").layer_costs(bits)
 
 
 def failures(contract: type) -> list[str]:

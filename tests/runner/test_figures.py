@@ -102,7 +102,7 @@ def test_layers_are_those_of_the_saved_run(ldp, tmp_path):
 
 
 def test_split_gradients_are_both_shown_and_both_counted(tmp_path):
-    split = trained(split_gradient=True, grad_bits=(2, 8))
+    split = trained(until=19, split_gradient=True, grad_bits=(2, 8))
     with torch.no_grad():
         split.tensors.bits.copy_(torch.tensor([[4, 5, 3, 7], [6, 4, 8, 2], [8, 8, 5, 5]]))
     split.trajectory.append(1.0, split.tensors.bits)
