@@ -61,7 +61,8 @@ ROWS = {
         Row("fp32", None),
         Row("static8_new", _static(8, 8, 8, NEW)),
         Row("learned_0.633", _learned(0.633)),
-        # One part of the method taken out at a time.
+        # One part of the method taken out, or changed, at a time.
+        Row("grad_rate_0.25", _learned(0.3165, policy={"name": "learned", "grad_rate": 0.25}), 3),
         Row("without_input_clip", _learned(0.3165, input_quantizer="minmax"), 3),
         Row("without_weight_grid", _learned(0.3165, weight_quantizer="minmax"), 3),
         Row("without_sample_scales", _learned(0.3165, grad_quantizer="symmetric"), 3),

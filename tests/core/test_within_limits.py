@@ -281,7 +281,7 @@ def test_budgets_are_judged_once_operations_are_counted(more):
     for step in range(steps):
         model(torch.randn(4, 8, 6, 6)).square().mean().backward()
         ldp.step((step + 1) / steps)
-    assert ldp.cost().mean_relative == pytest.approx(0.32, rel=0.01)
+    assert ldp.cost().mean_relative == pytest.approx(0.32, rel=0.005)
     refused = ldp_search.apply(Uneven(), space | {"target_inference": 0.01})
     with pytest.raises(ValueError, match="target_inference=0.01 cannot be met: the lowest bits take"):
         refused(torch.randn(4, 8, 6, 6))

@@ -61,6 +61,12 @@ def fork(function, *args, **kwargs) -> int:
         os._exit(status)
 
 
+def printed(program: str) -> str:
+    """What a Python program prints in a process of its own; it must not fail."""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    return found.stdout.strip()
+
+
 def torchrun(*script: str) -> subprocess.CompletedProcess:
     """Two processes on this machine; none of them outlives the call."""
     return _group([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *script])

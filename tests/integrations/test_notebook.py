@@ -1,11 +1,9 @@
 """A training that is watched: every batch passes, pictures come in time and never stop a training."""
 
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny import printed
 
 import ldp_search
 from ldp_search import notebook
@@ -93,9 +91,7 @@ def test_outside_of_a_notebook_nothing_is_imported():
         "for i in ldp_search.notebook.watch(range(4), ldp, every=0): ldp.step((i + 1) / 4)\n"
         "print(i, [m for m in ('matplotlib', 'IPython') if m in sys.modules])"
     )
-    root = Path(ldp_search.__file__).parents[1]
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True)
-    assert found.stdout.strip() == "3 []"
+    assert printed(program) == "3 []"
 
 
 def test_callback_of_the_trainer(shown, tmp_path):

@@ -2,15 +2,13 @@
 
 import io
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import printed
 from torch import nn
 from torch.nn import functional as F
 
@@ -176,9 +174,7 @@ def test_drawing_loads_pyplot_never_and_matplotlib_late(ldp):
         "ldp.plot('allocation').png()\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )
-    root = Path(ldp_search.__file__).parents[1]
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True)
-    assert found.stdout.strip() == "False"
+    assert printed(program) == "False"
 
 
 def test_report_of_a_controller(ldp, tmp_path):

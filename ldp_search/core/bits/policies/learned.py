@@ -20,9 +20,8 @@ import torch
 
 from ...messages import check_choice
 from ...registry import register
-from ..least_damage import LeastDamage
 from ..reachable import about_equal
-from ..within_limits import LeastDamageWithin
+from ..within_limits import search_of
 from .base import Policy
 from .budget import STARTS, allocation_at_cost, check_shares, check_within, split_budget, start_at
 
@@ -142,20 +141,17 @@ class Learned(Policy):
         curves = signals.damage()
         return curves * rates[: curves.shape[1], None]
 
-    def _least_damage(self, signals) -> LeastDamage:
-        return LeastDamage(self.problem.to("cpu"), self._curves(signals), self.problem.levels.cpu())
-
-    def _within(self, signals) -> LeastDamageWithin:
-        """As `_least_damage`, where the final bits have budgets of their own."""
+    def _search(self, signals) -> Any:
+        """A `LeastDamage`; where the final bits have budgets of their own, a `LeastDamageWithin`."""
         p = self.problem
-        return LeastDamageWithin(p.to("cpu"), self._curves(signals), p.levels.cpu(), self.state.get("prices"))
+        return search_of(p.to("cpu"), self._curves(signals), p.levels.cpu(), self.state.get("prices"))
 
     def _decide(self, signals):
         """The bits in force after the changes that pay."""
         s, p = self.state, self.problem
         if p.limits:
             return self._decide_within(signals)
-        search, now = self._least_damage(signals), self.state["bits"].cpu().double()
+        search, now = self._search(signals), self.state["bits"].cpu().double()
         if p.target_cost is None:
             s["price"] = self._weighted_price()
             return search.moved(s["price"], now, self.inertia).bits
@@ -165,7 +161,7 @@ class Learned(Policy):
 
     def _decide_within(self, signals):
         """As `_decide`. The budgets of the final bits hold for those in force too: bits that change late do harm."""
-        s, search, now = self.state, self._within(signals), self.state["bits"].cpu().double()
+        s, search, now = self.state, self._search(signals), self.state["bits"].cpu().double()
         left = self._left(signals) if self.problem.target_cost is not None else None
         _, s["price"] = search.settle(left, now, self._weighted_price() if left is None else s["price"])
         s["prices"] = search.prices
@@ -193,7 +189,7 @@ class Learned(Policy):
         if signals.damage is None:
             below, above = allocation_at_cost(p, bits, left)
         else:
-            below, above, _ = self._least_damage(signals).at_budget(left, bits.cpu().double(), self.state["price"])
+            below, above, _ = self._search(signals).at_budget(left, bits.cpu().double(), self.state["price"])
             below, above = (choice.bits.to(p.low) for choice in (below, above))
         return split_budget(below, above, p, left, signals.progress)
 
@@ -205,5 +201,5 @@ class Learned(Policy):
             below, above = about_equal(p, left)
         else:
             price = self._weighted_price() if left is None else self.state["price"]
-            below, above = (choice.bits.to(p.low) for choice in self._within(signals).at_budget(left, bits, price)[:2])
+            below, above = (choice.bits.to(p.low) for choice in self._search(signals).at_budget(left, bits, price)[:2])
         return [(0.0, below)] if left is None else split_budget(below, above, p, left, signals.progress)
