@@ -9,10 +9,13 @@ PUBLISHED = {"weight_quantizer": "minmax", "input_quantizer": "minmax", "grad_qu
 NEW = {
     "weight_quantizer": {"name": "mse", "exact_zero": False},
     "input_quantizer": "mse",
-    "grad_quantizer": "per_sample",
+    "grad_quantizer": "per_block",
 }
-"""Ranges of least squared error, gradients with one scale a sample."""
-SEARCHED = {"bits": (2, 8), "grad_bits": (3, 8)}
+"""Ranges of least squared error, gradients with one scale for 32 values along what a product sums over."""
+A_SAMPLE = NEW | {"grad_quantizer": "per_sample"}
+"""The same with one scale a sample."""
+SEARCHED = {"bits": (2, 8), "grad_bits": (3, 8), "split_gradient": True}
+ONE_GRADIENT = SEARCHED | {"split_gradient": False}
 OLD_SIGNAL = {"policy": "bit_gradient", "bits": (2, 8), "grad_bits": 8}
 
 
@@ -61,11 +64,16 @@ ROWS = {
         Row("fp32", None),
         Row("static8_new", _static(8, 8, 8, NEW)),
         Row("learned_0.633", _learned(0.633)),
+        Row("uniform_554_sample_scales", _static(5, 5, 4, A_SAMPLE)),
         # One part of the method taken out, or changed, at a time.
+        Row("learned_0.3165_one_gradient", _learned(0.3165, **ONE_GRADIENT), 3),
+        Row("learned_0.3165_sample_scales", _learned(0.3165, **A_SAMPLE, **ONE_GRADIENT), 3),
+        Row("learned_0.25_sample_scales", _learned(0.25, **A_SAMPLE, **ONE_GRADIENT), 3),
+        Row("learned_0.386_sample_scales", _learned(0.386, **A_SAMPLE, **ONE_GRADIENT), 3),
         Row("grad_rate_0.25", _learned(0.3165, policy={"name": "learned", "grad_rate": 0.25}), 3),
         Row("without_input_clip", _learned(0.3165, input_quantizer="minmax"), 3),
         Row("without_weight_grid", _learned(0.3165, weight_quantizer="minmax"), 3),
-        Row("without_sample_scales", _learned(0.3165, grad_quantizer="symmetric"), 3),
+        Row("without_fine_scales", _learned(0.3165, grad_quantizer="symmetric"), 3),
         Row("without_freeze", _learned(0.3165, policy={"name": "learned", "freeze": 0.0}), 3),
     )
 }

@@ -24,7 +24,7 @@ from ..bits.damage import (
     X_SQUARE,
     Sensed,
 )
-from ..quantize.gradient_quantizers import GradQuantizer, PerSample
+from ..quantize.gradient_quantizers import GradQuantizer
 
 PART = 16  # of a layer's batch, that the variance of its gradient is measured on
 SMALLEST = 1e-38  # of a sum of squares that something is divided by
@@ -91,7 +91,7 @@ class Sense:
         if quantizer is None:
             return
         parts = (quantizer, quantizer) if self.once else quantizer.parts(self.channel_dim)
-        alone = all(isinstance(part, PerSample) for part in parts)  # otherwise the whole batch has a say in every scale
+        alone = all(part.within_samples(g) for part in parts)
         count = max(1, len(g) // self.part) if alone else len(g)
         scale, apart = len(g) / count, len(g) // count
         # Spread over the batch, whose head is no fair sample where time comes first; of a whole one x may have another length.

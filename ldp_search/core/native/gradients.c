@@ -180,3 +180,56 @@ void ldp_gradient_slices(const void *x, int x_type, void *y, int y_type, shape_t
     else if (s.outer == 1) whole_slices(t, s, scales, threads);
     else scattered_slices(t, s, scales, threads);
 }
+
+/* -- symmetric grids, one for every `size` values along s.channels ------------------------------------------------------------ */
+
+/* Blocks that follow one another in memory; of a row of `length`, the last one may be short. */
+static void blocks_along(task_t t, int64_t rows, int64_t length, int64_t size, int threads) {
+    int64_t step = size < BLOCK ? BLOCK / size * size : size, parts = (length + step - 1) / step;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t k = 0; k < rows * parts; k++) {
+        float buffer[BLOCK], scales[BLOCK], inverses[BLOCK];
+        int64_t from = k % parts * step, n = length - from < step ? length - from : step, start = k / parts * length + from;
+        if (size > BLOCK) { round_slice(t, start, n, scale_of(largest_of(t.x, t.x_type, start, n, 0), t.most)); continue; }
+        const float *v = load(t.x, t.x_type, start, n, buffer);
+        for (int64_t i = 0; i < n; i += size) {
+            int64_t m = n - i < size ? n - i : size;
+            int32_t largest = 0;
+            for (int64_t j = i; j < i + m; j++) { int32_t b = magnitude(v[j]); largest = b > largest ? b : largest; }
+            float scale = scale_of(largest, t.most), inverse = 1 / scale;
+            for (int64_t j = i; j < i + m; j++) scales[j] = scale, inverses[j] = inverse;
+        }
+        round_block(t, start, n, scales, inverses, 0, 1, 0);
+    }
+}
+
+/* Blocks across rows of `inner` values. */
+static void blocks_across(task_t t, shape_t s, int64_t size, int threads) {
+    int64_t blocks = (s.channels + size - 1) / size, parts = (s.inner + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t k = 0; k < s.outer * blocks * parts; k++) {
+        float buffer[BLOCK], scales[BLOCK], inverses[BLOCK];
+        int32_t largest[BLOCK];
+        int64_t first = k / parts % blocks * size, rows = s.channels - first < size ? s.channels - first : size;
+        int64_t from = k % parts * BLOCK, n = s.inner - from < BLOCK ? s.inner - from : BLOCK;
+        int64_t start = (k / parts / blocks * s.channels + first) * s.inner + from;
+        memset(largest, 0, n * sizeof *largest);
+        for (int64_t r = 0; r < rows; r++) {
+            const float *v = load(t.x, t.x_type, start + r * s.inner, n, buffer);
+            for (int64_t i = 0; i < n; i++) { int32_t b = magnitude(v[i]); largest[i] = b > largest[i] ? b : largest[i]; }
+        }
+        for (int64_t i = 0; i < n; i++) scales[i] = scale_of(largest[i], t.most), inverses[i] = 1 / scales[i];
+        for (int64_t r = 0; r < rows; r++) round_block(t, start + r * s.inner, n, scales, inverses, 0, 1, 0);
+    }
+}
+
+/* y = x on symmetric grids of so many bits, one for every `size` values along s.channels; zero stays zero. y has the type of x. */
+void ldp_gradient_blocks(const void *x, int x_type, void *y, int y_type, shape_t s, int64_t size, const float *bits,
+        uint64_t seed, int threads) {
+    float most = exp2f(*bits - 1) - 1;
+    task_t t = {x, x_type, y, y_type, -most, most, 0, seed};
+    size = size < s.channels ? size : s.channels;
+    if (s.inner > 1) blocks_across(t, s, size, threads);
+    else if (s.channels % size == 0) blocks_along(t, 1, s.outer * s.channels, size, threads);
+    else blocks_along(t, s.outer, s.channels, size, threads);
+}

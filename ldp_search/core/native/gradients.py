@@ -16,6 +16,7 @@ from .shapes import Shape
 
 _AFFINE = Kernel("ldp_gradient_affine", FLOATS, VALUES, LONG, FP32, SEED, FP32)
 _SLICES = Kernel("ldp_gradient_slices", FLOATS, VALUES, SHAPE, FP32, SEED, FP32)
+_BLOCKS = Kernel("ldp_gradient_blocks", FLOATS, VALUES, SHAPE, LONG, FP32, SEED)
 
 
 def draw_seed(device: torch.device) -> int:
@@ -35,3 +36,10 @@ def symmetric(g: Tensor, shape: Shape, bits: Tensor, seed: int, dtype: torch.dty
     y, scales = torch.empty_like(g, dtype=dtype), empty(shape[1], torch.float32)
     _SLICES(g.numel(), g, y, shape, bits, seed, scales)
     return y, scales
+
+
+def blocks(g: Tensor, shape: tuple[int, int, int], size: int, bits: Tensor, seed: int) -> Tensor:
+    """g with one symmetric grid for each `size` values along the middle of `shape`, (outer, length, inner)."""
+    y = torch.empty_like(g)
+    _BLOCKS(g.numel(), g, y, shape, size, bits, seed)
+    return y

@@ -16,12 +16,12 @@ from . import gradients as gradients_on_cpu
 from . import grids as grids_on_cpu
 from . import passes as passes_on_cpu
 from .library import takes
-from .shapes import along, axes_of, grid_shape, shape_along, shape_of_slices
+from .shapes import along, axes_of, grid_shape, shape_along, shape_of_blocks, shape_of_slices
 
-AFFINE, SYMMETRIC = 0, 1
-"""Forms of a gradient's grid: of the whole tensor, from its minimum to its maximum; symmetric, with a scale a slice."""
+AFFINE, SYMMETRIC, BLOCKS = 0, 1, 2
+"""Forms of a gradient's grid: of the whole tensor, from its minimum to its maximum; symmetric, with a scale a slice, or a block."""
 Form = tuple[int, tuple[int, ...]]
-"""One of these, and the dimensions along which the scale differs."""
+"""One of these; the dimensions along which the scale differs. Of blocks: their first and last dimension, and their size."""
 
 
 def _serving(on_cpu: ModuleType, *tensors: Tensor, parameters=()) -> Any:
@@ -72,6 +72,8 @@ def grids(x: Tensor, w: Tensor, axes: tuple[int, ...], bits: Tensor) -> tuple | 
 
 def gradient_values(g: Tensor, bits: Tensor, form: Form | None, quantizer) -> Tensor | None:
     """Kernel of `gradient_quantizers._values`: on a grid that the kernel finds itself."""
+    if form is not None and form[0] == BLOCKS:
+        return _in_blocks(g, bits, *form[1])
     found = _on_own_grid(g, bits, form, g.dtype)
     return None if found is None else found[0]
 
@@ -83,7 +85,7 @@ def gradient_codes(g: Tensor, bits: Tensor, form: Form | None, quantizer) -> tup
 
 def _on_own_grid(g: Tensor, bits: Tensor, form: Form | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
     """(rounded g, scale, offset)."""
-    if form is None:
+    if form is None or form[0] == BLOCKS:
         return None
     kernels = _serving(gradients_on_cpu, g, parameters=(bits,))
     if kernels is gradients_on_cpu:
@@ -101,6 +103,13 @@ def _on_own_grid(g: Tensor, bits: Tensor, form: Form | None, dtype: torch.dtype)
     values, scales = kernels.symmetric(g, shape, bits, kernels.draw_seed(g.device), dtype)
     scale = scales.view(along(g, axes))
     return values, scale, scale.new_zeros(())
+
+
+def _in_blocks(g: Tensor, bits: Tensor, first: int, last: int, size: int) -> Tensor | None:
+    """g with a scale for each `size` values along its dimensions from `first` to `last`: on the CPU alone."""
+    if not (takes(g) and grids_on_cpu.reads(bits)) or (shape := shape_of_blocks(g, first, last)) is None:
+        return None
+    return gradients_on_cpu.blocks(g, shape, size, bits, gradients_on_cpu.draw_seed(g.device))
 
 
 def on_grid(g: Tensor, grid) -> Tensor | None:

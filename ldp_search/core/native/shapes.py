@@ -30,6 +30,17 @@ def shape_of_slices(x: Tensor, axes: tuple[int, ...]) -> Shape | None:
     return shape_along(x, axes)
 
 
+def shape_of_blocks(x: Tensor, first: int, last: int) -> Shape | None:
+    """(outer, length, inner) of a dense tensor; length: of its dimensions from `first` to `last`, in this order in memory."""
+    order = sorted((d for d in range(x.dim()) if x.shape[d] > 1), key=lambda d: -x.stride(d))
+    summed = [d for d in range(first, last + 1) if x.shape[d] > 1]
+    at = order.index(summed[0]) if summed else len(order)
+    if order[at : at + len(summed)] != summed:
+        return None
+    before, after = order[:at], order[at + len(summed) :]
+    return math.prod(x.shape[d] for d in before), math.prod(x.shape[d] for d in summed), math.prod(x.shape[d] for d in after)
+
+
 def axes_of(grid_tensor: Tensor, x: Tensor) -> tuple[int, ...] | None:
     """The axes along which a grid differs; None where it is not broadcast the way that quantizers make it."""
     if grid_tensor.numel() == 1:

@@ -1,15 +1,16 @@
 """Gradient quantizers: stochastic rounding of the gradient of a product's output, unbiased whatever the bits: E[g_q] = g.
 
 Rounding up with the probability of the fraction f has the variance  scale^2 f (1 - f)  an element, so the scale decides how
-much noise few bits make. One scale for a whole tensor is set by its one largest value. Finer scales that keep both backward
-products exact in integer arithmetic:
+much noise few bits make. One scale for a whole tensor is set by its one largest value. Finer scales, and where they stay out of
+the sums of integers:
 
     dL/dx = g w    sums over the output channels: a scale a sample (or a token) multiplies whole rows of the result;
     dL/dw = g^T x  sums over samples and positions: a scale an output channel multiplies whole rows of the result.
 
 `per_sample_channel` rounds g twice, once for each; `per_sample` rounds it once with a scale a sample for both, so that dL/dw
-needs its sums of each sample apart. "A sample" is an index of dimension 0: an image, a row of features, a sequence (`rows`: a
-token).
+needs its sums of each sample apart. `per_block` has a scale for each 32 neighbours along what the product sums over, and so needs
+its sums of each block apart, as processors with microscaling formats (MX, NVFP4) make them. "A sample" is an index of dimension
+0: an image, a row of features, a sequence (`rows`: a token).
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ class GradQuantizer(Component, kind="grad_quantizer"):
     def form(self, g: Tensor) -> kernels.Form | None:
         """The form of `grid` that kernels know; None: they know none like it."""
         return None
+
+    def within_samples(self, g: Tensor) -> bool:
+        """Whether the grid of each index of dimension 0 depends on no other, so that a part of a batch tells of the whole."""
+        return False
 
     def pair(self, g: Tensor, input_bits: Tensor | None, weight_bits: Tensor | None, channel_dim: int) -> tuple[Tensor, Tensor]:
         """(g for dL/dx, g for dL/dw); one tensor twice where quantizer and bits are the same object for both.
@@ -187,6 +192,9 @@ class PerSample(SymmetricStochastic):
         beside_channels = g.dim() - 1  # of a vector none, so that it has one scale
         return tuple(range(beside_channels if self.rows else min(1, beside_channels)))
 
+    def within_samples(self, g):
+        return True
+
     def parts(self, channel_dim):
         part = PerSample() if self.rows and channel_dim != -1 else self  # the places of a convolution are no rows
         return part, part
@@ -213,3 +221,65 @@ class PerSampleChannel(PerSample):
 
     def parts(self, channel_dim):
         return super().parts(channel_dim)[0], PerChannel(channel_dim)
+
+
+@dataclass
+class Blocks(SymmetricStochastic):
+    """One scale for each `size` neighbours along the dimensions that a product sums over: channels, or positions.
+
+    The positions are those of one sample; where it has one alone, the samples of the batch.
+    """
+
+    size: int = 32
+    channel_dim: int = -1
+    channels: bool = True
+
+    def summed(self, g: Tensor) -> tuple[int, int]:
+        """(first, last) dimension of g along which blocks lie."""
+        channel = self.channel_dim % g.dim()
+        if self.channels or g.dim() == 1:
+            return channel, channel
+        if channel == g.dim() - 1:
+            return channel - 1, channel - 1
+        return (channel + 1, g.dim() - 1) if g.shape[channel + 1 :].numel() > 1 else (0, 0)
+
+    def grid(self, g, bits):
+        (first, last), most = self.summed(g), torch.exp2(bits - 1) - 1
+        values = g.float().abs().flatten(first, last)
+        length = values.shape[first]
+        blocks = -(-length // self.size)
+        short = values.new_zeros([blocks * self.size - length if d == first else n for d, n in enumerate(values.shape)])
+        largest = torch.cat([values, short], first).unflatten(first, (blocks, self.size)).amax(first + 1)
+        each = largest.repeat_interleave(self.size, first).narrow(first, 0, length).view(g.shape)
+        return GradGrid((each / most).clamp_min(TINY), None, most)
+
+    def form(self, g):
+        return (kernels.BLOCKS, (*self.summed(g), self.size)) if type(self).grid is Blocks.grid else None
+
+    def within_samples(self, g):
+        return self.summed(g)[0] > 0
+
+
+@register("grad_quantizer", "per_block")
+@dataclass
+class PerBlock(SymmetricStochastic):
+    """Gradient quantizer with exact zero and one scale for each `size` values along what a product sums over.
+
+    Those are the output channels for dL/dx and the positions of a sample for dL/dw (Rouhani et al. 2023, arXiv:2310.10537, have
+    such blocks of 32). Products of two activations, and what is outside of layers, have a scale a sample.
+    """
+
+    size: int = 32
+
+    def __post_init__(self):
+        if type(self.size) is not int or self.size < 2:
+            raise ValueError(f"size must be a number of values that share a scale, 2 at least; received {self.size!r}.")
+
+    def axes(self, g):
+        return PerSample().axes(g)
+
+    def within_samples(self, g):
+        return True
+
+    def parts(self, channel_dim):
+        return Blocks(self.size, channel_dim), Blocks(self.size, channel_dim, channels=False)
