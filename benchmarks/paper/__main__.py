@@ -5,6 +5,7 @@ cells=PATTERN,...       of NETWORK/ROW, in their order; `resnet20/*` unless give
 deadline=SECONDS        after which no cell begins, and running ones save and stop     checkpoint=SECONDS between saves
 graph=true|false        CUDA graphs        retry=true  failed cells again              commit=TEXT  where git cannot tell
 limit=SAMPLES epochs=N steps=N             cut short, for trials                       list=true    only says what would run
+inference=FOLDER        exports what was trained there, and runs it (see `inference`)
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Options:
     epochs: int | None = None
     steps: int | None = None
     report: str | None = None
+    inference: str | None = None
     list: bool = False
 
 
@@ -93,6 +95,10 @@ def main(words: list[str]) -> int:
         from .table import report
 
         return report(Path(options.report))
+    if options.inference is not None:
+        from .inference import report as inference
+
+        return inference(Path(options.inference), cells, Path(options.data))
     if options.list:
         print("\n".join(cell.name for cell in cells))
         return 0

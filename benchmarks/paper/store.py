@@ -4,6 +4,7 @@ results.jsonl            one line a cell that is done or has failed; a later lin
 cells/NAME/lease         who is at it
 cells/NAME/checkpoint.pt while it is not done
 cells/NAME/schedule.parquet, allocation.json      bits of every layer over the training, and at its end
+cells/NAME/trained.pt    the network at its end
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import ldp_search
 
 from .cells import Cell
 
+TRAINED = "trained.pt"
 ATTEMPTS = 3
 """Deaths without a word (killed, out of memory) at the same step, after which a cell counts as failed."""
 

@@ -14,7 +14,7 @@ import torch
 
 from .cells import Cell
 from .lease import Lease
-from .store import ATTEMPTS, Store
+from .store import ATTEMPTS, TRAINED, Store
 from .training import Training
 
 WAIT = 10.0  # seconds between looks at cells that others are at
@@ -115,6 +115,7 @@ class Worker:
             if not training.run(self._pause(checkpoint, lease)):
                 return
             values = training.result()
+            training.save(folder / TRAINED)
             _save_bits(training, folder)
         except Exception as error:
             traceback.print_exc()

@@ -74,7 +74,7 @@ def variances_drawn(y, g, operands, draws=300) -> list[float]:
     return [float(torch.stack(each).var(0).sum()) for each in zip(*found, strict=True)]
 
 
-@pytest.mark.parametrize("quantizer", ["per_sample", "per_sample_channel", "stochastic"])
+@pytest.mark.parametrize("quantizer", ["per_sample", "per_sample_channel", "per_block", "stochastic"])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_variances_are_those_of_drawn_gradients(name, quantizer, whole_batches):
     make, shape = PRODUCTS[name]

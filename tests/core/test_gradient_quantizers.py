@@ -13,6 +13,8 @@ from ldp_search.core import native
 from ldp_search.core.native import gradients as kernels
 from ldp_search.core.quantize.fake_quantize import quantize_gradient
 from ldp_search.core.quantize.gradient_quantizers import (
+    Blocks,
+    PerBlock,
     PerChannel,
     PerSample,
     PerSampleChannel,
@@ -24,6 +26,7 @@ from ldp_search.core.registry import build, names
 EACH = pytest.mark.parametrize("name", names("grad_quantizer"))
 KERNELS = {"native": contextlib.nullcontext, "formulas": native.disabled}
 EITHER = pytest.mark.parametrize("arithmetic", KERNELS)
+FINE = ["per_sample", "per_sample_channel", "per_block"]
 NATIVE = pytest.mark.skipif(native.status() != "on", reason=f"native kernels {native.status()}")
 
 
@@ -79,9 +82,10 @@ def test_constant_gradients_stay(name, value):
 
 @EACH
 @EITHER
+@pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("bits", [2, 5, 8])
-def test_codes_are_those_of_the_values(name, bits, arithmetic):
-    g, quantizer = heavy_tailed(6, 5, 4, 3), build("grad_quantizer", name)
+def test_codes_are_those_of_the_values(name, bits, part, arithmetic):
+    g, quantizer = heavy_tailed(6, 5, 4, 3), build("grad_quantizer", name).parts(1)[part]
     with KERNELS[arithmetic]():
         torch.manual_seed(1)
         values = quantizer(g, of_bits(bits))
@@ -118,7 +122,7 @@ def test_the_range_of_half_precision_gradients_is_not_rounded():
 
 
 @EITHER
-@pytest.mark.parametrize("name", ["symmetric", "per_sample", "per_sample_channel"])
+@pytest.mark.parametrize("name", ["symmetric", "per_sample", "per_sample_channel", "per_block"])
 def test_zeros_stay_zeros(name, arithmetic):
     g = heavy_tailed(9, 5, 4)
     g[2] = 0  # a whole sample
@@ -147,6 +151,53 @@ def test_a_sample_is_quantized_as_if_alone(bits):
     assert found[:3].sum() < whole.variance(g, of_bits(bits))[:3].sum() / 2, "the last one is the largest by far"
 
 
+BLOCKS = {  # (quantizer, shape of g, first and last dimension that its blocks lie along)
+    "channels of images": (Blocks(3, 1), (2, 7, 3, 2), (1, 1)),
+    "places of images": (Blocks(4, 1, channels=False), (2, 7, 3, 2), (2, 3)),
+    "images of one place": (Blocks(2, 1, channels=False), (5, 3, 1, 1), (0, 0)),
+    "places of volumes": (Blocks(4, 1, channels=False), (2, 3, 2, 3, 2), (2, 4)),
+    "channels of rows": (Blocks(3), (5, 7), (1, 1)),
+    "rows": (Blocks(2, channels=False), (5, 7), (0, 0)),
+    "places of sequences": (Blocks(2, channels=False), (3, 5, 4), (1, 1)),
+    "channels of sequences": (Blocks(2), (3, 5, 4), (2, 2)),
+    "a vector": (Blocks(2, channels=False), (7,), (0, 0)),
+    "one block": (Blocks(32, 1), (2, 7, 3, 2), (1, 1)),
+}
+
+
+def largest_of_blocks(g, first, last, size):
+    """The largest magnitude of each element's block."""
+    lines = g.flatten(first, last).movedim(first, -1)
+    out = torch.empty_like(lines).contiguous()
+    for line, into in zip(lines.reshape(-1, lines.shape[-1]), out.view(-1, lines.shape[-1]), strict=True):
+        for block, to in zip(line.split(size), into.split(size), strict=True):
+            to.fill_(block.abs().max())
+    return out.movedim(-1, first).reshape(g.shape)
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+def test_scales_of_blocks_by_hand(case):
+    quantizer, shape, along = BLOCKS[case]
+    g = heavy_tailed(*shape)
+    scale, offset, most = quantizer.grid(g, of_bits(4))
+    expected = (largest_of_blocks(g, *along, quantizer.size) / 7).clamp_min(2.0**-126)
+    assert torch.equal(scale, expected) and offset is None and most == 7
+
+
+@pytest.mark.parametrize(("shape", "channel_dim"), [((4, 6, 3, 3), 1), ((4, 5, 6), -1), ((4, 6), -1)])
+def test_blocks_lie_along_what_each_product_sums(shape, channel_dim):
+    of_x, of_w = build("grad_quantizer", {"name": "per_block", "size": 16}).parts(channel_dim)
+    assert of_x == Blocks(16, channel_dim) and of_w == Blocks(16, channel_dim, channels=False)
+    g = heavy_tailed(*shape)
+    assert of_x.within_samples(g) and of_w.within_samples(g) == (len(shape) > 2), "rows of a batch share their blocks"
+
+
+@pytest.mark.parametrize("size", [1, 0, 2.5, True])
+def test_a_block_has_two_values_at_least(size):
+    with pytest.raises(ValueError, match=rf"number of values that share a scale, 2 at least; received {size!r}"):
+        build("grad_quantizer", {"name": "per_block", "size": size})
+
+
 @EITHER
 def test_overflow_stays_in_its_sample(arithmetic):
     g = torch.randn(4, 50)
@@ -159,7 +210,9 @@ def test_overflow_stays_in_its_sample(arithmetic):
 # -- one gradient for each of the two products --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "calls"), [("stochastic", 1), ("symmetric", 1), ("per_sample", 1), ("per_sample_channel", 2)])
+@pytest.mark.parametrize(
+    ("name", "calls"), [("stochastic", 1), ("symmetric", 1), ("per_sample", 1), ("per_sample_channel", 2), ("per_block", 2)]
+)
 def test_one_rounding_serves_both_products_where_it_can(name, calls):
     g, bits, quantizer = torch.randn(4, 6, 3), of_bits(4), build("grad_quantizer", name)
     for_x, for_w = quantizer.pair(g, bits, bits, -1)
@@ -197,11 +250,12 @@ def test_places_of_a_convolution_are_no_rows(name):
     assert quantizer.parts(-1)[0].grid(g, of_bits(4)).scale.shape == (3, 4, 5, 1)
 
 
-def test_outside_of_layers_a_scale_a_sample_serves_both():
+@pytest.mark.parametrize("quantizer", [PerSampleChannel(), PerBlock()], ids=lambda quantizer: quantizer.name)
+def test_outside_of_layers_a_scale_a_sample_serves_both(quantizer):
     a, b = torch.randn(3, 4, 5, requires_grad=True), torch.randn(3, 5, 6, requires_grad=True)
     g = heavy_tailed(3, 4, 6)
     torch.manual_seed(2)
-    quantize_gradient(a @ b, of_bits(3), PerSampleChannel()).backward(g)
+    quantize_gradient(a @ b, of_bits(3), quantizer).backward(g)
     torch.manual_seed(2)
     g_q = PerSample()(g, of_bits(3))
     torch.testing.assert_close(a.grad, g_q @ b.detach().mT)
@@ -275,6 +329,27 @@ def test_kernels_are_the_formula_with_random_numbers_of_their_own(quantizer, lay
 
 
 @NATIVE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [True, False], ids=["channels", "places"])
+@pytest.mark.parametrize("size", [2, 5, 32, 5000])
+def test_the_kernel_of_blocks_is_the_formula(size, channels, layout, dtype, monkeypatch):
+    shape, arranged = LAYOUTS[layout]
+    g, ran, blocks = arranged(heavy_tailed(*shape)).to(dtype), [], kernels.blocks
+    monkeypatch.setattr(kernels, "blocks", lambda *a: (ran.append(a), blocks(*a))[1])
+    quantizer = Blocks(size, 1 if len(shape) == 4 else -1, channels)
+    torch.manual_seed(3)
+    found = quantizer(g, of_bits(4))
+    torch.manual_seed(3)
+    seed = torch.empty((), dtype=torch.int64).random_().item()
+    scale, _, most = quantizer.grid(g, of_bits(4))
+    places = g.float() * (1 / scale)
+    up = places - places.floor() > hashed(in_memory_order(g), seed)
+    expected = ((places.floor() + up).clamp(-most, most) * scale).to(dtype)
+    assert len(ran) == 1 and torch.equal(found, expected) and found.stride() == g.stride()
+
+
+@NATIVE
 def test_neighbours_and_draws_of_the_kernels_are_independent():
     torch.manual_seed(0)
     g, quantizer = torch.randn(64, 257), PerSample()
@@ -291,7 +366,8 @@ def test_threads_do_not_change_values():
         for threads in (1, 3):
             torch.set_num_threads(threads)
             torch.manual_seed(5)
-            results.append([*PerSampleChannel().pair(images, of_bits(5), of_bits(5), 1), PerChannel()(rows, of_bits(5))])
+            of_images = [build("grad_quantizer", name).pair(images, of_bits(5), of_bits(5), 1) for name in FINE]
+            results.append([*sum(of_images, ()), PerChannel()(rows, of_bits(5)), Blocks(4, channels=False)(rows, of_bits(5))])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
@@ -327,7 +403,7 @@ def gradients(layer: nn.Module, x: torch.Tensor, g: torch.Tensor, wrap=lambda mo
     return {"x": x.grad} | {name: p.grad for name, p in model[0].named_parameters()}
 
 
-@pytest.mark.parametrize("name", ["per_sample", "per_sample_channel"])
+@pytest.mark.parametrize("name", FINE)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_each_backward_product_takes_its_own_gradient(layer, name):
     torch.manual_seed(0)

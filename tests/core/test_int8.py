@@ -109,7 +109,9 @@ def test_convolutions_in_integers_are_the_formulas(name, quantizer, kernels, mon
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("keep", ["input", "codes"])
-@pytest.mark.parametrize("grad_quantizer", ["per_sample", "per_sample_channel", {"name": "per_sample_channel", "rows": True}])
+@pytest.mark.parametrize(
+    "grad_quantizer", ["per_sample", "per_sample_channel", {"name": "per_sample_channel", "rows": True}, "per_block"]
+)
 @pytest.mark.parametrize("name", [*MATRICES, *CONVOLUTIONS])
 def test_gradients_with_a_scale_a_sample_or_a_channel(name, grad_quantizer, keep, kernels, monkeypatch):
     monkeypatch.setattr(convolution, "CHUNK", 1000)

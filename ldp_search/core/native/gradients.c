@@ -223,7 +223,7 @@ static void blocks_across(task_t t, shape_t s, int64_t size, int threads) {
     }
 }
 
-/* y = x on symmetric grids of so many bits, one for every `size` values along s.channels; zero stays zero. y has the type of x. */
+/* y = x on symmetric grids of so many bits, one for every `size` values along s.channels, or the codes. */
 void ldp_gradient_blocks(const void *x, int x_type, void *y, int y_type, shape_t s, int64_t size, const float *bits,
         uint64_t seed, int threads) {
     float most = exp2f(*bits - 1) - 1;

@@ -38,8 +38,8 @@ def symmetric(g: Tensor, shape: Shape, bits: Tensor, seed: int, dtype: torch.dty
     return y, scales
 
 
-def blocks(g: Tensor, shape: tuple[int, int, int], size: int, bits: Tensor, seed: int) -> Tensor:
+def blocks(g: Tensor, shape: Shape, size: int, bits: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
     """g with one symmetric grid for each `size` values along the middle of `shape`, (outer, length, inner)."""
-    y = torch.empty_like(g)
+    y = torch.empty_like(g, dtype=dtype)
     _BLOCKS(g.numel(), g, y, shape, size, bits, seed)
     return y

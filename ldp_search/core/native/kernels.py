@@ -19,7 +19,7 @@ from .library import takes
 from .shapes import along, axes_of, grid_shape, shape_along, shape_of_blocks, shape_of_slices
 
 AFFINE, SYMMETRIC, BLOCKS = 0, 1, 2
-"""Forms of a gradient's grid: of the whole tensor, from its minimum to its maximum; symmetric, with a scale a slice, or a block."""
+"""Forms of a gradient's grid: from the minimum to the maximum of the tensor; symmetric, with a scale a slice, or a block."""
 Form = tuple[int, tuple[int, ...]]
 """One of these; the dimensions along which the scale differs. Of blocks: their first and last dimension, and their size."""
 
@@ -73,13 +73,16 @@ def grids(x: Tensor, w: Tensor, axes: tuple[int, ...], bits: Tensor) -> tuple | 
 def gradient_values(g: Tensor, bits: Tensor, form: Form | None, quantizer) -> Tensor | None:
     """Kernel of `gradient_quantizers._values`: on a grid that the kernel finds itself."""
     if form is not None and form[0] == BLOCKS:
-        return _in_blocks(g, bits, *form[1])
+        return _in_blocks(g, bits, g.dtype, *form[1])
     found = _on_own_grid(g, bits, form, g.dtype)
     return None if found is None else found[0]
 
 
 def gradient_codes(g: Tensor, bits: Tensor, form: Form | None, quantizer) -> tuple[Tensor, Tensor, Tensor] | None:
     """Kernel of `gradient_quantizers._codes`."""
+    if form is not None and form[0] == BLOCKS:
+        values = _in_blocks(g, bits, torch.int8, *form[1])
+        return None if values is None else (values, quantizer.grid(g, bits).scale, bits.new_zeros(()))
     return _on_own_grid(g, bits, form, torch.int8)
 
 
@@ -105,11 +108,11 @@ def _on_own_grid(g: Tensor, bits: Tensor, form: Form | None, dtype: torch.dtype)
     return values, scale, scale.new_zeros(())
 
 
-def _in_blocks(g: Tensor, bits: Tensor, first: int, last: int, size: int) -> Tensor | None:
+def _in_blocks(g: Tensor, bits: Tensor, dtype: torch.dtype, first: int, last: int, size: int) -> Tensor | None:
     """g with a scale for each `size` values along its dimensions from `first` to `last`: on the CPU alone."""
     if not (takes(g) and grids_on_cpu.reads(bits)) or (shape := shape_of_blocks(g, first, last)) is None:
         return None
-    return gradients_on_cpu.blocks(g, shape, size, bits, gradients_on_cpu.draw_seed(g.device))
+    return gradients_on_cpu.blocks(g, shape, size, bits, gradients_on_cpu.draw_seed(g.device), dtype)
 
 
 def on_grid(g: Tensor, grid) -> Tensor | None:

@@ -32,7 +32,7 @@ def shape_of_slices(x: Tensor, axes: tuple[int, ...]) -> Shape | None:
 
 def shape_of_blocks(x: Tensor, first: int, last: int) -> Shape | None:
     """(outer, length, inner) of a dense tensor; length: of its dimensions from `first` to `last`, in this order in memory."""
-    order = sorted((d for d in range(x.dim()) if x.shape[d] > 1), key=lambda d: -x.stride(d))
+    order = sorted((d for d in range(x.dim()) if x.shape[d] > 1), key=x.stride, reverse=True)
     summed = [d for d in range(first, last + 1) if x.shape[d] > 1]
     at = order.index(summed[0]) if summed else len(order)
     if order[at : at + len(summed)] != summed:

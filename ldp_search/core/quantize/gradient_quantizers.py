@@ -8,9 +8,9 @@ the sums of integers:
     dL/dw = g^T x  sums over samples and positions: a scale an output channel multiplies whole rows of the result.
 
 `per_sample_channel` rounds g twice, once for each; `per_sample` rounds it once with a scale a sample for both, so that dL/dw
-needs its sums of each sample apart. `per_block` has a scale for each 32 neighbours along what the product sums over, and so needs
-its sums of each block apart, as processors with microscaling formats (MX, NVFP4) make them. "A sample" is an index of dimension
-0: an image, a row of features, a sequence (`rows`: a token).
+needs its sums of each sample apart. `per_block` has a scale for each 32 neighbours along what the product sums over, whose
+sums are made apart, as processors with microscaling formats (MX, NVFP4) do. "A sample" is an index of dimension 0: an image, a
+row of features, a sequence (`rows`: a token).
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Codes(NamedTuple):
     @property
     def by_row(self) -> bool:
         """Whether rows have scales of their own, which a sum over rows mixes."""
-        return self.scale.numel() > 1 and self.scale.shape[-1] == 1
+        return self.scale.numel() > 1 and self.scale.numel() > self.scale.shape[-1]
 
     @property
     def by_column(self) -> bool:
@@ -122,14 +122,14 @@ def _lowest(x: Tensor, grid: Grid) -> Tensor:
 
 
 def as_matrix(g: GradCodes) -> Codes:
-    """A gradient (..., channels) in codes as a matrix; scale: of all (0-d), a row (rows, 1) or a column (1, columns)."""
+    """A gradient (..., channels) in codes as a matrix; scale: of all (0-d), a row (rows, 1), a column (1, columns), a value."""
     values, scale = g.values.reshape(-1, g.values.shape[-1]), g.scale
     if scale.numel() == 1:
         scale = scale.view(())
     elif scale.shape[-1] == 1:
         scale = scale.expand(*g.values.shape[:-1], 1).reshape(-1, 1)
     else:
-        scale = scale.reshape(1, -1)
+        scale = scale.reshape(-1, scale.shape[-1])
     return Codes(values, scale, g.offset)
 
 
