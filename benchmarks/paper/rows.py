@@ -67,6 +67,7 @@ ROWS = {
         Row("uniform_554_sample_scales", _static(5, 5, 4, A_SAMPLE)),
         # One part of the method taken out, or changed, at a time.
         Row("learned_0.3165_two_bits", _learned(0.3165, grad_bits=(2, 8)), 3),
+        Row("learned_0.3165_finish", _learned(0.3165, policy={"name": "learned", "finish": 1.3}), 3),
         Row("learned_0.3165_one_gradient", _learned(0.3165, **ONE_GRADIENT), 3),
         Row("learned_0.3165_sample_scales", _learned(0.3165, **A_SAMPLE, **ONE_GRADIENT), 3),
         Row("learned_0.25_sample_scales", _learned(0.25, **A_SAMPLE, **ONE_GRADIENT), 3),
