@@ -59,8 +59,8 @@ class _Product(torch.autograd.Function):
         if grad_bits is not None:
             bits = (b if needed else None for b, needed in zip(each_product(grad_bits), asked, strict=True))
             g_x, g_w = grad_quantizer.pair(gy, *bits, product.channel_dim)
-        x_q = fq.rounded(x, x_grid, dtype) if need_w else x
-        w_q = fq.rounded(w, w_grid, dtype) if need_x else w
+        x_q = fq.rounded(x, x_grid, dtype, gy) if need_w else x
+        w_q = fq.rounded(w, w_grid, dtype, gy) if need_x else w
         gx, gw = bilinear.backward(product, g_x, g_w, x_q.to(dtype), w_q.to(dtype), need_x, need_w)
         if sense is not None:
             sense.of_gradient(gy, x_q, w_q, None if grad_bits is None else grad_quantizer)

@@ -38,7 +38,7 @@ def measure(x: Tensor, axes: tuple[int, ...], spread: bool) -> tuple[Tensor, Ten
     return low, high, mean[0] if spread else high
 
 
-def rounded(x: Tensor, grid, dtype: torch.dtype | None = None) -> Tensor | None:
+def rounded(x: Tensor, grid, dtype: torch.dtype | None = None, after: Tensor | None = None) -> Tensor | None:
     """Kernel of `fake_quantize.rounded`."""
     passes, dtype = _serving(passes_on_cpu, x, parameters=grid), dtype or torch.float32
     if passes is None or dtype not in passes.FLOATS:

@@ -120,9 +120,9 @@ def _places(g: Tensor, grid: GradGrid) -> Tensor:
 
 
 @with_kernel(kernels.gradient_values)
-def _values(g: Tensor, bits: Tensor, form: kernels.Form | None, quantizer: GradQuantizer) -> Tensor:
-    """g rounded by the quantizer, whose grid has this form."""
-    return _on_grid(g, quantizer.grid(g, bits))
+def _values(g: Tensor, bits: Tensor, form: kernels.Form | None, quantizer: GradQuantizer | None) -> Tensor:
+    """g rounded by the quantizer, whose grid has this form; None: by the one that the form tells of."""
+    return _on_grid(g, (quantizer or _of_form(form)).grid(g, bits))
 
 
 @with_kernel(kernels.on_grid)
@@ -171,6 +171,21 @@ class SymmetricStochastic(GradQuantizer):
 
     def form(self, g):
         return (kernels.SYMMETRIC, self.axes(g)) if type(self).grid is SymmetricStochastic.grid else None
+
+
+@dataclass
+class _Sliced(SymmetricStochastic):
+    """One scale for each place along these dimensions."""
+
+    dims: tuple[int, ...] = ()
+
+    def axes(self, g):
+        return self.dims
+
+
+def _of_form(form: kernels.Form | None) -> GradQuantizer:
+    kind, axes = form or (kernels.SYMMETRIC, ())
+    return Stochastic() if kind == kernels.AFFINE else _Sliced(axes)
 
 
 @register("grad_quantizer", "per_sample")
