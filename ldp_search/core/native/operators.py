@@ -1,7 +1,7 @@
-"""The kernels as operators of torch, which torch.compile takes whole: what it makes calls them, and fuses what stands between.
+"""The kernels as operators of torch, which torch.compile takes whole: its code calls them, and fuses what stands between.
 
-While it traces, tensors have no memory, so that no kernel can be asked whether it serves them. An operation that has an operator
-calls that one instead; when it runs, it is the operation as it is without torch.compile, kernel or formula. Outside of
+While it traces, tensors have no memory, so that no kernel can be asked whether it serves them. An operation that has an
+operator calls that one instead; when it runs, it is the operation as it is without torch.compile, kernel or formula. Outside of
 compiled code nothing calls them: passing torch's dispatcher would cost as much as a kernel on a small layer.
 
 Results are fresh tensors, none of which is another's view, and no argument changes, as torch asks of operators.
@@ -157,7 +157,7 @@ _OF: dict[Callable, tuple[Callable, Callable]] = {
 
 
 def operator_of(kernel: Callable, operation: Callable) -> Callable[..., Any]:
-    """What takes the arguments of the kernel, and calls the operator that is this operation; None for what it does not serve."""
+    """What takes the kernel's arguments and calls the operator of this operation; None comes of what it does not serve."""
     if kernel not in _OF:
         return lambda *args, **kwargs: None
     call, define = _OF[kernel]
