@@ -180,8 +180,7 @@ class _Result(torch.autograd.Function):
 
 def _variances(g: Tensor, quantizer: GradQuantizer, bits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """The variance of each element at the bits in force, and (levels,) of all of them at each number of bits."""
-    totals = torch.stack([quantizer.variance(g, level).sum() for level in levels.unbind()])
-    return quantizer.variance(g, bits), totals
+    return quantizer.variance(g, bits), quantizer.total_variances(g, levels)
 
 
 def _at_all_bits(dots: Tensor, error: Tensor, errors: Tensor) -> Tensor:

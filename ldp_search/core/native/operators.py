@@ -147,11 +147,26 @@ def _define_gradient_values(operation: Callable) -> None:
     _define(schema, run, fake, operation, _DRAWS)
 
 
+def _total_variances(g: Tensor, levels: Tensor, form: kernels.Form | None, quantizer):
+    return None if form is None or not _serve(g) else torch.ops.ldp_search.total_variances(g, levels, *form)
+
+
+def _define_total_variances(operation: Callable) -> None:
+    def run(operation, g, levels, kind, axes):
+        return operation(g, levels, (kind, tuple(axes)), None)
+
+    def fake(g, levels, kind, axes):
+        return torch.empty_like(levels)
+
+    _define("total_variances(Tensor g, Tensor levels, int kind, int[] axes) -> Tensor", run, fake, operation)
+
+
 _OF: dict[Callable, tuple[Callable, Callable]] = {
     kernels.measure: (_measure, _define_measure),
     kernels.rounded: (_rounded, _define_rounded),
     kernels.grid_gradients: (_grid_gradients, _define_grid_gradients),
     kernels.gradient_values: (_gradient_values, _define_gradient_values),
+    kernels.total_variances: (_total_variances, _define_total_variances),
 }
 """{kernel: (what is called in its place while compiling, the definition of its operator)}."""
 
