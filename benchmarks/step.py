@@ -1,12 +1,14 @@
 """What a quantized training step costs: interleaved medians against the plain step of the same model.
 
-    OMP_NUM_THREADS=1 python benchmarks/step.py [models=resnet20,vit,bert,gpt2] [only=WORDS] [rounds=9] [keep=1] [json=FILE]
+    OMP_NUM_THREADS=1 python benchmarks/step.py [models=resnet20,vit,bert,gpt2] [only=WORDS] [rounds=9] [keep=1] [clock=wall]
+        [json=FILE]
 
 A step is forward, backward and `ldp.step`, without an optimizer. only='activations=16bit;static' takes the variants that are
-named so, or whose names hold one of the words. keep=0 leaves the C library's memory settings as they are
-(runner/training/memory.py). "saved" is what autograd keeps for backward, in bytes of distinct storages without the
-parameters, and "peak" the largest sum of what torch allocates during a step; both as ratios to plain. Peers (torchao,
-Brevitas) are measured where they are installed (step_peers.py).
+named so, or whose names hold one of the words. clock=cpu counts the processor's time, which with one thread says more on a
+machine that others use. keep=0 leaves the C library's memory settings as they are (runner/training/memory.py). "to compiled"
+is the ratio to the compiled plain step, where that is among them. "saved" is what autograd keeps for backward, in bytes of
+distinct storages without the parameters, and "peak" the largest sum of what torch allocates during a step; both as ratios to
+plain. Peers (torchao, Brevitas) are measured where they are installed (step_peers.py).
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ from ldp_search.runner.bench.timing import peak_bytes, saved_bytes
 from ldp_search.runner.training.memory import keep_freed_memory
 
 Subject = namedtuple("Subject", "model step forward")  # functions without arguments: a training step, and up to the loss
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CLIP = {"weight_quantizer": "clip", "input_quantizer": "clip"}
 LEARNED = {"policy": "learned", "target_cost": 0.5}
 DEFAULT = {  # search_spaces/ldp.yaml; of its steps one in 16 senses
     "policy": "learned", "target_cost": 0.3165, "bits": (2, 8), "grad_bits": (3, 8), "grad_quantizer": "per_sample",
     "weight_quantizer": {"name": "mse", "exact_zero": False}, "input_quantizer": "mse",
 }  # fmt: skip
+COMPILED_PLAIN = "plain fp32, compiled"
 SPACES = {
     "the default, all bits learned": {**DEFAULT, "sense_every": 1_000_000},
     "the default, a step that senses": {**DEFAULT, "sense_every": 1},
@@ -107,10 +111,11 @@ def variants() -> dict:
     return {
         "plain fp32": plain,
         "plain bf16 autocast": autocast,
-        "plain fp32, compiled": compiled,
         **{name: searched(space) for name, space in SPACES.items()},
         "learned 3-8, gradients 8, bf16 autocast": searched(LEARNED, autocast),
+        COMPILED_PLAIN: compiled,
         "learned 3-8, gradients 8, compiled": searched(LEARNED, compiled),
+        "the default, all bits learned, compiled": searched(SPACES["the default, all bits learned"], compiled),
         **{name: _peer(change) for name, change in step_peers.peers().items()},
     }
 
@@ -131,7 +136,7 @@ class _nothing:
         return False
 
 
-def measure(name: str, only: list[str], rounds: int) -> dict[str, dict]:
+def measure(name: str, only: list[str], rounds: int, clock=time.perf_counter) -> dict[str, dict]:
     """{variant: time, spread, saved, peak} of one model, the first three relative to plain."""
     base, loss, example = make(name)
     subjects, known = {}, variants()
@@ -149,28 +154,37 @@ def measure(name: str, only: list[str], rounds: int) -> dict[str, dict]:
     gc.disable()
     for _ in range(rounds):
         for variant, subject in subjects.items():
-            start = time.perf_counter()
+            start = clock()
             subject.step()
-            times[variant].append(time.perf_counter() - start)
+            times[variant].append(clock() - start)
         gc.collect()
     gc.enable()
-    unit = statistics.median(times["plain fp32"])
-    rows = {}
-    for variant, values in times.items():
-        ratios = sorted(value / one for value, one in zip(values, times["plain fp32"], strict=True))
-        rows[variant] = {
+    return {
+        variant: {
             "ms": statistics.median(values) * 1e3,
-            "ratio": statistics.median(values) / unit,
-            "spread": (ratios[-1 - len(ratios) // 4] - ratios[len(ratios) // 4]) / 2,  # half the middle half
+            "ratio": _ratio(values, times["plain fp32"]),
+            "to_compiled": _ratio(values, times[COMPILED_PLAIN]) if "compiled" in variant and COMPILED_PLAIN in times else None,
             "saved": saved[variant] / saved["plain fp32"],
             "peak": peak[variant] / peak["plain fp32"],
             "saved_mib": saved[variant] / 2**20,
         }
-    return rows
+        for variant, values in times.items()
+    }
+
+
+def _ratio(values: list[float], others: list[float]) -> tuple[float, float]:
+    """(of the medians, half of the middle half of the rounds' ratios)."""
+    ratios = sorted(value / other for value, other in zip(values, others, strict=True))
+    spread = (ratios[-1 - len(ratios) // 4] - ratios[len(ratios) // 4]) / 2
+    return statistics.median(values) / statistics.median(others), spread
+
+
+def _shown(ratio: tuple[float, float] | None) -> str:
+    return "" if ratio is None else f"{ratio[0]:.2f} ± {ratio[1]:.2f}"
 
 
 def main(words: list[str]) -> None:
-    options = {"models": ",".join(MODELS), "only": "", "rounds": 9, "keep": 1, "json": ""}
+    options = {"models": ",".join(MODELS), "only": "", "rounds": 9, "keep": 1, "clock": "wall", "json": ""}
     for word in words:
         key, _, value = word.partition("=")
         if key not in options:
@@ -178,17 +192,21 @@ def main(words: list[str]) -> None:
         options[key] = type(options[key])(value)
     if unknown := set(options["models"].split(",")) - set(MODELS):
         sys.exit(f"Unknown models {sorted(unknown)}; known: {', '.join(MODELS)}")
+    if options["clock"] not in CLOCKS:
+        sys.exit(f"Unknown clock {options['clock']!r}; known: {', '.join(CLOCKS)}")
     kept = bool(options["keep"]) and keep_freed_memory()
     where = f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {platform.machine()}"
     print(f"{where}, native kernels {native.status()}, memory kept: {kept}, {options['rounds']} rounds")
     results = {}
     for name in options["models"].split(","):
-        rows = results[name] = measure(name, [w for w in options["only"].split(";") if w], options["rounds"])
+        only = [w for w in options["only"].split(";") if w]
+        rows = results[name] = measure(name, only, options["rounds"], CLOCKS[options["clock"]])
         plain_row = rows["plain fp32"]
         print(f"\n{MODELS[name][0]} ({plain_row['ms']:.0f} ms, {plain_row['saved_mib']:.0f} MiB saved)")
-        print("| step | time | saved | peak |\n|---|---|---|---|")
+        print("| step | time | to compiled | saved | peak |\n|---|---|---|---|---|")
         for variant, r in rows.items():
-            print(f"| {variant} | {r['ratio']:.2f} ± {r['spread']:.2f} | {r['saved']:.2f} | {r['peak']:.2f} |", flush=True)
+            ratios = f"{_shown(r['ratio'])} | {_shown(r['to_compiled'])}"
+            print(f"| {variant} | {ratios} | {r['saved']:.2f} | {r['peak']:.2f} |", flush=True)
     if options["json"]:
         with open(options["json"], "w") as file:
             json.dump({"where": where, "results": results}, file, indent=1)

@@ -353,7 +353,7 @@ def test_two_ranks_measure_what_one_process_measures_on_both_their_batches(two_p
         (2, [record_of([x], 8, model, ldp) for x in parts]),
     ):
         sensed = Sensed(1, ldp.levels)
-        sensed.order[0] = None
+        sensed.met(0)
         for tensor, *found in zip(sensed.tensors(), *records, strict=True):
             tensor.copy_(sum(found) / ranks)
         meter = DamageMeter(0.9, ranks)
@@ -482,7 +482,7 @@ def test_a_layer_that_a_step_skips_keeps_its_place():
 def gradients_of_a_step(sensed: Sensed, parts: list[torch.Tensor], ranks: int = 1) -> None:
     """What `Sense` records of them: each rank has its share of the parts, and the ranks' records are averaged."""
     sensed.clear()
-    sensed.order[0] = None
+    sensed.met(0)
     for gradient in parts:
         sensed.sketch[0] += gradient / ranks
         sensed.scalars[0, [W_SQUARE, SKETCH_SQUARE]] += gradient.square().sum() / ranks

@@ -14,7 +14,7 @@ from ..quantize.grid import Grid
 
 if TYPE_CHECKING:
     from ..model.site import Site
-    from .sensing import Sense
+    from .sensing import Given, Sense
 
 
 class Call(NamedTuple):
@@ -23,7 +23,7 @@ class Call(NamedTuple):
     grad_bits: 0-d, or (2,): in dL/dx and in dL/dw.
     site: the row of the search that it belongs to, for those who look at the bits themselves.
     straight: of x and of w: the gradient of clipped values passes too.
-    sense: a `sensing.Sense` to show the backward to; with one, `simulate` computes the product.
+    sense: what the backward is shown to; with one, `simulate` computes the product.
     """
 
     x: Tensor
@@ -36,7 +36,7 @@ class Call(NamedTuple):
     grad_quantizer: GradQuantizer
     site: Site
     straight: tuple[bool, bool] = (False, False)
-    sense: Sense | None = None
+    sense: tuple[Sense, Given] | None = None
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -1,12 +1,14 @@
 """What one product's backward tells of the damage of rounding (`bits.damage` says what it is for).
 
 On a share of the steps (`sense_every`) a product is called with a `Sense`, which its backward shows what it has at hand. Errors
-and variances at the other numbers of bits come from a sample of the very tensor.
+and variances at the other numbers of bits come from a sample of the very tensor. What is found comes back as the gradient of
+leaves that stand for the site's row of `Sensed`: autograd adds it up, and torch.compile needs to know of no side effect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +24,6 @@ from ..bits.damage import (
     WEIGHT,
     WEIGHT_GRADIENT,
     X_SQUARE,
-    Sensed,
 )
 from ..quantize.gradient_quantizers import GradQuantizer
 
@@ -30,66 +31,71 @@ PART = 16  # of a layer's batch, that the variance of its gradient is measured o
 SMALLEST = 1e-38  # of a sum of squares that something is divided by
 
 
-class Sense:
-    """Adds one product to its site's row of `Sensed`.
+class Given(NamedTuple):
+    """The tensors of one product's measuring.
 
-    forward: (x, w) -> the product, linear in both. x_errors, w_errors: (levels,) mean squared errors at each number of bits.
-    bits: (3,) or (4,) in force. kept: axes of w that the sum leaves. channel_dim: of the output's channels.
+    x_errors, w_errors: (levels,) mean squared errors at each number of bits. bits: (3,) or (4,) in force. levels: (levels,)
+    numbers of bits. curves, scalars, sketch: leaves, whose gradients are the site's rows of `Sensed`.
+    """
+
+    x_errors: Tensor
+    w_errors: Tensor
+    bits: Tensor
+    levels: Tensor
+    curves: Tensor
+    scalars: Tensor
+    sketch: Tensor
+
+
+class Seen(NamedTuple):
+    """What is to be added to a row of `Sensed`: by kind, by column, and (SKETCH,) or fewer elements."""
+
+    curves: dict[int, Tensor]
+    scalars: dict[int, Tensor]
+    sketch: Tensor | None = None
+
+
+class Sense(NamedTuple):
+    """How one product is measured.
+
+    forward: (x, w) -> the product, linear in both. kept: axes of w that the sum leaves. channel_dim: of the output's channels.
     weight: w is a weight; False: an activation, rounded sample by sample as x is. part: share of the batch (1 / part) that the
     variance of a gradient with a scale a sample is measured on. once: the gradient is rounded once for both products,
     whatever its quantizer does.
     """
 
-    def __init__(
-        self,
-        sensed: Sensed,
-        row: int,
-        forward: Callable,
-        x_errors: Tensor,
-        w_errors: Tensor,
-        bits: Tensor,
-        kept: tuple[int, ...],
-        channel_dim: int,
-        weight: bool = True,
-        part: int = PART,
-        once: bool = False,
-    ):
-        self.sensed, self.row, self.forward, self.bits, self.kept = sensed, row, forward, bits, kept
-        self.channel_dim, self.weight, self.part, self.once = channel_dim, weight, part, once
-        self.x_errors, self.w_errors = x_errors, w_errors
+    forward: Callable
+    kept: tuple[int, ...]
+    channel_dim: int
+    weight: bool = True
+    part: int = PART
+    once: bool = False
 
-    @torch.no_grad()
-    def of_input(self, gx: Tensor, error: Tensor) -> None:
+    def of_input(self, given: Given, gx: Tensor, error: Tensor) -> Seen:
         """gx: dL/dx of the mean loss. error: x_q - x. Both (samples, ...)."""
         error = error.float()
         dots = (gx.float() * error).reshape(len(gx), -1).sum(1)
-        self.sensed.curves[self.row, INPUT] += _at_all_bits(dots, error, self.x_errors)
-        self.sensed.scalars[self.row, X_SQUARE] += gx.float().square().sum()
+        return Seen({INPUT: _at_all_bits(dots, error, given.x_errors)}, {X_SQUARE: gx.float().square().sum()})
 
-    @torch.no_grad()
-    def of_weight(self, gw: Tensor, error: Tensor) -> None:
+    def of_weight(self, given: Given, gw: Tensor, error: Tensor) -> Seen:
         """The same of the second operand."""
-        gw, error, scalars = gw.float(), error.float(), self.sensed.scalars[self.row]
-        if self.weight:
-            summed = [d for d in range(gw.dim()) if d not in {axis % gw.dim() for axis in self.kept}]
-            dots = (gw * error).sum(summed) if summed else gw * error
-            flat = gw.reshape(-1)
-            flat = flat[:: max(1, flat.numel() // SKETCH)][:SKETCH]
-            self.sensed.sketch[self.row, : len(flat)] += flat
-            scalars[W_SQUARE] += gw.square().sum()
-            scalars[SKETCH_SQUARE] += flat.square().sum()
-        else:
+        gw, error = gw.float(), error.float()
+        if not self.weight:
             dots = (gw * error).reshape(len(gw), -1).sum(1)
-        self.sensed.curves[self.row, WEIGHT] += _at_all_bits(dots, error, self.w_errors)
+            return Seen({WEIGHT: _at_all_bits(dots, error, given.w_errors)}, {})
+        summed = [d for d in range(gw.dim()) if d not in {axis % gw.dim() for axis in self.kept}]
+        dots = (gw * error).sum(summed) if summed else gw * error
+        flat = gw.reshape(-1)
+        flat = flat[:: max(1, flat.numel() // SKETCH)][:SKETCH]
+        squares = {W_SQUARE: gw.square().sum(), SKETCH_SQUARE: flat.square().sum()}
+        return Seen({WEIGHT: _at_all_bits(dots, error, given.w_errors)}, squares, flat)
 
-    @torch.no_grad()
-    def of_gradient(self, g: Tensor, x_q: Tensor, w_q: Tensor, quantizer: GradQuantizer | None) -> None:
+    def of_gradient(self, given: Given, g: Tensor, x_q: Tensor, w_q: Tensor, quantizer: GradQuantizer | None) -> Seen:
         """g: dL/dy before its rounding, by `quantizer` (None: it is not rounded), (samples, ...)."""
-        scalars = self.sensed.scalars[self.row]
-        scalars[TERMS] += (g.abs().amax(self.channel_dim) > 0).sum()
-        scalars[PASSES] += 1
+        terms = (g.abs().amax(self.channel_dim) > 0).sum().float()
+        seen = Seen({}, {TERMS: terms, PASSES: torch.ones_like(terms)})
         if quantizer is None:
-            return
+            return seen
         parts = (quantizer, quantizer) if self.once else quantizer.parts(self.channel_dim)
         alone = all(part.within_samples(g) for part in parts)
         count = max(1, len(g) // self.part) if alone else len(g)
@@ -97,37 +103,84 @@ class Sense:
         # Spread over the batch, whose head is no fair sample where time comes first; of a whole one x may have another length.
         every = slice(None) if scale == 1 else slice(None, count * apart, apart)
         g, x, w = g[every], x_q[every].float(), w_q.float()
-        bits = self.bits[2], self.bits[-1]
-        seen = self._variances(g, parts[0], bits[0])
-        both = (seen, seen if parts[1] is parts[0] and len(self.bits) == 3 else self._variances(g, parts[1], bits[1]))
+        bits = given.bits[2], given.bits[-1]
+        of_x = _variances(g, parts[0], bits[0], given.levels)
+        same = parts[1] is parts[0] and len(given.bits) == 3
+        both = of_x, of_x if same else _variances(g, parts[1], bits[1], given.levels)
         operands = (torch.ones_like(x), w.square()), (x.square(), torch.ones_like(w))
         for kind, (v, totals), of in zip((INPUT_GRADIENT, WEIGHT_GRADIENT), both, operands, strict=True):
             added = (v * self.forward(*of)).sum() * scale
-            self.sensed.curves[self.row, kind] += added * totals / v.sum().clamp_min(SMALLEST)
+            seen.curves[kind] = added * totals / v.sum().clamp_min(SMALLEST)
+        return seen
 
-    def _variances(self, g: Tensor, quantizer: GradQuantizer, bits: Tensor) -> tuple[Tensor, Tensor]:
-        """The variance of each element at the bits in force, and (levels,) of all of them at each number of bits."""
-        totals = torch.stack([quantizer.variance(g, level).sum() for level in self.sensed.levels])
-        return quantizer.variance(g, bits), totals
-
-    def watch(self, x: Tensor, x_q: Tensor, w: Tensor, w_q: Tensor) -> tuple[Tensor, Tensor]:
+    def watch(self, given: Given, x: Tensor, x_q: Tensor, w: Tensor, w_q: Tensor) -> tuple[Tensor, Tensor]:
         """The rounded operands of a product left to autograd, shown their gradients."""
-        return _watched(x, x_q, self.of_input), _watched(w, w_q, self.of_weight)
+        return _Operand.apply(x_q, x, self.of_input, *given), _Operand.apply(w_q, w, self.of_weight, *given)
 
-    def watch_gradient(self, y: Tensor, x_q: Tensor, w_q: Tensor, quantizer: GradQuantizer | None) -> Tensor:
+    def watch_gradient(self, given: Given, y: Tensor, x_q: Tensor, w_q: Tensor, quantizer: GradQuantizer | None) -> Tensor:
         """Their product, shown the gradient that comes back to it."""
-        x_q, w_q = x_q.detach(), w_q.detach()
-        y = y.clone() if y._is_view() else y
-        y.register_hook(lambda g: self.of_gradient(g, x_q, w_q, quantizer))
-        return y
+        return _Result.apply(y, x_q.detach(), w_q.detach(), self.of_gradient, quantizer, *given)
 
 
-def _watched(raw: Tensor, rounded: Tensor, see: Callable[[Tensor, Tensor], None]) -> Tensor:
-    """`rounded`, of which `see` is shown the gradient and the error."""
-    rounded = rounded if rounded.requires_grad else rounded.detach().requires_grad_()
-    error = (rounded - raw).detach()
-    rounded.register_hook(lambda g: see(g, error))
-    return rounded
+def gradients(given: Given, *seen: Seen) -> tuple:
+    """Those of a `Given`, that add to its site's row what was seen."""
+    curves, scalars, sketch = {}, {}, torch.zeros_like(given.sketch)
+    for one in seen:
+        curves.update(one.curves)
+        scalars.update(one.scalars)
+        if one.sketch is not None:
+            sketch[: len(one.sketch)] = one.sketch
+    none = torch.zeros_like(given.levels)
+    of_curves = torch.stack([curves.get(kind, none) for kind in range(len(given.curves))])
+    of_scalars = torch.stack([scalars.get(column, none[0]) for column in range(len(given.scalars))])
+    return *[None] * (len(given) - 3), of_curves, of_scalars, sketch
+
+
+def _same(ctx, x: Tensor) -> Tensor:
+    """The result of an identity on a fresh tensor, to which others may add in place."""
+    if torch.compiler.is_compiling() or x._is_view():
+        return x.clone()
+    ctx.mark_dirty(x)
+    return x
+
+
+class _Operand(torch.autograd.Function):
+    """rounded, raw, see -> rounded, of which `see` is shown the gradient and the error."""
+
+    @staticmethod
+    def forward(ctx, rounded, raw, see, *given):
+        ctx.save_for_backward(rounded - raw, *given)
+        ctx.see = see
+        return _same(ctx, rounded)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        error, *given = ctx.saved_tensors
+        given = Given(*given)
+        return g, None, None, *gradients(given, ctx.see(given, g, error))
+
+
+class _Result(torch.autograd.Function):
+    """y, x, w, see, quantizer -> y, the product of x and w, of which `see` is shown the gradient."""
+
+    @staticmethod
+    def forward(ctx, y, x, w, see, quantizer, *given):
+        ctx.save_for_backward(x, w, *given)
+        ctx.see, ctx.quantizer = see, quantizer
+        return _same(ctx, y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        x, w, *given = ctx.saved_tensors
+        given = Given(*given)
+        return g, None, None, None, None, *gradients(given, ctx.see(given, g, x, w, ctx.quantizer))
+
+
+def _variances(g: Tensor, quantizer: GradQuantizer, bits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """The variance of each element at the bits in force, and (levels,) of all of them at each number of bits."""
+    return quantizer.variance(g, bits), quantizer.total_variances(g, levels)
 
 
 def _at_all_bits(dots: Tensor, error: Tensor, errors: Tensor) -> Tensor:

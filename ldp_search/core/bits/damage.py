@@ -37,27 +37,59 @@ class Sensed:
     curves: (sites, 4, levels): sum (g . e)^2 of the weight, sum (G_n . e_n)^2 of the input, V1, V2.
     scalars: (sites, 5): |dL/dx|^2, |dL/dw|^2 and that of its sketch, each summed over backward passes; terms of the loss that
     the site's output tells of; backward passes.
-    sketch: (sites, SKETCH) elements of dL/dw, of all passes together. order: the sites as the forward met them, each once.
+    sketch: (sites, SKETCH) elements of dL/dw, of all passes together.
+    leaves: for each site three, whose gradients its rows of these are.
     """
 
     def __init__(self, sites: int, levels: Tensor):
         made: Any = {"dtype": torch.float32, "device": levels.device}
         self.levels = levels
-        self.order: dict[int, None] = {}
+        self._places = torch.zeros(sites, **made)  # in the order of the forward, from 1 on; 0: not met
         self.curves = torch.zeros(sites, 4, len(levels), **made)
         self.scalars, self.sketch = torch.zeros(sites, 5, **made), torch.zeros(sites, SKETCH, **made)
+        self._bind()
+
+    def _bind(self) -> None:
+        rows = zip(*(tensor.unbind() for tensor in self.tensors()), strict=True)
+        self.leaves = [tuple(map(_leaf_of, row)) for row in rows]
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "leaves"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = dict(state)
+        self._bind()  # a copy's leaves are those of its own rows
+
+    @torch.no_grad()
+    def met(self, site: int) -> None:
+        """Note that the forward has come to a site; with tensors alone, as compiled code does it too."""
+        place = self._places[site]
+        place.copy_(torch.where(place > 0, place, self._places.amax() + 1))
+
+    @property
+    def order(self) -> list[int]:
+        """The sites as the forward met them, each once. Waits for the device."""
+        places = self._places.tolist()
+        return sorted((site for site, place in enumerate(places) if place), key=places.__getitem__)
 
     def tensors(self) -> list[Tensor]:
         return [self.curves, self.scalars, self.sketch]
 
     def to(self, device) -> None:
-        self.levels = self.levels.to(device)
+        self.levels, self._places = self.levels.to(device), self._places.to(device)
         self.curves, self.scalars, self.sketch = (tensor.to(device) for tensor in self.tensors())
+        self._bind()
 
     def clear(self) -> None:
-        self.order.clear()
-        for tensor in self.tensors():
+        for tensor in (self._places, *self.tensors()):
             tensor.zero_()
+
+
+def _leaf_of(row: Tensor) -> Tensor:
+    """A leaf whose gradient accumulates in `row`; its own values are nobody's."""
+    made = torch.zeros_like(row).requires_grad_()
+    made.grad = row
+    return made
 
 
 class DamageMeter:
@@ -72,9 +104,9 @@ class DamageMeter:
 
     def update(self, sensed: Sensed) -> None:
         """Take in one step's measurement, in one transfer from the device. A step that overflowed tells nothing."""
-        found = [tensor.detach().to("cpu", torch.float64) for tensor in sensed.tensors()]
+        found = [tensor.to("cpu", torch.float64) for tensor in sensed.tensors()]
         if all_finite(found):
-            self._take_in(list(sensed.order), *found)
+            self._take_in(sensed.order, *found)
 
     def _take_in(self, order: list[int], curves: Tensor, scalars: Tensor, sketch: Tensor) -> None:
         terms = self._terms(scalars, order)

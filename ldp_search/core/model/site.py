@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends import Call, Simulate, finish
 from ..backends.reference import under_transform
-from ..backends.sensing import Sense
+from ..backends.sensing import Given, Sense
 from ..bits.space import FULL_PRECISION, BitsOfKinds
 from ..native import with_kernel
 from ..native.memory import transformed
@@ -18,6 +18,7 @@ from ..products.bilinear import Product
 from ..products.torch_functions import TorchProduct
 from ..quantize.fake_quantize import fake_quantize, quantize_gradient
 from ..quantize.fused_grids import fused_grids
+from ..quantize.gradient_quantizers import GradQuantizer
 from ..quantize.grid import Grid, Statistics, measure
 from . import clipping
 from .guard import not_intercepted
@@ -26,6 +27,7 @@ from .layers import has_no_range
 
 if TYPE_CHECKING:
     from ..controller.controller import Controller
+    from ..controller.damage_sensor import DamageSensor
 
 GridAt = Callable[[Tensor], Grid]
 """From bits (0-d) to a grid."""
@@ -109,14 +111,8 @@ class Site:
     ) -> Tensor:
         """The same of a product of `products/bilinear.py`; axes: of the output channels in the weight."""
         self._on_device_of(x)
-        multiply = self._multiply_looking if self._looks(training) else self._multiply
-        return multiply(x, w, bias, product, training, axes)
-
-    @torch.compiler.disable
-    def _multiply_looking(
-        self, x: Tensor, w: Tensor, bias: Tensor | None, product: Product, training: bool, axes: tuple[int, ...]
-    ) -> Tensor:
-        return self._multiply(x, w, bias, product, training, axes, self._look(x, w, axes))
+        errors = self._look(x, w, axes) if self._looks(training) else None
+        return self._multiply(x, w, bias, product, training, axes, errors)
 
     def _multiply(
         self,
@@ -126,7 +122,7 @@ class Site:
         product: Product,
         training: bool,
         axes: tuple[int, ...],
-        errors: Errors | None = None,
+        errors: Errors | None,
     ) -> Tensor:
         """errors: what `_look` found; None: it did not look."""
         c = self.controller
@@ -145,12 +141,12 @@ class Site:
             return under_transform(call)
         if errors is None or sensor is None:
             return c.backend(call)
-        if not (x.requires_grad or w.requires_grad):  # frozen so far: its backward would not run, and tell nothing
-            call = call._replace(x=x.detach().requires_grad_())
         forward = lambda a, b: product.forward(a, b, None)  # noqa: E731
-        x_errors, w_errors = errors
-        sense = Sense(sensor.record, self.row, forward, x_errors, w_errors, self.bits, axes, product.channel_dim)
+        sense = Sense(forward, axes, product.channel_dim), self._given(sensor, errors)
         return Simulate()(call._replace(sense=sense))  # in floating point, whatever the backend
+
+    def _given(self, sensor: DamageSensor, errors: Errors) -> Given:
+        return Given(*errors, self.bits.detach(), self.controller.levels, *sensor.record.leaves[self.row])
 
     def call(
         self, product: TorchProduct, function: Callable, args: tuple, kwargs: dict, weight: int | None, training: bool
@@ -170,14 +166,12 @@ class Site:
         if layer is not None:
             operand, held, bias, of_layer = layer
             return self.product(operand, held, bias, of_layer, training, axes)
-        call = self._call_looking if self._looks(training) else self._call
-        return call(_Met(product, function, args, kwargs, weight, axes), *(pair if weight != 0 else pair[::-1]), training)
+        met = _Met(product, function, args, kwargs, weight, axes)
+        x, w = pair if weight != 0 else pair[::-1]
+        errors = self._look(x, w, axes, own=weight is None) if self._looks(training) else None
+        return self._call(met, x, w, training, errors)
 
-    @torch.compiler.disable
-    def _call_looking(self, met: _Met, x: Tensor, w: Tensor, training: bool) -> Tensor:
-        return self._call(met, x, w, training, self._look(x, w, met.axes, own=met.weight is None))
-
-    def _call(self, met: _Met, x: Tensor, w: Tensor, training: bool, errors: Errors | None = None) -> Tensor:
+    def _call(self, met: _Met, x: Tensor, w: Tensor, training: bool, errors: Errors | None) -> Tensor:
         c = self.controller
         if met.weight is None:
             x_grid, w_grid = self._own_grid(x), self._own_grid(w)
@@ -185,18 +179,18 @@ class Site:
             x_grid, w_grid = self._input_grid(x, training), self._weight_grid(w, met.axes)
         x_q = self._rounded(x, self.bits[1], x_grid, c.straight[0])
         w_q = self._rounded(w, self.bits[0], w_grid, c.straight[1])
-        sense = None
         sensor = c.sensor if errors is not None and self._senses(training) else None
-        if errors is not None and sensor is not None:
-            added = lambda a, b: met.run(a, b) - met.run(torch.zeros_like(a), b)  # noqa: E731  (less what `addmm` adds)
-            x_errors, w_errors = errors
-            options: Any = {"weight": met.weight is not None, "part": 1, "once": True}
-            sense = Sense(sensor.record, self.row, added, x_errors, w_errors, self.bits, met.axes, -1, **options)
-            x_q, w_q = sense.watch(x, x_q, w, w_q)
         quantizer = c.grad_quantizer if self.quantize_grad else None
-        y = met.run(x_q, w_q)
-        y = y if quantizer is None else quantize_gradient(y, self.grad_bits.amax(), quantizer)
-        return y if sense is None else sense.watch_gradient(y, x_q, w_q, quantizer)  # what comes back before it is rounded
+        if errors is None or sensor is None:
+            return self._with_gradient(met.run(x_q, w_q), quantizer)
+        added = lambda a, b: met.run(a, b) - met.run(torch.zeros_like(a), b)  # noqa: E731  (less what `addmm` adds)
+        sense, given = Sense(added, met.axes, -1, weight=met.weight is not None, part=1, once=True), self._given(sensor, errors)
+        x_q, w_q = sense.watch(given, x, x_q, w, w_q)
+        y = self._with_gradient(met.run(x_q, w_q), quantizer)
+        return sense.watch_gradient(given, y, x_q, w_q, quantizer)  # what comes back before it is rounded
+
+    def _with_gradient(self, y: Tensor, quantizer: GradQuantizer | None) -> Tensor:
+        return y if quantizer is None else quantize_gradient(y, self.grad_bits.amax(), quantizer)
 
     def rows(self, rows: Tensor) -> Tensor:
         """Rows of an embedding, each quantized by itself."""
@@ -231,7 +225,7 @@ class Site:
         """(levels,) squared errors of both operands at each number of bits; bounds move. own: the operands have none."""
         c, move = self.controller, not _recomputing()
         if move and c.sensor is not None:  # the order of the forward, which a recomputation need not keep
-            c.sensor.record.order.setdefault(self.row)
+            c.sensor.record.met(self.row)
         x_stats, w_stats = measure(x.detach(), (), True), measure(w.detach(), axes, True)
         x_table = None if own else self._x_table(x_stats)
         w_table = None if own else self.w_bounds

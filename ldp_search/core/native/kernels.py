@@ -38,7 +38,7 @@ def measure(x: Tensor, axes: tuple[int, ...], spread: bool) -> tuple[Tensor, Ten
     return low, high, mean[0] if spread else high
 
 
-def rounded(x: Tensor, grid, dtype: torch.dtype | None = None) -> Tensor | None:
+def rounded(x: Tensor, grid, dtype: torch.dtype | None = None, after: Tensor | None = None) -> Tensor | None:
     """Kernel of `fake_quantize.rounded`."""
     passes, dtype = _serving(passes_on_cpu, x, parameters=grid), dtype or torch.float32
     if passes is None or dtype not in passes.FLOATS:
@@ -84,6 +84,11 @@ def gradient_codes(g: Tensor, bits: Tensor, form: Form | None, quantizer) -> tup
         values = _in_blocks(g, bits, torch.int8, *form[1])
         return None if values is None else (values, quantizer.grid(g, bits).scale, bits.new_zeros(()))
     return _on_own_grid(g, bits, form, torch.int8)
+
+
+def total_variances(g: Tensor, levels: Tensor, form: Form | None, quantizer) -> Tensor | None:
+    """Of `gradient_quantizers._total_variances`, which has an operator alone: its parts would be half of a compiled graph."""
+    return None
 
 
 def _on_own_grid(g: Tensor, bits: Tensor, form: Form | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -45,7 +45,7 @@ def status() -> str:
     """'on', or why not."""
     if _off:
         return "switched off by disabled()"
-    return "on" if _ready() else f"off: {_reason}"
+    return "on" if ready() else f"off: {_reason}"
 
 
 @contextlib.contextmanager
@@ -64,7 +64,8 @@ def switched_off() -> bool:
     return _off > 0
 
 
-def _ready() -> bool:
+def ready() -> bool:
+    """Whether there is a library, which the first question compiles or loads."""
     global _library, _reason
     if _library is None and _reason is None:
         try:
@@ -78,7 +79,7 @@ def _ready() -> bool:
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels serve these tensors (of the same memory layout)."""
-    if _off or intercepted() or not (_library or _ready()):
+    if _off or intercepted() or not (_library or ready()):
         return False
     first = tensors[0]
     for x in tensors:
@@ -89,7 +90,7 @@ def takes(*tensors: Tensor) -> bool:
 
 def serves(x: Tensor) -> bool:
     """The same of a dense tensor of whole numbers."""
-    return not _off and not intercepted() and x.numel() > 0 and is_real(x) and (_library is not None or _ready())
+    return not _off and not intercepted() and x.numel() > 0 and is_real(x) and (_library is not None or ready())
 
 
 class Kernel:

@@ -40,10 +40,11 @@ def _clamped(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 @with_kernel(kernels.rounded)
-def rounded(x: Tensor, grid: Grid, dtype: torch.dtype | None = None) -> Tensor:
+def rounded(x: Tensor, grid: Grid, dtype: torch.dtype | None = None, after: Tensor | None = None) -> Tensor:
     """The values of `reference`, without gradient: a fresh tensor, computed in fp32 at least whatever the autocast.
 
-    dtype: of the result; None: that in which it is computed.
+    dtype: of the result; None: that in which it is computed. after: what is there before: in backward the gradient, so that
+    torch.compile rounds then and does not keep the result from the forward.
     """
     computed = torch.promote_types(x.dtype, torch.float32)
     return _rounded(x.to(computed), grid).to(dtype or computed)

@@ -109,6 +109,11 @@ class GradQuantizer(Component, kind="grad_quantizer"):
         fraction = _places(g, grid).frac_().abs_()  # below zero it is 1 - f, with the same product
         return fraction.mul_(1 - fraction).mul_(grid.scale).mul_(grid.scale)
 
+    def total_variances(self, g: Tensor, levels: Tensor) -> Tensor:
+        """(levels,) the sum of `variance` over all of g, at each number of bits."""
+        form = self.form(g) if type(self).variance is GradQuantizer.variance else None
+        return _total_variances(g, levels, form, self)
+
     def _both(self, of, input_bits: Tensor | None, weight_bits: Tensor | None, channel_dim: int, without=None) -> tuple:
         """of(quantizer, bits) for both products, once where both are the same; `without` where there are no bits."""
         of_input, of_weight = self.parts(channel_dim)
@@ -125,9 +130,15 @@ def _places(g: Tensor, grid: GradGrid) -> Tensor:
 
 
 @with_kernel(kernels.gradient_values)
-def _values(g: Tensor, bits: Tensor, form: kernels.Form | None, quantizer: GradQuantizer) -> Tensor:
-    """g rounded by the quantizer, whose grid has this form."""
-    return _on_grid(g, quantizer.grid(g, bits))
+def _values(g: Tensor, bits: Tensor, form: kernels.Form | None, quantizer: GradQuantizer | None) -> Tensor:
+    """g rounded by the quantizer, whose grid has this form; None: by the one that the form tells of."""
+    return _on_grid(g, (quantizer or _of_form(form)).grid(g, bits))
+
+
+@with_kernel(kernels.total_variances)
+def _total_variances(g: Tensor, levels: Tensor, form: kernels.Form | None, quantizer: GradQuantizer | None) -> Tensor:
+    quantizer = quantizer or _of_form(form)
+    return torch.stack([quantizer.variance(g, level).sum() for level in levels.unbind()])
 
 
 @with_kernel(kernels.on_grid)
@@ -176,6 +187,21 @@ class SymmetricStochastic(GradQuantizer):
 
     def form(self, g):
         return (kernels.SYMMETRIC, self.axes(g)) if type(self).grid is SymmetricStochastic.grid else None
+
+
+@dataclass
+class _Sliced(SymmetricStochastic):
+    """One scale for each place along these dimensions."""
+
+    dims: tuple[int, ...] = ()
+
+    def axes(self, g):
+        return self.dims
+
+
+def _of_form(form: kernels.Form | None) -> GradQuantizer:
+    kind, axes = form or (kernels.SYMMETRIC, ())
+    return Stochastic() if kind == kernels.AFFINE else _Sliced(axes)
 
 
 @register("grad_quantizer", "per_sample")
