@@ -14,8 +14,8 @@ NEW = {
 """Ranges of least squared error, gradients with one scale for 32 values along what a product sums over."""
 A_SAMPLE = NEW | {"grad_quantizer": "per_sample"}
 """The same with one scale a sample."""
-SEARCHED = {"bits": (2, 8), "grad_bits": (3, 8), "split_gradient": True}
-ONE_GRADIENT = SEARCHED | {"split_gradient": False}
+SEARCHED = {"bits": (2, 8), "grad_bits": (2, 8), "split_gradient": True}
+ONE_GRADIENT = {"bits": (2, 8), "grad_bits": (3, 8), "split_gradient": False}
 OLD_SIGNAL = {"policy": "bit_gradient", "bits": (2, 8), "grad_bits": 8}
 
 
@@ -66,13 +66,13 @@ ROWS = {
         Row("learned_0.633", _learned(0.633)),
         Row("uniform_554_sample_scales", _static(5, 5, 4, A_SAMPLE)),
         # One part of the method taken out, or changed, at a time.
-        Row("learned_0.3165_two_bits", _learned(0.3165, grad_bits=(2, 8)), 3),
-        Row("learned_0.3165_finish", _learned(0.3165, policy={"name": "learned", "finish": 1.3}), 3),
+        Row("learned_0.3165_three_bits", _learned(0.3165, grad_bits=(3, 8)), 3),
         Row("learned_0.3165_one_gradient", _learned(0.3165, **ONE_GRADIENT), 3),
         Row("learned_0.3165_sample_scales", _learned(0.3165, **A_SAMPLE, **ONE_GRADIENT), 3),
         Row("learned_0.25_sample_scales", _learned(0.25, **A_SAMPLE, **ONE_GRADIENT), 3),
         Row("learned_0.386_sample_scales", _learned(0.386, **A_SAMPLE, **ONE_GRADIENT), 3),
         Row("grad_rate_0.25", _learned(0.3165, policy={"name": "learned", "grad_rate": 0.25}), 3),
+        Row("grad_rate_4", _learned(0.3165, policy={"name": "learned", "grad_rate": 4.0}), 3),
         Row("without_input_clip", _learned(0.3165, input_quantizer="minmax"), 3),
         Row("without_weight_grid", _learned(0.3165, weight_quantizer="minmax"), 3),
         Row("without_fine_scales", _learned(0.3165, grad_quantizer="symmetric"), 3),

@@ -20,6 +20,7 @@ SEARCHED = {
 SPLIT = {
     **SEARCHED, "grad_quantizer": "per_sample_channel", "split_gradient": True, "weight_quantizer": "symmetric",
 }  # fmt: skip
+BLOCKED = {**SEARCHED, "grad_quantizer": {"name": "per_block", "size": 4}, "split_gradient": True}
 
 
 class Outside(nn.Module):
@@ -83,8 +84,8 @@ def called(graphs) -> set[str]:
 
 @pytest.mark.parametrize(
     "make, space",
-    [(linear, PAPER), (convolution, PAPER), (convolution, SPLIT), (Outside, SEARCHED)],
-    ids=["paper-linear", "paper-conv", "learned-split-conv", "learned-outside"],
+    [(linear, PAPER), (convolution, PAPER), (convolution, SPLIT), (convolution, BLOCKED), (Outside, SEARCHED)],
+    ids=["paper-linear", "paper-conv", "learned-split-conv", "learned-blocks-conv", "learned-outside"],
 )
 def test_a_compiled_step_is_the_eager_one(make, space):
     """Stochastic rounding included. A graph for steps that sense and one for those that do not, whatever the bits."""

@@ -201,6 +201,9 @@ class _Sliced(SymmetricStochastic):
 
 def _of_form(form: kernels.Form | None) -> GradQuantizer:
     kind, axes = form or (kernels.SYMMETRIC, ())
+    if kind == kernels.BLOCKS:
+        first, last, size = axes
+        return _Placed(size, along=(first, last))
     return Stochastic() if kind == kernels.AFFINE else _Sliced(axes)
 
 
@@ -284,6 +287,16 @@ class Blocks(SymmetricStochastic):
 
     def within_samples(self, g):
         return self.summed(g)[0] > 0
+
+
+@dataclass
+class _Placed(Blocks):
+    """Blocks along these dimensions."""
+
+    along: tuple[int, int] = (0, 0)
+
+    def summed(self, g):
+        return self.along
 
 
 @register("grad_quantizer", "per_block")

@@ -39,7 +39,6 @@ class Learned(Policy):
     warmup: share of the run in which they stay there; and as long as the learning rate rises, up to a fifth of the run and to
         half of what the budget allows.
     freeze: share of the run at its end in which they stay at what they are.
-    finish: relative cost of that end, as a multiple of that before it: its forward rounding is that of the trained network.
     every: share of the run between two decisions.
     inertia: bits by which the optimum must lie beyond the middle of two numbers for a change; changes disturb a training.
     weight_rate, input_rate, grad_rate: exchange rates of the three kinds of damage; 1 by theory.
@@ -48,7 +47,6 @@ class Learned(Policy):
     start: str = "target"
     warmup: float = 0.02
     freeze: float = 0.1
-    finish: float = 1.0
     every: float = 0.01
     inertia: float = 0.25
     weight_rate: float = 1.0
@@ -62,7 +60,6 @@ class Learned(Policy):
         check_choice("start", self.start, STARTS, "the policy 'learned'")
         for name, most in (("every", 0.5), ("inertia", 4)):
             check_within(name, getattr(self, name), 0, most)
-        check_within("finish", self.finish, 0.5, 4)
         for name in ("weight_rate", "input_rate", "grad_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0 (1 by theory); received {getattr(self, name)}.")
@@ -80,7 +77,7 @@ class Learned(Policy):
         dearest = about_equal(p, None)[0] if p.limits else p.high  # step that the budgets of the final bits leave room for
         self._check_start(bits, dearest)
         self.state = {"bits": bits, "price": None, "loss": None, "decided": 0.0, "progress": 0.0, "plan": None, "prices": None}
-        self.state["budgets"], self.state["dearest"] = self._budgets(), float(p.relative_cost(dearest))
+        self.state["budgets"] = self._budgets()
         self.state["hold"] = min(LONGEST_WARM_UP, self._longest_hold(bits, dearest) / 2)
         return bits.clone()
 
@@ -176,14 +173,8 @@ class Learned(Policy):
         return p.cost_weight * float(s["loss"]) / float(p.relative_cost(s["bits"])) if p.cost_weight else 0.0
 
     def _left(self, signals) -> float:
-        """Relative cost that the rest of the run may have on average, up to its frozen end or in it."""
-        rest = max(1 - signals.progress, 1e-9)
-        left, end = float(self.problem.target_cost - signals.spent), max(self.freeze, self.every)
-        if rest <= end * (1 + 1e-9):
-            return left / rest
-        even = left / (rest + (self.finish - 1) * end)
-        of_end = min(self.finish * even, self.state["dearest"])
-        return (left - of_end * end) / (rest - end)
+        """Relative cost that the rest of the run may have on average."""
+        return float((self.problem.target_cost - signals.spent) / max(1 - signals.progress, 1e-9))
 
     def _plan(self, signals):
         """[(progress from which on, bits)] of the rest: two neighbouring choices, each so long that the budget is met."""
