@@ -35,7 +35,7 @@ class Choice(NamedTuple):
 class Column(NamedTuple):
     """Kinds whose bits move together in some layers, and what of their choice is the same at every price.
 
-    searched: (layers, kinds) mask of the coordinates that move. group: (layers, kinds) theirs, the one after the last elsewhere.
+    searched: (layers, kinds) mask of the coordinates that move. group: (layers, kinds) theirs, one after the last elsewhere.
     once: (layers,) the group that a layer's cost is counted in, whatever the kinds. damage: (groups + 1, levels).
     """
 

@@ -20,7 +20,7 @@ from ..quantize.fake_quantize import fake_quantize, quantize_gradient
 from ..quantize.fused_grids import fused_grids
 from ..quantize.grid import Grid, Statistics, measure
 from . import clipping
-from .guard import not_intercepted
+from .guard import not_intercepted, outside_of_graphs
 from .interception import copy_with_model
 from .layers import has_no_range
 
@@ -112,7 +112,7 @@ class Site:
         multiply = self._multiply_looking if self._looks(training) else self._multiply
         return multiply(x, w, bias, product, training, axes)
 
-    @torch.compiler.disable
+    @outside_of_graphs
     def _multiply_looking(
         self, x: Tensor, w: Tensor, bias: Tensor | None, product: Product, training: bool, axes: tuple[int, ...]
     ) -> Tensor:
@@ -173,7 +173,7 @@ class Site:
         call = self._call_looking if self._looks(training) else self._call
         return call(_Met(product, function, args, kwargs, weight, axes), *(pair if weight != 0 else pair[::-1]), training)
 
-    @torch.compiler.disable
+    @outside_of_graphs
     def _call_looking(self, met: _Met, x: Tensor, w: Tensor, training: bool) -> Tensor:
         return self._call(met, x, w, training, self._look(x, w, met.axes, own=met.weight is None))
 
