@@ -13,7 +13,8 @@ import ldp_search
 ROOT = Path(ldp_search.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 CORE = [path for path in FILES if path.is_relative_to(ROOT / "core")]
-HEAVY = ("torch._dynamo", "timm", "transformers", "accelerate", "optuna", "datasets", "matplotlib", "pandas", "omegaconf", "safetensors")
+HEAVY = ("torch._dynamo", "timm", "transformers", "accelerate", "optuna", "datasets", "matplotlib", "pandas", "omegaconf")
+HEAVY += ("safetensors",)
 
 
 @functools.cache
