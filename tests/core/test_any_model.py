@@ -175,7 +175,7 @@ class Rare(nn.Module):
 @pytest.mark.parametrize("name", ["standardized", "gpt2", "rare"])
 def test_one_graph_whatever_the_bits(name):
     torch._dynamo.reset()
-    model, inputs = (Rare(), (torch.randn(2, 5, 8),)) if name == "rare" else make(name)
+    model, inputs = (Rare().eval(), (torch.randn(2, 5, 8),)) if name == "rare" else make(name)
     ldp = ldp_search.controller(ldp_search.apply(model, grad_bits=32, attention=True, example_inputs=inputs))
     graphs = []
 
