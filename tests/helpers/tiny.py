@@ -94,21 +94,13 @@ def _group(words: list[str]) -> subprocess.CompletedProcess:
 def start(folder: Path, lines: int, *words: str) -> subprocess.Popen:
     """A run in a process of its own, that has written some lines of metrics."""
     process = subprocess.Popen(command(*words, f"output={folder}"), env=environment(), stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for(folder, lines, lambda: process.poll() is None)
-    except TimeoutError:
-        process.kill()
-        raise TimeoutError(process.communicate()[1]) from None
-    return process
-
-
-def wait_for(folder: Path, lines: int, alive) -> None:
-    """Until a run has written some lines of metrics, or is not alive."""
     deadline, file = time.monotonic() + 150, folder / "metrics.jsonl"
-    while alive() and not (file.exists() and file.read_text().count("\n") >= lines):
+    while process.poll() is None and not (file.exists() and file.read_text().count("\n") >= lines):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{file} has not got {lines} lines in time")
+            process.kill()
+            raise TimeoutError(process.communicate()[1])
         time.sleep(0.01)
+    return process
 
 
 def timeless_metrics(folder: Path) -> list[str]:

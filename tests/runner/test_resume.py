@@ -1,9 +1,7 @@
 """Killed at any moment, a run goes on to bitwise the result of one that was never interrupted."""
 
-import os
 import random
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -67,10 +65,10 @@ def test_kill_dash_nine(tmp_path):
     words = [*WORDS, "model=tiny:slow_net", "checkpoint_every=1", "log_every=1"]
     assert main([*words, f"output={tmp_path / 'whole'}"]) == 0
     for lines in (4, 9):
-        pid = tiny.fork(main, [*words, f"output={tmp_path / 'killed'}"])
-        tiny.wait_for(tmp_path / "killed", lines, lambda pid=pid: not os.waitpid(pid, os.WNOHANG)[0])
-        os.kill(pid, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+        process = tiny.start(tmp_path / "killed", lines, *words)
+        process.kill()
+        assert process.wait() == -9
+        process.stderr.close()
     assert checkpoint_files.newest_intact(tmp_path / "killed" / "checkpoints", print) is not None
     assert main([*words, f"output={tmp_path / 'killed'}"]) == 0
     same_result(tmp_path / "whole", tmp_path / "killed")
