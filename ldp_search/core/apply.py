@@ -14,6 +14,7 @@ from .controller.controller import Controller
 from .controller.distributed import agree, reshard
 from .controller.rollback import model_kept
 from .controller.strays import warn_of_strays
+from .model.guard import outside_of_graphs
 from .model.install import ATTRIBUTE, install, own
 from .model.interception import InterceptionPlan
 from .model.patched import release
@@ -155,7 +156,7 @@ def _profile_on_own_inputs(model: nn.Module) -> ModelProfile | None:
         return None
 
 
-@torch.compiler.disable
+@outside_of_graphs
 def _count_at_first_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
     """Forward pre-hook. It asks the model for its controller, and so serves copies and pickles of the model too."""
     controller = model.__dict__[ATTRIBUTE]

@@ -9,6 +9,8 @@ import torch
 import transformers as hf
 from signals import deaf_layers
 from timm.layers import ScaledStdConv2d  # standardizes its weights in every forward
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.efficientnet import EfficientNet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -33,6 +35,12 @@ def picture(name, **options):
     return lambda: timm.create_model(name, **options)
 
 
+def condconv():
+    """The first blocks of timm's efficientnet_cc_b0_4e, the second with experts."""
+    blocks = [["ds_r1_k3_s1_e1_c16_se0.25"], ["ir_r1_k3_s2_e6_c24_se0.25_cc4"]]
+    return EfficientNet(decode_arch_def(blocks), num_classes=3, num_features=48, stem_size=16)
+
+
 class Shared(nn.Module):
     """A layer used twice on inputs of other sizes, a frozen blur, tied weights, a recurrent layer, a bilinear one."""
 
@@ -52,11 +60,11 @@ class Shared(nn.Module):
 
 
 MODELS = {  # name: (make, inputs)
-    "resnet": (picture("resnet10t", num_classes=3), (IMAGE,)),
-    "nfnet": (picture("nf_resnet26", num_classes=3), (IMAGE,)),
+    "resnet": (picture("resnet10t", num_classes=3, channels=(16, 24, 32, 48)), (IMAGE,)),
+    "nfnet": (picture("nf_resnet26", num_classes=3, depths=(1, 1), channels=(32, 64)), (IMAGE,)),
     "standardized": (lambda: nn.Sequential(ScaledStdConv2d(3, 4, 3), nn.ReLU(), ScaledStdConv2d(4, 4, 3)), (IMAGE,)),
     "beit": (picture("beit_base_patch16_224", **VIT), (IMAGE,)),  # reads the weight of a layer from outside
-    "condconv": (picture("efficientnet_cc_b0_4e", num_classes=3), (IMAGE,)),  # kernels made from the input
+    "condconv": (condconv, (IMAGE,)),  # kernels made from the input
     "shared": (Shared, IDS),
     "bert": (lambda: hf.BertForSequenceClassification(hf.BertConfig(**TEXT)), IDS),
     "gpt2": (lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=4, **SPECIAL)), IDS),
@@ -109,17 +117,22 @@ def test_everything_is_reached_and_nothing_else_changes(name):
     assert torch.equal(run(model, inputs), expected)
 
 
-@pytest.mark.parametrize(
-    "space", [{"target_cost": 0.5}, {"policy": "bit_gradient", "target_cost": 0.5}], ids=["learned", "bit_gradient"]
-)
 @pytest.mark.parametrize("name", MODELS)
-def test_near_at_many_bits_and_every_bit_learns(name, space):
+def test_near_at_many_bits(name):
     model, inputs = make(name)
     expected = run(model, inputs).detach()
     for bits, most in ((16, 2e-3), (8, 0.3)):
         ldp_search.apply(model, "static", bits=bits, grad_bits=32, attention=True, example_inputs=inputs)
         assert 0 < error(run(model, inputs).detach(), expected) < most
         ldp_search.remove(model)
+
+
+@pytest.mark.parametrize(
+    "space", [{"target_cost": 0.5}, {"policy": "bit_gradient", "target_cost": 0.5}], ids=["learned", "bit_gradient"]
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_bit_learns(name, space):
+    model, inputs = make(name)
     ldp = ldp_search.controller(ldp_search.apply(model, space, attention=True, example_inputs=inputs))
     model.train()
     out = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
@@ -144,10 +157,25 @@ def test_copies_of_owners(name):
         assert not torch.equal(run(twin, inputs), run(model, inputs))
 
 
-@pytest.mark.parametrize("name", ["standardized", "gpt2", "mixtral", "albert", "xlnet"])
+class Rare(nn.Module):
+    """What is rare in a model: a block that runs twice, a raw weight in an einsum, attention, experts with a weight each."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.heads = nn.Linear(8, 8), nn.Parameter(torch.randn(8, 2, 4))
+        self.experts = nn.Parameter(torch.randn(2, 4, 8))
+
+    def forward(self, x):
+        x = self.twice(torch.tanh(self.twice(x)))
+        x = torch.einsum("bnd,dhk->bhnk", x, self.heads)
+        x = nn.functional.scaled_dot_product_attention(x, x, x)
+        return torch.bmm(x.transpose(0, 1).flatten(1, 2), self.experts)
+
+
+@pytest.mark.parametrize("name", ["standardized", "gpt2", "rare"])
 def test_one_graph_whatever_the_bits(name):
     torch._dynamo.reset()
-    model, inputs = make(name)
+    model, inputs = (Rare().eval(), (torch.randn(2, 5, 8),)) if name == "rare" else make(name)
     ldp = ldp_search.controller(ldp_search.apply(model, grad_bits=32, attention=True, example_inputs=inputs))
     graphs = []
 

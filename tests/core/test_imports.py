@@ -1,6 +1,7 @@
 """What may import what: downward only, core needs torch alone, and importing the package loads nothing heavy."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,15 @@ import pytest
 import ldp_search
 
 ROOT = Path(ldp_search.__file__).parent
-CORE = sorted((ROOT / "core").rglob("*.py"))
-HEAVY = ("timm", "transformers", "accelerate", "optuna", "datasets", "matplotlib", "pandas", "omegaconf", "safetensors")
+FILES = sorted(ROOT.rglob("*.py"))
+CORE = [path for path in FILES if path.is_relative_to(ROOT / "core")]
+HEAVY = ("torch._dynamo", "timm", "transformers", "accelerate", "optuna", "datasets", "matplotlib", "pandas", "omegaconf")
+HEAVY += ("safetensors",)
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def imports(tree: ast.Module) -> list[tuple[str, str]]:
@@ -31,19 +39,19 @@ def imports(tree: ast.Module) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_core_needs_the_standard_library_and_torch(path):
-    depth = len(path.relative_to(ROOT / "core").parts)  # dots that stay within core
-    for function, module in imports(ast.parse(path.read_text())):
-        if (path.name, function, module) == ("trajectory.py", "_pandas", "pandas"):
-            continue
-        if path.name.startswith("triton_") and module.partition(".")[0] == "triton":
-            continue  # it comes with torch for CUDA, and only native/cuda.py imports these files, once a CUDA tensor asks
-        if module.startswith("."):
-            assert len(module) - len(module.lstrip(".")) <= depth, f"{path.name} reaches out of core: {module}"
-        else:
-            top = module.partition(".")[0]
-            assert top in sys.stdlib_module_names or top == "torch", f"{path.name} imports {module}"
+def test_core_needs_the_standard_library_and_torch():
+    for path in CORE:
+        depth = len(path.relative_to(ROOT / "core").parts)  # dots that stay within core
+        for function, module in imports(tree(path)):
+            if (path.name, function, module) == ("trajectory.py", "_pandas", "pandas"):
+                continue
+            if path.name.startswith("triton_") and module.partition(".")[0] == "triton":
+                continue  # it comes with torch for CUDA, and only native/cuda.py imports these files, once a CUDA tensor asks
+            if module.startswith("."):
+                assert len(module) - len(module.lstrip(".")) <= depth, f"{path} reaches out of core: {module}"
+            else:
+                top = module.partition(".")[0]
+                assert top in sys.stdlib_module_names or top == "torch", f"{path} imports {module}"
 
 
 FLOORS = {"core": 0, "config": 1, "runner": 2, "notebook": 2, "integrations": 3, "run": 3, "report": 3, "bench": 3}
@@ -56,27 +64,25 @@ def floor_of(module: str) -> int | None:
     return FLOORS.get(rest.partition(".")[0]) if package == "ldp_search" else None
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_downward(path):
-    parts = ("ldp_search", *path.relative_to(ROOT).with_suffix("").parts)
-    if (own := floor_of(".".join(parts))) is None:
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            start = ".".join(parts[: -node.level]) if node.level else ""
-            module = ".".join(filter(None, [start, node.module]))
-            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            assert (floor_of(name) or 0) <= own, f"{path.name} reaches up to {name}"
+def test_imports_run_downward():
+    for path in FILES:
+        parts = ("ldp_search", *path.relative_to(ROOT).with_suffix("").parts)
+        if (own := floor_of(".".join(parts))) is None:
+            continue
+        for node in ast.walk(tree(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                start = ".".join(parts[: -node.level]) if node.level else ""
+                module = ".".join(filter(None, [start, node.module]))
+                names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                assert (floor_of(name) or 0) <= own, f"{path} reaches up to {name}"
 
 
-SOURCES = sorted(path for path in ROOT.rglob("*.py") if path.name != "testing.py")  # which is tests
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_errors_are_never_asserts(path):
-    assert not [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
+def test_errors_are_never_asserts():
+    for path in FILES:
+        if path.name != "testing.py":  # which is tests
+            assert not [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Assert)], path
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -19,6 +19,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import ldp_search
 
+bert()  # loads what both processes would load, each by itself, after the fork
+
 
 class Cut(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):

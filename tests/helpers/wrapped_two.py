@@ -20,7 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ldp_search
 from ldp_search import controller
+from ldp_search.runner.pretrained import card, save_load  # noqa: F401 (loaded before the fork)
 
+bert()  # loads what both processes would load, each by itself, after the fork
+card._picture = lambda ldp: None  # nobody looks at it
 STEPS, SPACE = 4, {"target_cost": 0.6, "grad_bits": 32}  # without the random rounding of gradients
 
 

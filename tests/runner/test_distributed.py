@@ -24,10 +24,6 @@ def two(die_at, folder, *words):
     return fork_two("two_processes", str(die_at), *WORDS, f"output={folder}", *words)
 
 
-def two_of_torchrun(die_at, folder):
-    return torchrun(str(ROOT / "tests" / "helpers" / "two_processes.py"), str(die_at), *WORDS, f"output={folder}")
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "run"
@@ -65,9 +61,9 @@ def test_both_choose_the_same_integer_products_also_after_a_resume(tmp_path):
 
 
 def test_killed_and_resumed_bitwise(whole, tmp_path):
-    killed = two_of_torchrun(9, tmp_path / "run")
+    killed = two(9, tmp_path / "run")
     assert killed.returncode != 0 and (tmp_path / "run" / "checkpoints" / "step_00000008").is_dir(), killed.stderr
-    resumed = two_of_torchrun(-1, tmp_path / "run")
+    resumed = torchrun(str(ROOT / "tests" / "helpers" / "two_processes.py"), "-1", *WORDS, f"output={tmp_path / 'run'}")
     assert resumed.returncode == 0 and "going on from step 8" in resumed.stdout, resumed.stderr
     same_result(whole, tmp_path / "run")
     for name in ("rank0.json", "rank1.json"):

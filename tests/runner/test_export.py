@@ -111,8 +111,7 @@ def test_minmax_grids_come_close(tmp_path):
             ldp_search.remove(model)
 
 
-@pytest.mark.parametrize("quantizer", ["clip", "symmetric", "minmax"])
-@pytest.mark.parametrize("bits", [8, 5])
+@pytest.mark.parametrize(("quantizer", "bits"), [("clip", 8), ("clip", 5), ("symmetric", 5), ("minmax", 8)])
 def test_a_residual_network(tmp_path, quantizer, bits):
     torch.manual_seed(1)
     x = torch.randn(16, 3, 12, 12)

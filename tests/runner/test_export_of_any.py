@@ -9,10 +9,12 @@ from test_export import bert, export, frozen, ort, run
 from torch import nn
 
 from ldp_search import controller
+from ldp_search.runner.onnx import float_graph
 from ldp_search.runner.onnx.check import difference
 from ldp_search.runner.onnx.dynamic_shapes import Freedom
 from ldp_search.runner.onnx.float_graph import ready
 
+ir = pytest.importorskip("onnxscript").ir
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -58,8 +60,12 @@ CONSTANTS = {
 }
 
 
-@pytest.mark.parametrize("quantizer", ["symmetric", "minmax"])
-@pytest.mark.parametrize("case", CONSTANTS)
+QUANTIZERS = ("symmetric", "minmax")
+CASES = [(case, QUANTIZERS[i % 2]) for i, case in enumerate(CONSTANTS)]  # each case once, and two kinds under both
+CASES += [("dead relu", "minmax"), ("3 with padding", "symmetric")]
+
+
+@pytest.mark.parametrize(("case", "quantizer"), CASES)
 def test_an_input_of_one_value_has_a_code(tmp_path, case, quantizer):
     make, shape = CONSTANTS[case]
     torch.manual_seed(0)
@@ -158,7 +164,7 @@ def test_no_encoder_decoder_returns_a_cache_while_it_is_exported(kind):
         assert "past_key_values" in model(**inputs)
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart", "encoder-decoder"])
+@pytest.mark.parametrize("kind", ["t5", "encoder-decoder"])
 def test_encoder_decoders_of_any_length(tmp_path, kind):
     torch.manual_seed(0)
     model = nested() if kind == "encoder-decoder" else seq2seq(kind)
@@ -195,8 +201,8 @@ def tokens(batch: int, length: int, mask: bool = True) -> dict:
 
 @pytest.mark.parametrize(
     ("make", "example", "mask"),
-    [(bert, (8, 8), True), (gpt2, (3, 9), False), (gpt2, (1, 1), True)],
-    ids=["bert, a batch as long as the text", "gpt2", "gpt2, one token"],
+    [(bert, (8, 8), True), (gpt2, (1, 1), False)],
+    ids=["bert, a batch as long as the text", "gpt2, one token"],
 )
 def test_token_inputs_are_of_any_length(tmp_path, make, example, mask):
     torch.manual_seed(0)
@@ -272,8 +278,23 @@ STEPS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def exported_once():
+    """In place of `float_graph._export`: the first graph that it makes, over and over; for tests of one model."""
+    made, plain = [], float_graph._export
+
+    def export_once(*args):
+        if not made:
+            graph, freedom = plain(*args)
+            made.extend((ir.to_proto(graph), freedom))
+        return ir.from_proto(made[0]), made[1]
+
+    return export_once
+
+
 @pytest.mark.parametrize("step", STEPS)
-def test_an_export_that_stops_anywhere_leaves_file_and_model_as_they_were(tmp_path, monkeypatch, step):
+def test_an_export_that_stops_anywhere_leaves_file_and_model_as_they_were(tmp_path, monkeypatch, exported_once, step):
+    monkeypatch.setattr(float_graph, "_export", exported_once)
     x, path = torch.randn(4, 3, 8, 8), tmp_path / "m.onnx"
     model = frozen(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU()), x, bits=8).train()
     path.write_bytes(b"an earlier one")

@@ -31,7 +31,8 @@ def remote(monkeypatch, tmp_path):
 # -- the card -------------------------------------------------------------------------------------------------------
 
 
-def test_a_card_tells_what_was_learned(tmp_path):
+def test_a_card_tells_what_was_learned(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the picture is drawn
     model = train(bert(), {"input_ids": TOKENS}, steps=5)
     ldp = controller(model)
     ldp.finalize()
@@ -90,6 +91,7 @@ def test_the_readme_of_a_user_stays(tmp_path):
 
 
 def test_a_picture_that_fails_costs_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.undo()
     monkeypatch.setattr("ldp_search.runner.report.heatmap.schedule_figure", None)
     with pytest.warns(UserWarning, match="could not be drawn"):
         save_pretrained(train(net(), IMAGES), tmp_path)

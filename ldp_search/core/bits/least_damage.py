@@ -32,6 +32,20 @@ class Choice(NamedTuple):
     damage: float
 
 
+class Column(NamedTuple):
+    """Kinds whose bits move together in some layers, and what of their choice is the same at every price.
+
+    searched: (layers, kinds) mask of the coordinates that move. group: (layers, kinds) theirs, one after the last elsewhere.
+    once: (layers,) the group that a layer's cost is counted in, whatever the kinds. damage: (groups + 1, levels).
+    """
+
+    kinds: list[int]
+    searched: Tensor
+    group: Tensor
+    once: Tensor
+    damage: Tensor
+
+
 class LeastDamage:
     """The choices for one problem and one set of damages.
 
@@ -47,6 +61,7 @@ class LeastDamage:
         self.outside = torch.where(allowed, 0.0, math.inf).double()
         self.places = allowed.any(0).long().cumsum(-1)  # (kinds, levels): neighbours differ by one
         self.columns = _columns_that_move_together(problem)
+        self.moving = [self._column(*column) for column in self.columns]
 
     def damage(self, bits: Tensor) -> Tensor:
         """(layers, kinds) expected loss from rounding to `bits`; 0 where the bits are not searched and not among the levels."""
@@ -106,39 +121,42 @@ class LeastDamage:
         return now
 
     def _descend(self, price: float, bits: Tensor, inertia: float = 0.0) -> Tensor:
-        bits, rest = bits.double().clone(), bits.double()
+        bits, rest = bits.double(), bits.double()
         for _ in range(SWEEPS):
-            before = bits.clone()
-            for together, layers in self.columns:
-                bits = self._best(price, bits, together, layers, rest if inertia else None, 4.0**inertia)
+            before = bits
+            for column in self.moving:
+                bits = self._best(price, bits, column, rest if inertia else None, 4.0**inertia)
             if torch.equal(bits, before):
                 break
         return bits
 
-    def _best(
-        self, price: float, bits: Tensor, together: list[int], layers: Tensor, rest: Tensor | None, factor: float
-    ) -> Tensor:
-        """The best bits of some kinds in some layers, the others held.
-
-        layers: mask. A change from `rest` must save `factor` times what it takes.
-        """
-        p, each = self.problem, self.levels[:, None, None]
-        trial = bits.expand(len(self.levels), *bits.shape).clone()
+    def _column(self, together: list[int], layers: Tensor) -> Column:
+        p = self.problem
         searched = p.searched[:, together] & layers[:, None]
-        trial[..., together] = torch.where(searched, each, trial[..., together])
-        costs = self.charges(price, trial).T  # (layers, levels)
-        damages = torch.where(searched[..., None], self.curves[:, together] + self.outside[:, together], 0.0)
         group = torch.where(searched, p.group[:, together], p.groups)  # the last one: not searched
-        once = torch.where(searched.any(1), group.min(1).values, p.groups)  # each layer's cost, whatever the kinds
-        damage, cost = (torch.zeros(p.groups + 1, len(self.levels), dtype=torch.float64) for _ in range(2))
-        damage.index_add_(0, group.flatten(), damages.flatten(0, 1))
-        cost.index_add_(0, once, costs)
+        damages = torch.where(searched[..., None], self.curves[:, together] + self.outside[:, together], 0.0)
+        mask, groups = torch.zeros_like(p.searched), torch.full_like(p.group, p.groups)
+        mask[:, together], groups[:, together] = searched, group
+        return Column(
+            together, mask, groups,
+            once=torch.where(searched.any(1), group.min(1).values, p.groups),
+            damage=self._sums().index_add_(0, group.flatten(), damages.flatten(0, 1)),
+        )  # fmt: skip
+
+    def _sums(self) -> Tensor:
+        return torch.zeros(self.problem.groups + 1, len(self.levels), dtype=torch.float64)
+
+    def _best(self, price: float, bits: Tensor, column: Column, rest: Tensor | None, factor: float) -> Tensor:
+        """The best bits of a column, the others held. A change from `rest` must save `factor` times what it takes."""
+        trial = torch.where(column.searched, self.levels[:, None, None], bits)
+        costs = self.charges(price, trial).T  # (layers, levels)
+        damage, cost = column.damage, self._sums().index_add_(0, column.once, costs)
         if rest is not None:
-            damage, cost = self._with_inertia(damage, cost, group, rest[:, together], self.places[together[0]], factor)
+            kinds = column.kinds
+            group, places = column.group[:, kinds], self.places[kinds[0]]
+            damage, cost = self._with_inertia(damage, cost, group, rest[:, kinds], places, factor)
         best = self.levels[(damage + cost).argmin(1)]
-        bits = bits.clone()
-        bits[:, together] = torch.where(searched, best[group], bits[:, together])
-        return bits
+        return torch.where(column.searched, best[column.group], bits)
 
     def _with_inertia(
         self, damage: Tensor, cost: Tensor, group: Tensor, rest: Tensor, places: Tensor, factor: float

@@ -36,9 +36,11 @@ class _Grid(NamedTuple):
 _GRID = "Tensor scale, Tensor? offset, Tensor? low, Tensor? high"
 
 
-@torch.compiler.assume_constant_result
 def _there_are_kernels() -> bool:
     return ready()
+
+
+_there_are_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]  # `assume_constant_result` loads the compiler
 
 
 def _serve(*tensors: Tensor) -> bool:
