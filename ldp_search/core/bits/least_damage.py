@@ -111,6 +111,7 @@ class LeastDamage:
             before = bits.clone()
             for together, layers in self.columns:
                 bits = self._best(price, bits, together, layers, rest if inertia else None, 4.0**inertia)
+            bits = self._best_at_once(price, bits, rest if inertia else None, 4.0**inertia)
             if torch.equal(bits, before):
                 break
         return bits
@@ -138,6 +139,10 @@ class LeastDamage:
         best = self.levels[(damage + cost).argmin(1)]
         bits = bits.clone()
         bits[:, together] = torch.where(searched, best[group], bits[:, together])
+        return bits
+
+    def _best_at_once(self, price: float, bits: Tensor, rest: Tensor | None, factor: float) -> Tensor:
+        """`bits` after what pays only where several kinds change at once: nothing, as long as costs are linear in each."""
         return bits
 
     def _with_inertia(
