@@ -71,7 +71,13 @@ def measure(
 
 
 def _measure(
-    model: nn.Module, args: tuple, kwargs: dict[str, Any], settings: Settings, options: ProfileOptions, runtime: Runtime, tell: Tell
+    model: nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    settings: Settings,
+    options: ProfileOptions,
+    runtime: Runtime,
+    tell: Tell,
 ) -> dict[str, Any]:
     shapes = distinct_shapes(model, at_bits(model, 8, settings.space, args, kwargs), args, kwargs)
     if not shapes:
@@ -127,7 +133,11 @@ def _row(shape: Shape, times: dict[int, list[Parts]], options: ProfileOptions) -
             us += own.before if shape.reads_input else 0.0
         else:
             edges = own.before + own.after + least.after + (0.0 if shape.reads_input else least.before)
-        out[str(width)] = {"us": round(us, 2), "spread": round(_spread([p.product for p in times[kernel]]), 2), "edges": round(edges, 2)}
+        out[str(width)] = {
+            "us": round(us, 2),
+            "spread": round(_spread([p.product for p in times[kernel]]), 2),
+            "edges": round(edges, 2),
+        }
     return {"shape": shape.shape, "layers": shape.names, "times": out}
 
 

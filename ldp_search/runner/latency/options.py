@@ -38,7 +38,9 @@ class ProfileOptions:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be a whole number above 0; received {getattr(self, name)!r}.")
         if any(not 2 <= width <= FLOAT for width in self.containers):
-            raise ConfigError(f"containers are numbers of bits from 2 to {FLOAT}, e.g. [8, {FLOAT}]; received {self.containers}.")
+            raise ConfigError(
+                f"containers are numbers of bits from 2 to {FLOAT}, e.g. [8, {FLOAT}]; received {self.containers}."
+            )
         place = Path(self.output).expanduser()
         if place.is_dir():
             raise ConfigError(f"output must be a file; {self.output} is a folder. Give {place / 'latency.json'}.")
@@ -77,4 +79,9 @@ def keys() -> str:
         default = f.default_factory() if f.default is dataclasses.MISSING else f.default
         shown = "" if default == [] else str(default)
         lines.append(f"  {f'{name}={shown}':<26} {f.metadata['help']}")
-    return "\n".join([*lines, "  and those of a run (python -m ldp_search.run --help), of which model=, task= and data= say what is measured."])
+    return "\n".join(
+        [
+            *lines,
+            "  and those of a run (python -m ldp_search.run --help), of which model=, task= and data= say what is measured.",
+        ]
+    )

@@ -20,6 +20,7 @@ import ldp_search
 
 from ...config.overlay import as_component
 from ...config.task_file import display_name
+from ...core.bits.space import FINAL_BUDGETS
 from ...core.controller.summary import short
 from ..io.atomic import finite, write_whole
 from ..tasks import metrics
@@ -84,6 +85,8 @@ def _result(run: Session, row: dict[str, Any]) -> dict[str, Any]:
         "mean_cost": cost.mean_relative, "target_cost": target, "cost": cost.relative,
         "inference_cost": cost.relative_inference, "target_inference": space.target_inference,
         "weight_mib": cost.weight_mib, "target_size": space.target_size, "mean_bits": row["mean_bits"],
+        "latency": cost.relative_latency, "latency_ms": cost.latency_ms, "target_latency": space.target_latency,
+        "latency_table": values["latency"] if isinstance(values["latency"], str) else None,
         "training_bitops": cost.training_bitops, "inference_bitops": cost.inference_bitops, "coverage": run.ldp.coverage.share,
         "steps": run.total_steps, "seconds": round(run.journal.seconds, 1), "processes": run.accelerator.num_processes,
         "device": run.accelerator.device.type, "data": run.task.fingerprint, "versions": _versions(),
@@ -135,12 +138,21 @@ def _again(output: Path) -> str:
 
 def _budgets(result: dict[str, Any]) -> str:
     """This run's other budgets, as words."""
-    kept = {name: result.get(name) for name in ("target_inference", "target_size")}
+    kept = {name: result.get(name) for name in FINAL_BUDGETS}
+    kept["latency"] = result.get("latency_table") if kept["target_latency"] is not None else None
     return "".join(f" {name}={value}" for name, value in kept.items() if value is not None)
 
 
 def _at_most(target: float | None) -> str:
     return "" if target is None else f" (budget {target:g})"
+
+
+def _latency(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The line of a predicted latency, where there is one."""
+    if result.get("latency") is None:
+        return []
+    note = f"of the highest bits, as predicted: {short(result['latency_ms'])} ms{_at_most(result['target_latency'])}"
+    return [("latency", f"{result['latency']:.3f}", note)]
 
 
 def table(output: Path) -> str:
@@ -157,6 +169,7 @@ def table(output: Path) -> str:
             f"{r['mean_bits']:.2f}",
             f"of weights and inputs at the end; weights take {short(r['weight_mib'])} MiB{_at_most(r.get('target_size'))}",
         ),
+        *_latency(r),
         ("time", f"{r['seconds']:.0f} s", f"{r['steps']:,} steps on {r['processes']} x {r['device']}"),
     ]
     body = "\n".join(f"  {name:<15} {value:>8}  {note}" for name, value, note in lines)
