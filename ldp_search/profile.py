@@ -16,8 +16,8 @@ How long each kind and shape of layer takes on this device, in integers and in f
   python -m ldp_search.profile model=resnet20 task=cifar10 output=table.json
   python -m ldp_search.run     model=resnet20 task=cifar10 latency=table.json target_latency=0.8 bits=[8,16]
 
-Measured is what `python -m ldp_search.export` makes: format=onnx in onnxruntime (target=onnxruntime-cpu), format=torch on torch's
-int8 kernels (target=torch-cpu). Measure on the device that the network is to run on; docs/profile.md.
+Measured is what `python -m ldp_search.export` makes: format=onnx in onnxruntime (target=onnxruntime-cpu), format=torch on
+torch's int8 kernels (target=torch-cpu). Measure on the device that the network is to run on; docs/profile.md.
 
 """
 

@@ -2,8 +2,8 @@
 
 A layer takes the time of the smallest container that holds its weight bits and its input bits: an integer product needs both.
 Between neighbours of different containers values are converted, which is the layer's time for `edges`; a network all in one
-container has none of that. What a network does beside its layers (norms, activations, sums) is measured with the whole, in every
-container, and is shared out to the layers by the size of their inputs.
+container has none of that. What a network does beside its layers (norms, activations, sums) is measured with the whole, in
+every container, and is shared out to the layers by the size of their inputs.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class LatencyTable:
             listed = "; ".join(f"{name}: {shape}" for name, shape in [*missing.items()][:3])
             raise ValueError(
                 f"The latency table must have every layer's shape, but {len(missing)} of {len(shapes)} layers are not in it "
-                f"({listed}). It is of {self.content.get('model')!r} with inputs {self.content.get('inputs')}. Give the table of "
-                f"this model at this size of inputs. {AGAIN}"
+                f"({listed}). It is of {self.content.get('model')!r} with inputs {self.content.get('inputs')}. Give the table "
+                f"of this model at this size of inputs. {AGAIN}"
             )
         uniform, between = ([[0.0] * len(self.containers) for _ in specs] for _ in range(2))
         for row, (name, spec) in enumerate(specs.items()):

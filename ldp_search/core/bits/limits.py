@@ -32,8 +32,8 @@ class Limit(ABC):
 
     @abstractmethod
     def layer_values(self, bits: Tensor) -> Tensor:
-        """(..., layers) what each layer takes at `bits` (..., layers, kinds), in the field's unit; float64. Of that layer's bits
-        alone, in whatever way: the search tries all of them.
+        """(..., layers) what each layer takes at `bits` (..., layers, kinds), in the field's unit; float64. Of that layer's
+        bits alone, in whatever way: the search tries all of them.
         """
 
     def layer_costs(self, bits: Tensor) -> Tensor:

@@ -162,11 +162,11 @@ class SearchSpace:
             max(end(within_containers(bits, self.widths, name)) for name, bits in self._forward()) for end in (min, max)
         )
         slots = self.latency_table.containers
-        if sum(width >= low for width in slots) - sum(width >= high for width in slots) == 0:
+        if not any(low <= width < high for width in slots):
             raise ValueError(
-                f"target_latency needs bits in several containers of the table, {list(slots)} ({FULL_PRECISION}: floating point, "
-                f"in which layers of more than {slots[-2] if len(slots) > 1 else slots[-1]} bits run); weight_bits={self.weight_bits} and "
-                f"input_bits={self.input_bits} with containers={list(self.widths)} lie in one. Widen them: bits=[2, {MAX_BITS}]."
+                f"target_latency needs bits in several containers of the table, {list(slots)} ({FULL_PRECISION} is floating "
+                f"point, for more bits than the others have); weight_bits={self.weight_bits} and input_bits={self.input_bits} with "
+                f"containers={list(self.widths)} lie in one. Widen them: bits=[{min(self.widths)},{MAX_BITS}]."
             )
 
     def _forward(self) -> tuple[tuple[str, BitRange], ...]:

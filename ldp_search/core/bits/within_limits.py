@@ -1,12 +1,13 @@
 """The bits of least damage under several budgets at once: that of the training, and those of the final bits.
 
-Minimise  sum of D_i(b_i) + price * C(b) + sum over limits of price_k * C_k(b).  C and every C_k are sums over layers of a function
-of the layer's bits, and the descent of `least_damage` tries all bits of one kind with the others held, so it stays exact whatever
-the functions; only the prices have to be found. Each follows how far its own budget is missed, all together (dual ascent, in
-logarithms); what integers then leave is made up one change at a time, each the one that does the least damage for what it gives.
+Minimise  sum of D_i(b_i) + price * C(b) + sum over limits of price_k * C_k(b).  C and every C_k are sums over layers of a
+function of the layer's bits, and the descent of `least_damage` tries all bits of one kind with the others held, so it stays
+exact whatever the functions; only the prices have to be found. Each follows how far its own budget is missed, all together
+(dual ascent, in logarithms); what integers then leave is made up one change at a time, each the one that does the least damage
+for what it gives.
 
-Of operations and size each kind's bits have a part of their own. A latency falls only when a layer's weights and inputs both fit
-in an integer kernel, so with such a limit the two also move at once (`bits.pairs`).
+Of operations and size each kind's bits have a part of their own. A latency falls only when a layer's weights and inputs both
+fit in an integer kernel, so with such a limit the two also move at once (`bits.pairs`).
 """
 
 from __future__ import annotations
@@ -162,8 +163,8 @@ class LeastDamageWithin(LeastDamage):
                     no |= (other > 0) & (share + other > WITHIN)
             use = (changes.damage / saved).masked_fill(no, math.inf)
             found.append((float(use.min()), int(use.argmin()), sign))
-        use, move, sign = min(found)
-        return self._moved(bits, move, sign, rest) if use < math.inf else None
+        least, move, sign = min(found)
+        return self._moved(bits, move, sign, rest) if least < math.inf else None
 
     def _raised(
         self, bits: Tensor, most: float, room: float, price: float, rest: Tensor | None = None

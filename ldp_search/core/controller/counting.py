@@ -72,8 +72,8 @@ def _count_anew(c: Controller, specs: dict[str, SiteSpec]) -> None:
     """The same sites with other counts: what has been learned of them stays."""
     precisions(specs, c.space, final=True)
     device = c.tensors.bits.device
-    counts = {"macs": macs_of(specs, c.profiled), "weight_numel": numel_of(specs)}
-    problem = dataclasses.replace(c.problem, **counts, latency=latency_of(specs, c.space, c.profiled), counted=c.profiled)
+    macs, numel, latency = macs_of(specs, c.profiled), numel_of(specs), latency_of(specs, c.space, c.profiled)
+    problem = dataclasses.replace(c.problem, macs=macs, weight_numel=numel, latency=latency, counted=c.profiled)
     c.specs, c.problem = specs, problem.to(device)
     c.policy.problem = c.problem
     c.tensors = copy.copy(c.tensors)

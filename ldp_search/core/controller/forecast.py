@@ -31,7 +31,7 @@ class Damage(NamedTuple):
 class FrontPoint(NamedTuple):
     """cost: relative training cost of a step. damage: the least expected loss from rounding. bits: {layer: its bits}.
 
-    inference: relative operations of inference. weight_mib: of the weights. latency: relative, as predicted; None without table.
+    inference: relative operations of inference. weight_mib: of the weights. latency: relative, as predicted (None: no table).
     """
 
     cost: float

@@ -32,15 +32,15 @@ class Parts(NamedTuple):
 
 
 class Timed(ABC):
-    """Something that is run again and again."""
+    """Something that is run in turn with others; the second of two runs counts, which finds its weights near the processor."""
 
     @abstractmethod
     def run(self) -> None:
-        """Once."""
+        """Its turn."""
 
     @abstractmethod
     def times(self) -> list[Parts]:
-        """Of every run so far; it is not run again."""
+        """Of every turn so far; there is none after it."""
 
 
 class Called(Timed):
@@ -50,6 +50,7 @@ class Called(Timed):
         self.call, self.clock, self.found = call, clock, []
 
     def run(self) -> None:
+        self.call()
         start = self.clock()
         self.call()
         self.found.append(Parts(0.0, (self.clock() - start) * 1e6, 0.0))
@@ -66,16 +67,20 @@ class Nodes(Timed):
         self.feed = {self.nodes.session.get_inputs()[0].name: inputs.numpy()}
 
     def run(self) -> None:
-        self.nodes.session.run(None, self.feed)
+        for _ in range(2):
+            self.nodes.session.run(None, self.feed)
 
     def times(self) -> list[Parts]:
-        return [Parts(*parts) for parts in self.nodes.parts(self.convolution)]
+        return [Parts(*parts) for parts in self.nodes.parts(self.convolution)[1::2]]
 
 
 class Runtime(ABC):
-    """Makes what is measured. space: whose quantizers are used. folder: for files. format: of an export."""
+    """Makes what is measured. space: whose quantizers are used. folder: for files. format: of an export. packages: beside
+    torch, whose versions are told.
+    """
 
     format: str
+    packages: tuple[str, ...] = ()
 
     def __init__(self, space: SearchSpace, folder: Path, threads: int):
         self.space, self.folder, self.threads = space, folder, threads
@@ -112,7 +117,7 @@ class Runtime(ABC):
 class OnnxRuntime(Runtime):
     """QDQ files in onnxruntime on the CPU."""
 
-    format = "onnx"
+    format, packages = "onnx", ("onnxruntime",)
 
     def layers(self, shapes: list[Shape], kernel: int) -> list[Timed]:
         together = Apart([shape.layer for shape in shapes])
