@@ -40,7 +40,7 @@ def resolve_mapping(asked: dict[str, Any]) -> Settings:
         settings.study = study
         if study is not None and study.cost == "latency" and settings.space.latency is None:
             raise ConfigError(
-                "cost=latency needs what the device takes: latency=TABLE.json, made by python -m ldp_search.profile."
+                "cost=latency needs a table of the device, made by python -m ldp_search.profile: latency=TABLE.json."
             )
         if study is not None and settings.config.export:
             raise ConfigError("export= belongs to a single run; export a search's best: python -m ldp_search.export FOLDER.")

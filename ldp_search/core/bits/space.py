@@ -165,8 +165,8 @@ class SearchSpace:
         if not any(low <= width < high for width in slots):
             raise ValueError(
                 f"target_latency needs bits in several containers of the table, {list(slots)} ({FULL_PRECISION} is floating "
-                f"point, for more bits than the others have); weight_bits={self.weight_bits} and input_bits={self.input_bits} with "
-                f"containers={list(self.widths)} lie in one. Widen them: bits=[{min(self.widths)},{MAX_BITS}]."
+                f"point, for more bits than the others have); weight_bits={self.weight_bits} and input_bits={self.input_bits} "
+                f"with containers={list(self.widths)} lie in one. Widen them: bits=[{min(self.widths)},{MAX_BITS}]."
             )
 
     def _forward(self) -> tuple[tuple[str, BitRange], ...]:

@@ -16,7 +16,7 @@ import ldp_search
 from ... import int8
 from ...core.bits.space import MAX_BITS, SearchSpace
 from ..exports.int8 import int8_module
-from ..exports.peers import OnnxModel, PlainModel, quiet
+from ..exports.peers import PlainModel, onnx_feed, quiet
 from .onnxruntime_nodes import NodeTimes, cut, session
 from .shapes import Apart, Shape, at_bits
 
@@ -91,19 +91,12 @@ class Runtime(ABC):
         """Each shape alone, on the kernels of a container."""
 
     @abstractmethod
-    def loaded(self, path: Path) -> nn.Module:
-        """An exported file as a module."""
+    def call_of(self, path: Path, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Any]:
+        """A forward of an exported file."""
 
     def whole(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], kernel: int) -> Timed:
         """The network, every layer on the kernels of a container."""
-        path = self.exported(model, args, kwargs, kernel, "whole")
-        module = self.loaded(path)
-
-        @torch.no_grad()
-        def call() -> None:
-            module(*args, **kwargs)
-
-        return Called(call, self.clock)
+        return Called(self.call_of(self.exported(model, args, kwargs, kernel, "whole"), args, kwargs), self.clock)
 
     def exported(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], kernel: int, name: str) -> Path:
         """The file of a plain model at the bits of a container."""
@@ -128,10 +121,10 @@ class OnnxRuntime(Runtime):
             for file, shape in zip(files, shapes, strict=True)
         ]
 
-    def loaded(self, path: Path) -> nn.Module:
-        found = OnnxModel(path)
-        found.session = session(path, self.threads)
-        return found
+    def call_of(self, path: Path, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Any]:
+        found = session(path, self.threads)
+        feed = onnx_feed([value.name for value in found.get_inputs()], args, kwargs)
+        return lambda: found.run(None, feed)
 
 
 class Torch(Runtime):
@@ -143,18 +136,18 @@ class Torch(Runtime):
         together, inputs = Apart([shape.layer for shape in shapes]), tuple(shape.inputs for shape in shapes)
         with quiet():
             made = int8_module(at_bits(together, min(kernel, MAX_BITS), self.space, inputs, {})).module
-        return [Called(self._call(layer, x), self.clock) for layer, x in zip(made.layers, inputs, strict=True)]
+        return [Called(_call(layer, (x,), {}), self.clock) for layer, x in zip(made.layers, inputs, strict=True)]
 
-    @staticmethod
-    def _call(layer: nn.Module, x: Tensor) -> Callable[[], Any]:
-        @torch.no_grad()
-        def call() -> None:
-            layer(x)
+    def call_of(self, path: Path, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Any]:
+        return _call(PlainModel(int8.load(path)), args, kwargs)
 
-        return call
 
-    def loaded(self, path: Path) -> nn.Module:
-        return PlainModel(int8.load(path))
+def _call(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Any]:
+    @torch.no_grad()
+    def call() -> Any:
+        return module(*args, **kwargs)
+
+    return call
 
 
 RUNTIMES: dict[str, type[Runtime]] = {"onnxruntime-cpu": OnnxRuntime, "torch-cpu": Torch}
