@@ -1,4 +1,4 @@
-"""Measured latency as a budget: what a table says, the search against brute force, what is refused, and a training within it."""
+"""Measured latency as a budget: what a table says, the search against brute force, what is refused, a training within it."""
 
 import dataclasses
 import itertools
@@ -7,13 +7,12 @@ import math
 
 import pytest
 import torch
-from test_learned import covering, toy
+from test_learned import toy
 from test_least_damage import damages, problem
 from torch import nn
 
 import ldp_search
 from ldp_search.core.bits.latency import FORMAT, KIND, Latency, LatencyTable, kernel_of, shape_of
-from ldp_search.core.bits.limits import LatencyLimit
 from ldp_search.core.bits.pairs import Pairs
 from ldp_search.core.bits.reachable import check_limits
 from ldp_search.core.bits.within_limits import LeastDamageWithin

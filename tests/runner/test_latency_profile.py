@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny import WORDS
+from tiny import WORDS, net
 
 import ldp_search
 from ldp_search import profile
@@ -11,7 +11,7 @@ from ldp_search.core.bits.latency import TARGETS, LatencyTable
 from ldp_search.runner.latency.onnxruntime_nodes import CONVERSIONS, split
 from ldp_search.runner.latency.runtimes import RUNTIMES
 
-SMALL = "task=digits limit=160 eval_limit=50 model=tiny:net turns=5".split()
+SMALL = ["task=digits", "limit=160", "eval_limit=50", "model=tiny:net", "turns=5"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_run_searches_within_the_latency_of_its_table_and_tells_it(tables, tmp
     assert wide and set(exported["float_layers"]) == wide, "layers of more than 8 bits are floating point in the file"
     assert set(exported["integer_layers"]) == set(allocation) - wide
     place.unlink()
-    again = ldp_search.controller(ldp_search.load_pretrained(tmp_path / "run"))
+    again = ldp_search.controller(ldp_search.load_pretrained(tmp_path / "run", model=net(10, 1)))
     assert again.cost().relative_latency == pytest.approx(result["latency"]), "the table is in the folder"
 
 

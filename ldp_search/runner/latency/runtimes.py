@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,8 @@ class Runtime(ABC):
     def exported(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], kernel: int, name: str) -> Path:
         """The file of a plain model at the bits of a container."""
         path = self.folder / f"{name}-{kernel}{'.pt2' if self.format == 'torch' else '.onnx'}"
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the file takes this size of batch alone
             searched = at_bits(model, min(kernel, MAX_BITS), self.space, args, kwargs)
             ldp_search.export(searched, path, kwargs or args, format=self.format)
         return path
