@@ -1,4 +1,4 @@
-"""Predicted and measured time of whole networks in onnxruntime: of runs that left a model.onnx, and of mixtures drawn at random.
+"""Predicted and measured time of whole networks in onnxruntime: of runs that left a model.onnx, and of mixtures at random.
 
     OMP_NUM_THREADS=1 python benchmarks/latency.py table=table.json runs=runs/A,runs/B random=4 turns=100
 
@@ -82,17 +82,14 @@ def main(words: list[str]) -> None:
                 start = time.process_time()
                 found.run(None, feeds[name])
                 times[name].append((time.process_time() - start) * 1e3)
-    print(
-        "| network | layers in floating point | inference BitOPs | metric | predicted, ms | measured, ms | measured / predicted |"
-    )
+    print("| network | in floating point | inference BitOPs | metric | predicted, ms | measured, ms | ratio |")
     print("|---|---|---|---|---|---|---|")
     for name, wide, cost, metric, guess in rows:
         ordered, quarter = sorted(times[name]), len(times[name]) // 4
         ms, spread = statistics.median(ordered), (ordered[-1 - quarter] - ordered[quarter]) / 2
         shown = ("" if cost is None else f"{cost:.3f}", "" if metric is None else f"{metric:.4f}")
-        print(
-            f"| {name} | {wide} of {len(names)} | {shown[0]} | {shown[1]} | {guess:.3f} | {ms:.3f} ± {spread:.3f} | {ms / guess:.2f} |"
-        )
+        told = f"{guess:.3f} | {ms:.3f} ± {spread:.3f} | {ms / guess:.2f}"
+        print(f"| {name} | {wide} of {len(names)} layers | {shown[0]} | {shown[1]} | {told} |")
 
 
 if __name__ == "__main__":

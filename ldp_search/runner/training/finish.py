@@ -126,13 +126,16 @@ CARRIED = (
 )  # fmt: skip
 
 
-def _again(output: Path) -> str:
-    """The command that trains the same network on the same data for as long, without this run's choices about bits."""
+RANGES = ("bits", "weight_bits", "input_bits", "containers")
+
+
+def _again(output: Path, more: tuple[str, ...] = ()) -> str:
+    """The command that trains the same network on the same data for as long, without this run's choices about bits but `more`."""
     from ..report.load import load_run
     from ..report.one import command
 
     words = shlex.split(command(load_run(output)))
-    kept = [word for word in words[3:] if word.partition("=")[0] in CARRIED]
+    kept = [word for word in words[3:] if word.partition("=")[0] in (*CARRIED, *more)]
     return " ".join([*words[:3], *map(shlex.quote, kept)])
 
 
@@ -176,6 +179,7 @@ def table(output: Path) -> str:
     body += f"\n  {r['arithmetic']}" if r.get("arithmetic") else ""
     rival = "cyclic" if r["policy"] != "cyclic" else "ldp"
     again = _again(output)
+    other = again if r.get("target_latency") is None else _again(output, RANGES)  # which a table's containers ask for
     return (
         f"\n{r['task']}, {r['model']}, policy {r['policy']}, seed {r['seed']}\n{body}\n\n"
         f"Report       {output / 'report.html'}\n"
@@ -183,7 +187,7 @@ def table(output: Path) -> str:
         "Try next\n"
         f"  {again} space={rival} output=runs/{rival}    # a rival\n"
         f"  python -m ldp_search.report {output} runs/{rival} output=runs/compared    # both side by side\n"
-        f"  {again} target_cost=0.3{_budgets(r)}    # another budget\n"
+        f"  {other} target_cost=0.3{_budgets(r)}    # another budget\n"
         f"  tensorboard --logdir {output}\n"
         "  python -m ldp_search.run --help"
     )
