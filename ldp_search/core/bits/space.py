@@ -91,12 +91,9 @@ class SearchSpace:
             raise ValueError(f"cost_weight must be >= 0; received {self.cost_weight}.")
         if self.target_cost is not None and self.cost_weight is not None and self.cost_weight > 0:
             raise ValueError("target_cost and cost_weight exclude each other: a budget sets its own price. Give one.")
-        if self.target_inference is not None and not 0 < self.target_inference <= 1:
-            raise ValueError(
-                f"target_inference must be in (0, 1], relative to the highest bits; received {self.target_inference}."
-            )
-        if self.target_latency is not None and not 0 < self.target_latency <= 1:
-            raise ValueError(f"target_latency must be in (0, 1], relative to the highest bits; received {self.target_latency}.")
+        for name in ("target_inference", "target_latency"):
+            if (most := getattr(self, name)) is not None and not 0 < most <= 1:
+                raise ValueError(f"{name} must be in (0, 1], relative to the highest bits; received {most}.")
         if self.target_size is not None and not 0 < self.target_size < math.inf:
             raise ValueError(f"target_size is in MiB of weights, above 0; received {self.target_size}.")
         if not 0 <= self.min_coverage <= 1:

@@ -130,7 +130,7 @@ RANGES = ("bits", "weight_bits", "input_bits", "containers")
 
 
 def _again(output: Path, more: tuple[str, ...] = ()) -> str:
-    """The command that trains the same network on the same data for as long, without this run's choices about bits but `more`."""
+    """The command that trains the same network on the same data for as long. Of this run's choices about bits `more` alone."""
     from ..report.load import load_run
     from ..report.one import command
 
