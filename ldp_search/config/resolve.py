@@ -38,6 +38,10 @@ def resolve_mapping(asked: dict[str, Any]) -> Settings:
         words, study = _study_options(current_words(asked))
         settings = _resolve(words)
         settings.study = study
+        if study is not None and study.cost == "latency" and settings.space.latency is None:
+            raise ConfigError(
+                "cost=latency needs a table of the device, made by python -m ldp_search.profile: latency=TABLE.json."
+            )
         if study is not None and settings.config.export:
             raise ConfigError("export= belongs to a single run; export a search's best: python -m ldp_search.export FOLDER.")
         return settings
@@ -76,8 +80,8 @@ def _resolve(words: dict[str, Any]) -> Settings:
         values = overlay(values, layer, COMPONENTS)
     if values["epochs"] is None and values["steps"] is None:
         values["epochs"] = 10
-    for key in ("task", "data", "tokenizer"):  # absolute, so that a saved configuration holds wherever it is read
-        if values[key] is not None and _is_place(key, values[key]):
+    for key in ("task", "data", "tokenizer", "latency"):  # absolute, so that a saved configuration holds wherever it is read
+        if isinstance(values[key], str) and _is_place(key, values[key]):
             values[key] = str(Path(values[key]).expanduser().resolve())
     check_components(values, [name for name in COMPONENTS if name in SPACE_FIELDS])
     config = Config(**{name: values[name] for name in RUN_FIELDS})

@@ -19,6 +19,7 @@ COSTS = {
     "training_cost": "bit operations of the whole training, relative to the highest bits of the space as given",
     "inference_cost": "bit operations of a forward pass at the final bits, relative likewise",
     "weight_mib": "size of the weights at the final bits, in MiB",
+    "latency": "predicted latency at the final bits, relative to the highest bits of the space as given (needs latency=TABLE)",
 }
 SCHEMES = ("sqlite", "postgresql", "mysql", "grpc")
 
@@ -36,7 +37,7 @@ class StudyOptions:
     study: str | None = _is(None, "name of the study within the storage (default: TASK-MODEL-SPACE)")
     workers: int = _is(1, "processes that work on trials at the same time")
     pareto: bool = _is(False, "two objectives, metric and cost, instead of the metric under a bound on the cost")
-    cost: str = _is("training_cost", "the cost meant: training_cost, inference_cost or weight_mib")
+    cost: str = _is("training_cost", f"the cost meant: {', '.join(COSTS)}")
     max_cost: float | None = _is(None, "bound on the cost (default: the space's outer.max_cost; none if it has none)")
     seeds: int = _is(1, "trainings a trial, with seeds seed, seed + 1, ...; the metric is their mean")
     sampler: Any = _is("auto", f"{', '.join(SAMPLERS)}; options of Optuna's class as sampler.OPTION=VALUE")

@@ -24,6 +24,8 @@ Learn how many bits each layer of a network needs, at each moment of its trainin
   optuna-dashboard study.journal --artifact-dir study/artifacts         ... to watch it
   python -m ldp_search.report runs/A runs/B                    runs side by side
   python -m ldp_search.bench model=timm:resnet18               what a step costs on this machine
+  python -m ldp_search.profile model=resnet20 output=t.json    what each layer takes in inference on this machine; then search
+  python -m ldp_search.run model=resnet20 bits=[8,16] latency=t.json target_latency=0.8         ... within 0.8 of the time
 
   --list tasks|spaces|models|policies|quantizers      --print-config [KEY=VALUE ...]      --version
 """

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ldp_search.core.bits import cost
-from ldp_search.core.bits.limits import Limit
+from ldp_search.core.bits.latency import Latency
+from ldp_search.core.bits.limits import InferenceLimit, LatencyLimit, SizeLimit
 from ldp_search.core.registry import build, names
 from ldp_search.testing import BackendContract, CostContract, GradQuantizerContract, PolicyContract, QuantizerContract
 
@@ -52,12 +53,21 @@ class TestWeightMib(CostContract):
 
 class TestBudgetOfInference(CostContract):
     def cost(self, bits):
-        return Limit("target_inference", 0.5, MACS / MACS.sum(), True, "of the operations").layer_costs(bits)
+        return InferenceLimit("target_inference", 0.5, "of the operations", MACS / MACS.sum()).layer_costs(bits)
 
 
 class TestBudgetOfSize(CostContract):
     def cost(self, bits):
-        return Limit("target_size", 0.5, MACS / MACS.sum(), False, "MiB").layer_costs(bits)
+        return SizeLimit("target_size", 0.5, "MiB", MACS).layer_costs(bits)
+
+
+class TestBudgetOfLatency(CostContract):
+    """With a table in which more bits take longer, as they need not."""
+
+    def cost(self, bits):
+        times = torch.tensor([[1.0, 2.0], [3.0, 9.0]], dtype=torch.float64)
+        latency = Latency(torch.tensor([7.0, 32.0], dtype=torch.float64), times, times)
+        return LatencyLimit("target_latency", 0.5, "of the latency", latency, 11.0).layer_costs(bits)
 
 
 def failures(contract: type) -> list[str]:

@@ -56,8 +56,9 @@ def test_the_bits_are_those_of_the_closed_form_with_the_prices_added():
     bits = search.at_price(0.01, p.low).bits
     slopes = 0.01 * p.cost_gradient(bits)
     inference, size = p.limits
-    slopes[:, 0] += 0.02 * inference.each * bits[:, 1] + 0.03 * size.each
-    slopes[:, 1] += 0.02 * inference.each * bits[:, 0]
+    operations, mib = inference.macs / inference.most, size.weight_numel / 8 / 2**20 / size.most
+    slopes[:, 0] += 0.02 * operations * bits[:, 1] + 0.03 * mib
+    slopes[:, 1] += 0.02 * operations * bits[:, 0]
     best = torch.log2(2 * math.log(2) * s / slopes) / 2
     assert ((bits - best.clamp(1, 16)).abs() <= 0.85).all(), "to the nearest integers, each given the others'"
 

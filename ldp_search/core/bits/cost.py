@@ -19,7 +19,7 @@ class Cost:
 
     mean_relative: the relative training cost averaged over the trajectory so far (by progress). left_out_bitops: training
     BitOPs, at 32 bits, of what is not quantized (attention's own products without attention=True); in none of the others,
-    since no choice of bits changes it.
+    since no choice of bits changes it. latency_ms, relative_latency: as predicted by the space's table, None without one.
     """
 
     training_bitops: float
@@ -29,6 +29,8 @@ class Cost:
     weight_mib: float
     mean_relative: float
     left_out_bitops: float = 0.0
+    latency_ms: float | None = None
+    relative_latency: float | None = None
 
 
 def training_bitops(macs: Tensor, bits: Tensor) -> Tensor:

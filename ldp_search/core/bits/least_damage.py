@@ -126,6 +126,7 @@ class LeastDamage:
             before = bits
             for column in self.moving:
                 bits = self._best(price, bits, column, rest if inertia else None, 4.0**inertia)
+            bits = self._best_at_once(price, bits, rest if inertia else None, 4.0**inertia)
             if torch.equal(bits, before):
                 break
         return bits
@@ -157,6 +158,10 @@ class LeastDamage:
             damage, cost = self._with_inertia(damage, cost, group, rest[:, kinds], places, factor)
         best = self.levels[(damage + cost).argmin(1)]
         return torch.where(column.searched, best[column.group], bits)
+
+    def _best_at_once(self, price: float, bits: Tensor, rest: Tensor | None, factor: float) -> Tensor:
+        """`bits` after what pays only where several kinds change at once: nothing, as long as costs are linear in each."""
+        return bits
 
     def _with_inertia(
         self, damage: Tensor, cost: Tensor, group: Tensor, rest: Tensor, places: Tensor, factor: float

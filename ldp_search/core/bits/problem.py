@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cost import inference_bitops, training_bitops, training_bitops_gradient, weight_mib
-from .limits import Limit
+from .cost import inference_bitops, training_bitops, training_bitops_gradient
+from .latency import Latency
+from .limits import InferenceLimit, LatencyLimit, Limit, SizeLimit
 from .space import FULL_PRECISION
 
 
@@ -22,7 +23,7 @@ class Problem:
     group: (layers, kinds) index of the coordinate's group (by granularity and ties), any where the bits are fixed. groups: how
     many; the searched coordinates of one share their range. weight_numel: (layers,) of the weights that each owns.
     containers: the numbers of bits that searched weights and inputs may have, low and high among them; None: any. counted:
-    whether the MACs are the network's; False: all alike, and costs say nothing yet.
+    whether the MACs are the network's; False: all alike, and costs say nothing yet. latency: of the layers, where measured.
     """
 
     layers: list[str]
@@ -39,9 +40,11 @@ class Problem:
     target_size: float | None = None
     containers: tuple[int, ...] | None = None
     counted: bool = True
+    target_latency: float | None = None
+    latency: Latency | None = None
 
     def to(self, device) -> Problem:
-        names = ("low", "high", "macs", "group", "weight_numel")
+        names = ("low", "high", "macs", "group", "weight_numel", "latency")
         held = {name: value for name in names if (value := getattr(self, name)) is not None}
         return dataclasses.replace(self, **{name: value.to(device) for name, value in held.items()})
 
@@ -59,13 +62,16 @@ class Problem:
     @property
     def limits(self) -> list[Limit]:
         """The budgets of the final bits."""
-        found, one = [], torch.ones_like(self.high, dtype=torch.float64)
+        found: list[Limit] = []
         if (most := self.target_inference) is not None:
             highest = inference_bitops(self.macs, self.high.double()).sum()
-            found.append(Limit("target_inference", most, inference_bitops(self.macs, one) / (most * highest), True,
-                               "of the operations at the highest bits"))  # fmt: skip
+            unit = "of the operations at the highest bits"
+            found.append(InferenceLimit("target_inference", most, unit, self.macs / highest))
         if (most := self.target_size) is not None and self.weight_numel is not None:
-            found.append(Limit("target_size", most, weight_mib(self.weight_numel, one) / most, False, "MiB"))
+            found.append(SizeLimit("target_size", most, "MiB", self.weight_numel))
+        if (most := self.target_latency) is not None and self.latency is not None:
+            unit = "of the predicted latency at the highest bits"
+            found.append(LatencyLimit("target_latency", most, unit, self.latency, float(self.latency.total(self.high))))
         return found
 
     def in_force(self, bits: Tensor) -> Tensor:
@@ -103,6 +109,10 @@ class Problem:
     def layer_costs(self, bits: Tensor) -> Tensor:
         """(..., layers) share of each layer in the relative training cost at `bits` (..., layers, kinds); float64."""
         return training_bitops(self.macs, bits.double()) / training_bitops(self.macs, self.high.double()).sum()
+
+    def relative_latency(self, bits: Tensor) -> float | None:
+        """Predicted latency at `bits` (layers, kinds), relative to the highest bits; None where none was measured."""
+        return None if self.latency is None else float(self.latency.total(bits) / self.latency.total(self.high))
 
     def relative_cost(self, bits: Tensor) -> Tensor:
         """Training BitOPs at `bits` (..., layers, kinds), relative to the highest bits; float64."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .limits import WITHIN
+from .limits import WITHIN, Limit
 from .problem import Problem
 from .within_limits import LeastDamageWithin
 
@@ -29,14 +29,24 @@ def check_limits(problem: Problem) -> None:
     ValueError: the lowest bits exceed a limit, or within the limits no training costs as much as its target.
     """
     for limit in problem.limits:
-        if (share := limit.share(problem.low)) > WITHIN:
+        if (share := _least(problem, limit)) > WITHIN:
             raise ValueError(
-                f"{limit.name}={limit.most} cannot be met: the lowest bits take {limit.most * share:.3g} {limit.unit}. "
+                f"{limit.name}={limit.most} cannot be met: {limit.least_at} take {limit.most * share:.3g} {limit.unit}. "
                 f"Raise {limit.name}, widen `bits` downwards, or keep fewer layers out (`skip`, `fixed`)."
             )
-    if problem.target_cost is None or not problem.limits:
+    if not problem.limits:
         return
-    dearest = float(problem.relative_cost(about_equal(problem, None)[0]))
+    most = about_equal(problem, None)[0]
+    for limit in problem.limits:
+        if (share := limit.share(most)) > WITHIN:
+            others = " and ".join(f"{other.name}={other.most}" for other in problem.limits if other is not limit)
+            raise ValueError(
+                f"{limit.name}={limit.most} cannot be met{f' together with {others}' if others else ''}: what was found takes "
+                f"{limit.most * share:.3g} {limit.unit}. Allow the final bits more."
+            )
+    if problem.target_cost is None:
+        return
+    dearest = float(problem.relative_cost(most))
     if problem.target_cost > dearest * WITHIN:
         names = " and ".join(f"{limit.name}={limit.most}" for limit in problem.limits)
         raise ValueError(
@@ -44,6 +54,15 @@ def check_limits(problem: Problem) -> None:
             f"about {math.floor(1000 * dearest) / 1000} at most. Lower target_cost to it (None: no such budget), or allow "
             "the final bits more."
         )
+
+
+def _least(problem: Problem, limit: Limit) -> float:
+    """The least share of a limit that any bits take, every layer by itself; at the lowest bits, unless it knows no order."""
+    if not limit.together:
+        return limit.share(problem.low)
+    levels = problem.levels.to(problem.low)[:, None, None].expand(-1, *problem.low.shape)
+    trials = problem.in_force(torch.minimum(torch.maximum(levels, problem.low), problem.high))
+    return min(float(limit.layer_costs(trials).min(0).values.sum()), limit.share(problem.low), limit.share(problem.high))
 
 
 def _neutral(problem: Problem) -> Tensor:

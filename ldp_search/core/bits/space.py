@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..messages import did_you_mean, warn_renamed
 from ..registry import build, current_name, describe
+from .latency import LatencyTable
 
 ACTIVATIONS = ("exact", "16bit")
 
@@ -50,6 +52,8 @@ class SearchSpace:
     cost_weight: float | None = None  # price of the cost in the objective, instead of a budget
     target_inference: float | None = None  # most inference operations of the final bits, relative to the highest bits
     target_size: float | None = None  # most MiB that the weights take at the final bits
+    target_latency: float | None = None  # most predicted latency of the final bits, relative to the highest bits; by `latency`
+    latency: Any = None  # measured on the device by `python -m ldp_search.profile`: the table's file, or what is in it
     containers: Any = None  # the numbers of bits that a device has: a list, or cpu-int8, gpu-int4, packed; None: any number
     skip: list[str] = field(default_factory=list)  # name patterns left in full precision (counted at 32 bits)
     fixed: dict[str, Any] = field(default_factory=dict)  # name pattern -> bits outside the search, e.g. {"*head": 8}
@@ -63,6 +67,7 @@ class SearchSpace:
 
     def __post_init__(self):
         self._check_types()
+        self._read_latency()
         self.skip = [self.skip] if isinstance(self.skip, str) else list(self.skip)
         self.bits = bit_range(self.bits, "bits")
         self.weight_bits = self.bits if self.weight_bits is None else bit_range(self.weight_bits, "weight_bits")
@@ -86,10 +91,9 @@ class SearchSpace:
             raise ValueError(f"cost_weight must be >= 0; received {self.cost_weight}.")
         if self.target_cost is not None and self.cost_weight is not None and self.cost_weight > 0:
             raise ValueError("target_cost and cost_weight exclude each other: a budget sets its own price. Give one.")
-        if self.target_inference is not None and not 0 < self.target_inference <= 1:
-            raise ValueError(
-                f"target_inference must be in (0, 1], relative to the highest bits; received {self.target_inference}."
-            )
+        for name in ("target_inference", "target_latency"):
+            if (most := getattr(self, name)) is not None and not 0 < most <= 1:
+                raise ValueError(f"{name} must be in (0, 1], relative to the highest bits; received {most}.")
         if self.target_size is not None and not 0 < self.target_size < math.inf:
             raise ValueError(f"target_size is in MiB of weights, above 0; received {self.target_size}.")
         if not 0 <= self.min_coverage <= 1:
@@ -99,6 +103,7 @@ class SearchSpace:
         for name, kind in COMPONENT_KINDS.items():
             build(kind, getattr(self, name))  # an unknown name or option fails here, before any work
         self._check_containers()
+        self._check_latency()
 
     def _check_types(self) -> None:
         """Plain fields hold what their names promise; a word where a number belongs is a mistake in a file."""
@@ -131,6 +136,43 @@ class SearchSpace:
         for pattern, (bits, _) in self.fixed.items():
             if bits != FULL_PRECISION:
                 within_containers((bits, bits), widths, f"fixed[{pattern!r}]")
+
+    def _read_latency(self) -> None:
+        """The table's content in the place of its file, so that a space can be sent; its containers where none are given."""
+        if self.latency is None:
+            if self.target_latency is not None:
+                raise ValueError(
+                    f"target_latency={self.target_latency} needs what the device takes: latency=TABLE.json, made there by "
+                    "python -m ldp_search.profile model=... output=TABLE.json."
+                )
+            return
+        table = LatencyTable.load(self.latency) if isinstance(self.latency, str | Path) else LatencyTable.of(self.latency)
+        self.latency = table.content
+        if self.containers is None:
+            self.containers = table.searched_containers(MAX_BITS)
+
+    def _check_latency(self) -> None:
+        """Raises ValueError where no choice of bits changes the latency."""
+        if self.target_latency is None or self.latency_table is None or self.widths is None:
+            return
+        low, high = (
+            max(end(within_containers(bits, self.widths, name)) for name, bits in self._forward()) for end in (min, max)
+        )
+        slots = self.latency_table.containers
+        if not any(low <= width < high for width in slots):
+            raise ValueError(
+                f"target_latency needs bits in several containers of the table, {list(slots)} ({FULL_PRECISION} is floating "
+                f"point, for more bits than the others have); weight_bits={self.weight_bits} and input_bits={self.input_bits} "
+                f"with containers={list(self.widths)} lie in one. Widen them: bits=[{min(self.widths)},{MAX_BITS}]."
+            )
+
+    def _forward(self) -> tuple[tuple[str, BitRange], ...]:
+        return ("weight_bits", self.weight_bits), ("input_bits", self.input_bits)
+
+    @property
+    def latency_table(self) -> LatencyTable | None:
+        """What `latency` holds."""
+        return None if self.latency is None else LatencyTable.of(self.latency)
 
     @property
     def widths(self) -> tuple[int, ...] | None:
@@ -186,7 +228,9 @@ def current_words(values: dict) -> dict:
 
 
 GRANULARITIES = ("network", "block", "layer")
-MAY_BE_NONE = ("target_cost", "cost_weight", "target_inference", "target_size")
+FINAL_BUDGETS = ("target_inference", "target_size", "target_latency")
+"""The fields that bound the final bits, each in a unit of its own (`bits.limits`)."""
+MAY_BE_NONE = ("target_cost", "cost_weight", *FINAL_BUDGETS)
 PROFILES = {"cpu-int8": (8, 16), "gpu-int4": (4, 8), "packed": (2, 4, 8)}
 """{name: containers}: integer products of x86 with VNNI; tensor cores from Turing to Ada; whole codes in a byte."""
 COMPONENT_KINDS = {

@@ -1,9 +1,13 @@
 """The bits of least damage under several budgets at once: that of the training, and those of the final bits.
 
-Minimise  sum of D_i(b_i) + price * C(b) + sum over limits of price_k * C_k(b).  C and every C_k are linear in the bits of one
-kind when the others are held, so the descent of `least_damage` stays exact; only the prices have to be found. Each follows how
-far its own budget is missed, all together (dual ascent, in logarithms); what integers then leave is made up one change at a
-time, each the one that does the least damage for what it gives.
+Minimise  sum of D_i(b_i) + price * C(b) + sum over limits of price_k * C_k(b).  C and every C_k are sums over layers of a
+function of the layer's bits, and the descent of `least_damage` tries all bits of one kind with the others held, so it stays
+exact whatever the functions; only the prices have to be found. Each follows how far its own budget is missed, all together
+(dual ascent, in logarithms); what integers then leave is made up one change at a time, each the one that does the least damage
+for what it gives.
+
+Of operations and size each kind's bits have a part of their own. A latency falls only when a layer's weights and inputs both
+fit in an integer kernel, so with such a limit the two also move at once (`bits.pairs`).
 """
 
 from __future__ import annotations
@@ -16,18 +20,20 @@ from torch import Tensor
 
 from .least_damage import PRICES, Choice, LeastDamage
 from .limits import WITHIN
+from .pairs import Pairs
 from .problem import Problem
 
 RATE = 2.0  # of the logarithm of a price, per logarithm of what its budget is missed by: a cost falls about as price^-0.3
 NEAR_ENOUGH = 0.005  # share of a budget
 FIRST, NEXT = 40, 8  # dual steps, from no prices and from those of the last time
+LEAST_SAVED = 1e-12  # share of a limit: below it are the last digits of sums
 LAST = 6  # of these steps' choices that are completed to the budgets, of which the best is taken
 
 
 class Changes(NamedTuple):
-    """What each group's move to its next number does.
+    """What each move to the next number does: of one group, or of a pair of them.
 
-    damage, cost: (groups,), inf where it cannot. shares: (limits, groups).
+    damage, cost: (moves,), inf where it cannot. shares: (limits, moves).
     """
 
     damage: Tensor
@@ -42,6 +48,11 @@ class LeastDamageWithin(LeastDamage):
         super().__init__(problem, curves, levels)
         self.limits, self.prices = problem.limits, prices
         self.price: float | None = None  # of the training, as found last
+        self.pairs = Pairs(problem, any(limit.together for limit in self.limits))
+        self.moves = [(together, layers, problem.group) for together, layers in self.columns]  # with the index of the move
+        if self.pairs.count:
+            self.moves.append(([0, 1], self.pairs.layers, problem.groups + self.pairs.index))
+        self.count = problem.groups + self.pairs.count
 
     def charges(self, price: float, bits: Tensor) -> Tensor:
         costs = super().charges(price, bits)
@@ -97,22 +108,31 @@ class LeastDamageWithin(LeastDamage):
         ratios = ratios[ratios.isfinite() & (ratios > 0)]
         return float(ratios.median()) if len(ratios) else self.scale
 
-    # -- changes of one group ---------------------------------------------------------------------------------------
+    def _best_at_once(self, price: float, bits: Tensor, rest: Tensor | None, factor: float) -> Tensor:
+        return self.pairs.best(self, price, bits, rest, factor) if self.pairs.count else bits
+
+    # -- changes of one group, or of a pair ---------------------------------------------------------------------------
+
+    def _free(self, beside: Tensor, rest: Tensor | None) -> Tensor:
+        """(layers, kinds) mask of the coordinates that may move to `beside`."""
+        p = self.problem
+        free = p.searched & (beside >= p.low) & (beside <= p.high)
+        if rest is not None:
+            free &= (beside >= p.beside(rest, -1.0)) & (beside <= p.beside(rest, 1.0))
+        return free
 
     def _changes(self, bits: Tensor, sign: float, rest: Tensor | None = None) -> Changes:
         """rest: bits in force, of which none comes further away than to its next number (None: as far as it likes)."""
         p = self.problem
         beside, before = p.beside(bits, sign), self.damage(bits)
-        free = p.searched & (beside >= p.low) & (beside <= p.high)
-        if rest is not None:
-            free &= (beside >= p.beside(rest, -1.0)) & (beside <= p.beside(rest, 1.0))
-        out = torch.zeros(2 + len(self.limits), p.groups + 1, dtype=torch.float64)
-        stuck = torch.ones(p.groups + 1, dtype=torch.bool)
-        for together, layers in self.columns:
+        free = self._free(beside, rest)
+        out = torch.zeros(2 + len(self.limits), self.count + 1, dtype=torch.float64)
+        stuck = torch.ones(self.count + 1, dtype=torch.bool)
+        for together, layers, index in self.moves:
             chosen = free[:, together] & layers[:, None]
             trial = bits.clone()
             trial[:, together] = torch.where(chosen, beside[:, together], bits[:, together])
-            group = torch.where(chosen, p.group[:, together], p.groups)
+            group = torch.where(chosen, index[:, together], self.count)
             once = group.min(1).values
             out[0].index_add_(0, group.flatten(), (self.damage(trial) - before)[:, together].flatten())
             out[1].index_add_(0, once, p.layer_costs(trial) - p.layer_costs(bits))
@@ -122,17 +142,29 @@ class LeastDamageWithin(LeastDamage):
         out[:2] = out[:2].masked_fill(stuck, math.inf)
         return Changes(out[0, :-1], out[1, :-1], out[2:, :-1])
 
-    def _moved(self, bits: Tensor, group: int, sign: float) -> Tensor:
-        p = self.problem
-        return torch.where((p.group == group) & p.searched, p.beside(bits, sign), bits)
+    def _moved(self, bits: Tensor, move: int, sign: float, rest: Tensor | None = None) -> Tensor:
+        p, beside = self.problem, self.problem.beside(bits, sign)
+        of_move = self.pairs.mask(move - p.groups) if move >= p.groups else p.group == move
+        return torch.where(of_move & self._free(beside, rest), beside, bits)
 
     def _lowered(self, bits: Tensor, limit: int | None, rest: Tensor | None = None) -> Tensor | None:
-        """One change down, of the least damage for what it takes from a limit, or from the cost (None); None: there is none."""
-        changes = self._changes(bits, -1.0, rest)
-        saved = -(changes.cost if limit is None else changes.shares[limit])
-        use = (changes.damage / saved).masked_fill((saved <= 0) | changes.damage.isinf(), math.inf)
-        group = int(use.argmin())
-        return self._moved(bits, group, -1.0) if use[group] < math.inf else None
+        """One change, of the least damage for what it takes from a limit, or from the cost (None); None: there is none.
+
+        Down, but where a limit knows no order: a small layer may be faster in floating point than in integers.
+        """
+        either = limit is not None and self.limits[limit].together
+        found: list[tuple[float, int, float]] = []
+        for sign in (-1.0, 1.0) if either else (-1.0,):
+            changes = self._changes(bits, sign, rest)
+            saved = -(changes.cost if limit is None else changes.shares[limit])
+            no = (saved <= LEAST_SAVED) | changes.damage.isinf()
+            if sign > 0:  # what it takes from one limit it may not add to another beyond that
+                for other, share in zip(changes.shares, self.shares(bits), strict=True):
+                    no |= (other > 0) & (share + other > WITHIN)
+            use = (changes.damage / saved).masked_fill(no, math.inf)
+            found.append((float(use.min()), int(use.argmin()), sign))
+        least, move, sign = min(found)
+        return self._moved(bits, move, sign, rest) if least < math.inf else None
 
     def _raised(
         self, bits: Tensor, most: float, room: float, price: float, rest: Tensor | None = None
@@ -151,13 +183,15 @@ class LeastDamageWithin(LeastDamage):
         beyond = (now + changes.cost).masked_fill(~fits | affordable, math.inf)
         best, next_one = int(use.argmin()), int(beyond.argmin())
         return (
-            self._moved(bits, best, 1.0) if use[best] < math.inf else None,
-            self._moved(bits, next_one, 1.0) if beyond[next_one] < math.inf else None,
+            self._moved(bits, best, 1.0, rest) if use[best] < math.inf else None,
+            self._moved(bits, next_one, 1.0, rest) if beyond[next_one] < math.inf else None,
         )
 
     def _kept(self, bits: Tensor, room: float, rest: Tensor | None = None) -> Tensor:
-        """`bits` with the fewest changes down that bring every limit to a share of `room`."""
-        while max(shares := self.shares(bits)) > room:
+        """`bits` with the fewest changes that bring every limit to a share of `room`."""
+        for _ in range(self.count * len(self.levels)):
+            if max(shares := self.shares(bits)) <= room:
+                break
             lower = self._lowered(bits, shares.index(max(shares)), rest)
             if lower is None:
                 break

@@ -31,4 +31,6 @@ def cost_of(controller: Controller) -> Cost:
         weight_mib=float(weight_mib(numel, bits).sum()),
         mean_relative=spent / progress if progress else relative,
         left_out_bitops=float(3 * FULL_PRECISION**2 * left_out),
+        latency_ms=None if p.latency is None else float(p.latency.total(bits)) / 1e3,
+        relative_latency=p.relative_latency(bits),
     )

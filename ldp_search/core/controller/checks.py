@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..bits.policies import Policy, Problem
-from ..bits.space import SearchSpace
+from ..bits.space import FINAL_BUDGETS, SearchSpace
 from ..bits.specs import Coverage
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def check_learnable(policy: Policy, problem: Problem, space: SearchSpace) -> Non
 
 def check_budgets(policy: Policy, space: SearchSpace) -> None:
     """Raises ValueError where a policy does not look at what a space demands of the bits."""
-    asked = [name for name in ("target_inference", "target_size") if getattr(space, name) is not None]
+    asked = [name for name in FINAL_BUDGETS if getattr(space, name) is not None]
     if asked and not policy.keeps_limits:
         raise ValueError(
             f"The policy {policy.name!r} does not look at {' and '.join(asked)}; give {asked[0]}=None, or policy='learned'."

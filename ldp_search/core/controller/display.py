@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import html_table
+from ..bits.cost import Cost
+from ..bits.space import SearchSpace
 from ..messages import did_you_mean
 from .forecast import sensor_of
 from .summary import short
@@ -58,10 +60,18 @@ def as_html(controller: Controller) -> str:
         ("training, now", f"{cost.relative:.4f}", ""),
         ("inference, now", f"{cost.relative_inference:.4f}", _budget(space.target_inference)),
         ("weights, now", f"{short(cost.weight_mib)} MiB", _budget(space.target_size, " MiB")),
+        *_latency(cost, space),
         ("MACs in quantized products", f"{controller.coverage.share:.1%}", ""),
     ]
     costs = html_table.table(("relative to the highest bits", "cost", "budget"), rows)
     return html_table.lines([title]) + costs + html_table.folded("layers", controller.summary()._repr_html_())
+
+
+def _latency(cost: Cost, space: SearchSpace) -> list[tuple]:
+    """A row where a latency is predicted."""
+    if cost.relative_latency is None:
+        return []
+    return [("latency, now", f"{cost.relative_latency:.4f} ({short(cost.latency_ms or 0)} ms)", _budget(space.target_latency))]
 
 
 def _budget(most: float | None, unit: str = "") -> str:

@@ -142,6 +142,7 @@ def allocation(controller: Controller) -> Allocation:
         "mean_relative_cost": cost.mean_relative,
         "relative_inference_cost": cost.relative_inference,
         "weight_mib": cost.weight_mib,
+        **({} if cost.relative_latency is None else {"relative_latency": cost.relative_latency, "latency_ms": cost.latency_ms}),
         "coverage": {"share": coverage.share, "left_out": [item._asdict() for item in coverage.left_out]},
     }
     return Allocation(controller.bits(), details, summary)

@@ -31,7 +31,7 @@ class Damage(NamedTuple):
 class FrontPoint(NamedTuple):
     """cost: relative training cost of a step. damage: the least expected loss from rounding. bits: {layer: its bits}.
 
-    inference: relative operations of inference. weight_mib: of the weights.
+    inference: relative operations of inference. weight_mib: of the weights. latency: relative, as predicted (None: no table).
     """
 
     cost: float
@@ -39,6 +39,7 @@ class FrontPoint(NamedTuple):
     bits: dict[str, tuple[int, ...]]
     inference: float
     weight_mib: float
+    latency: float | None = None
 
 
 class Front(NamedTuple):
@@ -81,7 +82,8 @@ def _point(controller: Controller, choice) -> FrontPoint:
     p = controller.problem.to("cpu")
     inference, highest = (float(inference_bitops(p.macs, bits).sum()) for bits in (choice.bits, p.high.double()))
     size = 0.0 if p.weight_numel is None else float(weight_mib(p.weight_numel, choice.bits).sum())
-    return FrontPoint(choice.cost, choice.damage, dict(zip(controller.specs, rows, strict=True)), inference / highest, size)
+    each, latency = dict(zip(controller.specs, rows, strict=True)), p.relative_latency(choice.bits)
+    return FrontPoint(choice.cost, choice.damage, each, inference / highest, size, latency)
 
 
 def sensor_of(controller: Controller) -> DamageSensor:

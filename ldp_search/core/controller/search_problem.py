@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..bits.coordinates import assign_groups, precisions
+from ..bits.latency import Latency
 from ..bits.policies import Problem
 from ..bits.space import SearchSpace
 from ..model.sites import SiteSpec, holders, owned_numel
@@ -21,8 +22,15 @@ def problem_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) -
     group, groups = assign_groups(names, low, high, space.granularity, space.tie, holders(specs), joint)
     return Problem(
         names, low, high, macs_of(specs, profiled), group, groups, space.target_cost, space.cost_weight, space.seed,
-        numel_of(specs), space.target_inference, space.target_size, space.widths, profiled,
+        numel_of(specs), space.target_inference, space.target_size, space.widths, profiled, space.target_latency,
+        latency_of(specs, space, profiled),
     )  # fmt: skip
+
+
+def latency_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) -> Latency | None:
+    """By the space's table; None without one, and before the shapes are known. ValueError: a table of another model."""
+    table = space.latency_table if profiled else None
+    return None if table is None else table.of_layers(specs)
 
 
 def macs_of(specs: dict[str, SiteSpec], profiled: bool) -> Tensor:

@@ -64,7 +64,7 @@ def _notes(controller: Controller) -> list[str]:
     lines = [
         f"training {short(cost.training_bitops / 1e9)} GBitOPs a sample = {short(cost.relative)} of the highest bits; "
         f"inference {short(cost.inference_bitops / 1e9)} GBitOPs = {short(cost.relative_inference)}; "
-        f"weights {short(cost.weight_mib)} MiB",
+        f"weights {short(cost.weight_mib)} MiB{_latency(cost)}",
         *_budgets(controller, cost),
         f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {profile.inputs}",
     ]
@@ -78,6 +78,13 @@ def _notes(controller: Controller) -> list[str]:
     return lines + _strays(find_strays(controller))
 
 
+def _latency(cost: Cost) -> str:
+    """What the space's table predicts."""
+    if cost.latency_ms is None or cost.relative_latency is None:
+        return ""
+    return f"; latency {short(cost.latency_ms)} ms as predicted = {short(cost.relative_latency)}"
+
+
 def _budgets(controller: Controller, cost: Cost) -> list[str]:
     """A line on how far each budget is used, where the final bits have budgets."""
     space, out = controller.space, []
@@ -87,6 +94,8 @@ def _budgets(controller: Controller, cost: Cost) -> list[str]:
         out.append(f"inference {short(cost.relative_inference)} of {space.target_inference:g}")
     if space.target_size is not None:
         out.append(f"weights {short(cost.weight_mib)} of {space.target_size:g} MiB")
+    if space.target_latency is not None and cost.relative_latency is not None:
+        out.append(f"latency {short(cost.relative_latency)} of {space.target_latency:g}")
     return ["budgets: " + "; ".join(out)] if controller.problem.limits else []
 
 

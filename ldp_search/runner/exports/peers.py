@@ -148,7 +148,7 @@ def _static(float_file: Path, path: Path, subject: Subject) -> None:
     class Reader(CalibrationDataReader):
         def __init__(self):
             takes = OnnxModel(float_file).takes
-            self.feeds = iter([_feed(takes, *inputs) for inputs in subject.calibration()])
+            self.feeds = iter([onnx_feed(takes, *inputs) for inputs in subject.calibration()])
 
         def get_next(self):
             return next(self.feeds, None)
@@ -164,7 +164,8 @@ def _dynamic(float_file: Path, path: Path, subject: Subject) -> None:
     quantize_dynamic(str(float_file), str(path), per_channel=True)
 
 
-def _feed(takes: list[str], args: tuple, kwargs: dict) -> dict:
+def onnx_feed(takes: list[str], args: tuple, kwargs: dict) -> dict:
+    """What a file's inputs, by their names, take of a forward's."""
     values = {name: value for name, value in kwargs.items() if name in takes}
     rest = [name for name in takes if name not in values]
     values |= dict(zip(rest, args, strict=False))

@@ -77,10 +77,10 @@ class Subject:
         args, kwargs = recorder.inputs[0]
         kwargs = {key: value for key, value in kwargs.items() if isinstance(value, Tensor)}
         found = next(x.shape[0] for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-        return pytree.tree_map(partial(_of_size, found=found, size=size), (args, kwargs))
+        return pytree.tree_map(partial(of_size, found=found, size=size), (args, kwargs))
 
 
-def _of_size(x: Any, found: int, size: int) -> Any:
+def of_size(x: Any, found: int, size: int) -> Any:
     if not isinstance(x, Tensor) or not x.dim() or x.shape[0] != found:
         return x
     return x.repeat(-(-size // found), *[1] * (x.dim() - 1))[:size]

@@ -85,6 +85,7 @@ def _what(ldp: Controller, record: dict[str, Any]) -> str:
         ("a training cost of {:g}", space.target_cost if ldp.policy.meets_target else None),
         ("{:g} of the highest bits' operations of inference", space.target_inference),
         ("{:g} MiB of weights", space.target_size),
+        ("{:g} of the highest bits' predicted latency", space.target_latency),
     )
     given = [words.format(value) for words, value in budgets if value is not None]
     target = f", to {', '.join(given)}" if given else ""
@@ -111,6 +112,9 @@ def _costs(ldp: Controller, record: dict[str, Any]) -> str:
         ("weights", f"{summary['weight_mib']:.3f} MiB", f"of the quantized layers at their bits ({plain:.3f} MiB in fp32)"),
         ("coverage", f"{coverage['share']:.1%}", "of the MACs go through quantized products" + on),
     ]
+    if summary.get("relative_latency") is not None:
+        on = f"of the highest bits everywhere, as predicted: {summary['latency_ms']:.3g} ms"
+        rows.insert(2, ("latency", f"{summary['relative_latency']:.3f}", on))
     left = coverage["left_out"]
     lines = ["| | | |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     if left:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config.settings import NOT_A_RESULT
+from ...core.bits.space import FINAL_BUDGETS
 from .load import Run, named
 
 NOT_IDENTITY = {*NOT_A_RESULT, "seed", "log_every", "eval_every", "eval_batch_size", "trials", "storage", "workers"}
 """Settings that change when, where or how often a run happens, not what it computes on average over seeds."""
 TELLING = (
-    *("task", "model", "space", "policy", "target_cost", "cost_weight", "target_inference", "target_size", "containers"),
+    *("task", "model", "space", "policy", "target_cost", "cost_weight", *FINAL_BUDGETS, "containers"),
     *("bits", "weight_bits", "input_bits", "grad_bits"),
 )
 """Keys that name a group before any others do."""

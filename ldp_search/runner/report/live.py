@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...core import Controller
+from ...core.bits.space import FINAL_BUDGETS
 from ...core.controller.finalize import allocation
 from .load import Run
 from .schedule import KINDS, Schedule
@@ -32,7 +33,7 @@ def _config(ldp: Controller) -> dict[str, Any]:
     """The settings that pictures and pages read: ranges, policy and budgets."""
     space = ldp.space
     ranges = {name: list(getattr(space, name)) for name in ("weight_bits", "input_bits", "grad_bits")}
-    budgets = {name: getattr(space, name) for name in ("target_cost", "target_inference", "target_size")}
+    budgets = {name: getattr(space, name) for name in ("target_cost", *FINAL_BUDGETS)}
     return ranges | budgets | {"model": type(ldp.model).__name__, "policy": ldp.policy.name}
 
 

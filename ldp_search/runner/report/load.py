@@ -116,6 +116,15 @@ class Run:
         return first(self.result.get("inference_cost"), self.allocation.get("relative_inference_cost"))
 
     @property
+    def latency(self) -> float | None:
+        """As predicted for the final bits, relative to the highest; None without a table."""
+        return first(self.result.get("latency"), self.allocation.get("relative_latency"))
+
+    @property
+    def latency_ms(self) -> float | None:
+        return first(self.result.get("latency_ms"), self.allocation.get("latency_ms"))
+
+    @property
     def weight_mib(self) -> float | None:
         return first(self.result.get("weight_mib"), self.allocation.get("weight_mib"))
 

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ...config.resolve import resolve
+from ...core.bits.space import FINAL_BUDGETS
 from . import html
 from .bars import layers_figure
 from .curves import course_figure
@@ -92,6 +93,7 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
             "–" if run.weight_mib is None else f"{run.weight_mib:.3g} MiB",
             f"at the final bits{_budget(run, 'target_size')}",
         ),
+        *_latency(run),
         ("Coverage", percent(share), "of the MACs are quantized"),
     ]
     if run.folder is not None:
@@ -102,7 +104,16 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
 
 def _budget(run: Run, name: str) -> str:
     most = number(run.setting(name))
-    return "" if most is None else f"; budget {percent(most) if name == 'target_inference' else f'{most:g} MiB'}"
+    return "" if most is None else f"; budget {f'{most:g} MiB' if name == 'target_size' else percent(most)}"
+
+
+def _latency(run: Run) -> list[tuple[str, str, str]]:
+    """The card of a predicted latency, where the run had a table."""
+    if run.latency is None:
+        return []
+    milliseconds = "" if run.latency_ms is None else f", {run.latency_ms:.3g} ms"
+    note = f"of the highest bits, final bits as predicted{milliseconds}{_budget(run, 'target_latency')}"
+    return [("Latency", percent(run.latency), note)]
 
 
 def _deviation(reached: float, target: float) -> str:
@@ -169,7 +180,7 @@ def _repeat(run: Run) -> Iterator[str]:
 
 
 NOT_REPEATED = ("config", "output", "resume")  # where a run wrote and whether it continued is not what it computed
-LEADING = ("task", "model", "space", "recipe", "policy", "target_cost", "target_inference", "target_size", "seed")
+LEADING = ("task", "model", "space", "recipe", "policy", "target_cost", *FINAL_BUDGETS, "latency", "seed")
 
 
 def command(run: Run) -> str:

@@ -51,6 +51,7 @@ def facts_of(settings: Settings, world: int) -> dict[str, Any]:
         "metric": task.metric, "data": task.fingerprint, "reports": math.ceil(total / (per_epoch * config.eval_every)),
         "training_bitops": cost.training_bitops / cost.relative,
         "inference_bitops": cost.inference_bitops / cost.relative_inference,
+        "latency_ms": None if not cost.relative_latency else (cost.latency_ms or 0.0) / cost.relative_latency,
     }  # fmt: skip
 
 
@@ -69,7 +70,9 @@ class Training:
         """What one has to ask `ldp_search.run` for, to get this trial's run: fit for config=FILE."""
         words = [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
         kept = {key: value for key, value in self.base.asked.items() if key not in ("output", "resume")}
-        kept |= {key: self.base.values[key] for key in ("task", "data") if key in kept}  # absolute, where they are paths
+        kept |= {
+            key: self.base.values[key] for key in ("task", "data", "latency") if key in kept
+        }  # absolute, where they are paths
         if presets.is_path(str(kept.get("space", ""))):
             kept["space"] = str(Path(kept["space"]).expanduser().resolve())
         return overlay(kept, parse_words(words, COMPONENTS, LISTS), COMPONENTS)
@@ -152,6 +155,7 @@ class Training:
         figures = {
             "training_cost": mean(lambda r: r["mean_cost"] * r["training_bitops"] / r["cost"]) / self.facts["training_bitops"],
             "inference_cost": mean(lambda r: r["inference_bitops"]) / self.facts["inference_bitops"],
+            **({"latency": mean(lambda r: r["latency_ms"]) / self.facts["latency_ms"]} if one.get("latency_ms") else {}),
             "weight_mib": mean(lambda r: r["weight_mib"]), "mean_bits": mean(lambda r: r["mean_bits"]),
             "coverage": one["coverage"], "loss": mean(lambda r: r["loss"]),
             "seconds": round(sum(r["seconds"] for r in results), 1),

@@ -170,7 +170,7 @@ def _figures(ldp: Any) -> dict[str, float]:
     cost = ldp.cost()
     return {
         "training_cost": cost.mean_relative, "inference_cost": cost.relative_inference, "weight_mib": cost.weight_mib,
-        "coverage": ldp.coverage.share,
+        "coverage": ldp.coverage.share, **({} if cost.relative_latency is None else {"latency": cost.relative_latency}),
     }  # fmt: skip
 
 

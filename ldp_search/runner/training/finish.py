@@ -20,6 +20,7 @@ import ldp_search
 
 from ...config.overlay import as_component
 from ...config.task_file import display_name
+from ...core.bits.space import FINAL_BUDGETS
 from ...core.controller.summary import short
 from ..io.atomic import finite, write_whole
 from ..tasks import metrics
@@ -84,6 +85,8 @@ def _result(run: Session, row: dict[str, Any]) -> dict[str, Any]:
         "mean_cost": cost.mean_relative, "target_cost": target, "cost": cost.relative,
         "inference_cost": cost.relative_inference, "target_inference": space.target_inference,
         "weight_mib": cost.weight_mib, "target_size": space.target_size, "mean_bits": row["mean_bits"],
+        "latency": cost.relative_latency, "latency_ms": cost.latency_ms, "target_latency": space.target_latency,
+        "latency_table": values["latency"] if isinstance(values["latency"], str) else None,
         "training_bitops": cost.training_bitops, "inference_bitops": cost.inference_bitops, "coverage": run.ldp.coverage.share,
         "steps": run.total_steps, "seconds": round(run.journal.seconds, 1), "processes": run.accelerator.num_processes,
         "device": run.accelerator.device.type, "data": run.task.fingerprint, "versions": _versions(),
@@ -123,24 +126,36 @@ CARRIED = (
 )  # fmt: skip
 
 
-def _again(output: Path) -> str:
-    """The command that trains the same network on the same data for as long, without this run's choices about bits."""
+RANGES = ("bits", "weight_bits", "input_bits", "containers")
+
+
+def _again(output: Path, more: tuple[str, ...] = ()) -> str:
+    """The command that trains the same network on the same data for as long. Of this run's choices about bits `more` alone."""
     from ..report.load import load_run
     from ..report.one import command
 
     words = shlex.split(command(load_run(output)))
-    kept = [word for word in words[3:] if word.partition("=")[0] in CARRIED]
+    kept = [word for word in words[3:] if word.partition("=")[0] in (*CARRIED, *more)]
     return " ".join([*words[:3], *map(shlex.quote, kept)])
 
 
 def _budgets(result: dict[str, Any]) -> str:
     """This run's other budgets, as words."""
-    kept = {name: result.get(name) for name in ("target_inference", "target_size")}
+    kept = {name: result.get(name) for name in FINAL_BUDGETS}
+    kept["latency"] = result.get("latency_table") if kept["target_latency"] is not None else None
     return "".join(f" {name}={value}" for name, value in kept.items() if value is not None)
 
 
 def _at_most(target: float | None) -> str:
     return "" if target is None else f" (budget {target:g})"
+
+
+def _latency(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The line of a predicted latency, where there is one."""
+    if result.get("latency") is None:
+        return []
+    note = f"of the highest bits, as predicted: {short(result['latency_ms'])} ms{_at_most(result['target_latency'])}"
+    return [("latency", f"{result['latency']:.3f}", note)]
 
 
 def table(output: Path) -> str:
@@ -157,12 +172,14 @@ def table(output: Path) -> str:
             f"{r['mean_bits']:.2f}",
             f"of weights and inputs at the end; weights take {short(r['weight_mib'])} MiB{_at_most(r.get('target_size'))}",
         ),
+        *_latency(r),
         ("time", f"{r['seconds']:.0f} s", f"{r['steps']:,} steps on {r['processes']} x {r['device']}"),
     ]
     body = "\n".join(f"  {name:<15} {value:>8}  {note}" for name, value, note in lines)
     body += f"\n  {r['arithmetic']}" if r.get("arithmetic") else ""
     rival = "cyclic" if r["policy"] != "cyclic" else "ldp"
     again = _again(output)
+    other = again if r.get("target_latency") is None else _again(output, RANGES)  # which a table's containers ask for
     return (
         f"\n{r['task']}, {r['model']}, policy {r['policy']}, seed {r['seed']}\n{body}\n\n"
         f"Report       {output / 'report.html'}\n"
@@ -170,7 +187,7 @@ def table(output: Path) -> str:
         "Try next\n"
         f"  {again} space={rival} output=runs/{rival}    # a rival\n"
         f"  python -m ldp_search.report {output} runs/{rival} output=runs/compared    # both side by side\n"
-        f"  {again} target_cost=0.3{_budgets(r)}    # another budget\n"
+        f"  {other} target_cost=0.3{_budgets(r)}    # another budget\n"
         f"  tensorboard --logdir {output}\n"
         "  python -m ldp_search.run --help"
     )

@@ -196,4 +196,5 @@ def _other_budgets(space: SearchSpace) -> str:
     """What is asked of the final bits, as the headline goes on."""
     inference = f", inference {space.target_inference:g}" if space.target_inference is not None else ""
     size = f", weights {space.target_size:g} MiB" if space.target_size is not None else ""
-    return inference + size + (f", containers {list(space.widths)}" if space.widths else "")
+    latency = f", latency {space.target_latency:g}" if space.target_latency is not None else ""
+    return inference + size + latency + (f", containers {list(space.widths)}" if space.widths else "")

@@ -44,7 +44,7 @@ def start_at(problem: Problem, start: str, policy: str, usual: float) -> Tensor:
         ValueError: the space has neither a budget nor a weight of the cost.
     """
     if problem.target_cost is None and problem.cost_weight is None and not problem.limits:
-        others = ", target_inference=..., target_size=..." if policy == "learned" else ""
+        others = ", target_inference=..., target_size=..., target_latency=..." if policy == "learned" else ""
         raise ValueError(
             f"The policy {policy!r} needs target_cost=... (a budget, e.g. {usual}){others} or cost_weight=...: without a price "
             "every layer ends at its highest bits."

@@ -133,7 +133,7 @@ class Learned(Policy):
 
     def _budgets(self) -> list:
         p = self.problem
-        return [p.target_cost, p.cost_weight, p.target_inference, p.target_size]
+        return [p.target_cost, p.cost_weight, p.target_inference, p.target_size, p.target_latency]
 
     def _curves(self, signals):
         """Damages at the exchange rates of the kinds."""
