@@ -36,13 +36,19 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CLIP = {"weight_quantizer": "clip", "input_quantizer": "clip"}
 LEARNED = {"policy": "learned", "target_cost": 0.5}
 DEFAULT = {  # search_spaces/ldp.yaml; of its steps one in 16 senses
-    "policy": "learned", "target_cost": 0.3165, "bits": (2, 8), "grad_bits": (3, 8), "grad_quantizer": "per_sample",
+    "policy": "learned", "target_cost": 0.3165, "bits": (2, 8), "grad_bits": (2, 8), "grad_quantizer": "per_block", "split_gradient": True,
     "weight_quantizer": {"name": "mse", "exact_zero": False}, "input_quantizer": "mse",
 }  # fmt: skip
 COMPILED_PLAIN = "plain fp32, compiled"
 SPACES = {
     "the default, all bits learned": {**DEFAULT, "sense_every": 1_000_000},
     "the default, a step that senses": {**DEFAULT, "sense_every": 1},
+    "the default, a scale a sample": {
+        **DEFAULT,
+        "grad_quantizer": "per_sample",
+        "split_gradient": False,
+        "sense_every": 1_000_000,
+    },
     "static 8, gradients full": {"policy": "static", "bits": 8, "grad_bits": 32},
     "static 8, gradients 8": {"policy": "static", "bits": 8},
     "learned 3-8, gradients full": {**LEARNED, "grad_bits": 32},
