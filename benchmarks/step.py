@@ -36,8 +36,8 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CLIP = {"weight_quantizer": "clip", "input_quantizer": "clip"}
 LEARNED = {"policy": "learned", "target_cost": 0.5}
 DEFAULT = {  # search_spaces/ldp.yaml; of its steps one in 16 senses
-    "policy": "learned", "target_cost": 0.3165, "bits": (2, 8), "grad_bits": (2, 8), "grad_quantizer": "per_block", "split_gradient": True,
-    "weight_quantizer": {"name": "mse", "exact_zero": False}, "input_quantizer": "mse",
+    "policy": "learned", "target_cost": 0.3165, "bits": (2, 8), "grad_bits": (2, 8), "grad_quantizer": "per_block",
+    "split_gradient": True, "weight_quantizer": {"name": "mse", "exact_zero": False}, "input_quantizer": "mse",
 }  # fmt: skip
 COMPILED_PLAIN = "plain fp32, compiled"
 SPACES = {
