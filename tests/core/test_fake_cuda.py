@@ -106,7 +106,7 @@ def controller_to_fake(mode, ldp) -> None:
     ldp.levels = mode.from_tensor(ldp.levels)
     if ldp.sensor is not None:
         record = ldp.sensor.record
-        record.levels = mode.from_tensor(record.levels)
+        record.levels, record.places = mode.from_tensor(record.levels), mode.from_tensor(record.places)
         record.curves, record.scalars, record.sketch = (mode.from_tensor(tensor) for tensor in record.tensors())
     problem = {name: mode.from_tensor(getattr(ldp.problem, name)) for name in ("low", "high", "macs", "group", "weight_numel")}
     ldp.problem = ldp.policy.problem = dataclasses.replace(ldp.problem, **problem)

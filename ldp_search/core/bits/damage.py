@@ -38,13 +38,14 @@ class Sensed:
     scalars: (sites, 5): |dL/dx|^2, |dL/dw|^2 and that of its sketch, each summed over backward passes; terms of the loss that
     the site's output tells of; backward passes.
     sketch: (sites, SKETCH) elements of dL/dw, of all passes together.
-    leaves: for each site three, whose gradients its rows of these are.
+    leaves: for each site three, whose gradients its rows of these are. places: (sites,) in the order of the forward, from 1 on;
+    0: not met.
     """
 
     def __init__(self, sites: int, levels: Tensor):
         made: Any = {"dtype": torch.float32, "device": levels.device}
         self.levels = levels
-        self._places = torch.zeros(sites, **made)  # in the order of the forward, from 1 on; 0: not met
+        self.places = torch.zeros(sites, **made)
         self.curves = torch.zeros(sites, 4, len(levels), **made)
         self.scalars, self.sketch = torch.zeros(sites, 5, **made), torch.zeros(sites, SKETCH, **made)
         self._bind()
@@ -63,25 +64,25 @@ class Sensed:
     @torch.no_grad()
     def met(self, site: int) -> None:
         """Note that the forward has come to a site; with tensors alone, as compiled code does it too."""
-        place = self._places[site]
-        place.copy_(torch.where(place > 0, place, self._places.amax() + 1))
+        place = self.places[site]
+        place.copy_(torch.where(place > 0, place, self.places.amax() + 1))
 
     @property
     def order(self) -> list[int]:
         """The sites as the forward met them, each once. Waits for the device."""
-        places = self._places.tolist()
+        places = self.places.tolist()
         return sorted((site for site, place in enumerate(places) if place), key=places.__getitem__)
 
     def tensors(self) -> list[Tensor]:
         return [self.curves, self.scalars, self.sketch]
 
     def to(self, device) -> None:
-        self.levels, self._places = self.levels.to(device), self._places.to(device)
+        self.levels, self.places = self.levels.to(device), self.places.to(device)
         self.curves, self.scalars, self.sketch = (tensor.to(device) for tensor in self.tensors())
         self._bind()
 
     def clear(self) -> None:
-        for tensor in (self._places, *self.tensors()):
+        for tensor in (self.places, *self.tensors()):
             tensor.zero_()
 
 
