@@ -405,6 +405,29 @@ def test_interpolating_bits_are_measured_too():
     assert found[0][1].all() and torch.equal(*found)
 
 
+def test_a_backward_that_shows_nothing_is_no_measurement():
+    model, x = nn.Linear(6, 3), torch.randn(4, 6)
+    ldp = searched(model, x)
+    model.weight.grad, model.bias.grad = torch.autograd.grad(model(x).square().mean(), [model.weight, model.bias])
+    ldp.step(0.1)
+    assert not ldp.sensor.ready
+
+
+def test_measuring_goes_on_after_a_backward_that_makes_a_graph():
+    held, x = [], torch.randn(4, 6)
+    for with_graph in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(6, 3)
+        ldp = searched(model, x)
+        if with_graph:
+            model(x).square().mean().backward(create_graph=True, inputs=[model.weight, *ldp.sensor.record.leaves[0]])
+            ldp.sensor.record.clear()
+        torch.manual_seed(1)
+        model(x).square().mean().backward()
+        held.append([tensor.clone() for tensor in ldp.sensor.record.tensors()])
+    assert held[0][0].any() and all(map(torch.equal, *held))
+
+
 # -- what calls a product ---------------------------------------------------------------------------------------------
 
 

@@ -160,6 +160,8 @@ BLOCKS = {  # (quantizer, shape of g, first and last dimension that its blocks l
     "rows": (Blocks(2, channels=False), (5, 7), (0, 0)),
     "places of sequences": (Blocks(2, channels=False), (3, 5, 4), (1, 1)),
     "channels of sequences": (Blocks(2), (3, 5, 4), (2, 2)),
+    "sequences of one place": (Blocks(2, channels=False), (5, 1, 4), (0, 0)),
+    "places of images, channels last": (Blocks(4, channels=False), (2, 3, 2, 7), (1, 2)),
     "a vector": (Blocks(2, channels=False), (7,), (0, 0)),
     "one block": (Blocks(32, 1), (2, 7, 3, 2), (1, 1)),
 }

@@ -204,6 +204,8 @@ def test_what_cannot_be_met_is_refused_with_what_can():
         applied(table(), target_latency=0.2)
     with pytest.raises(ValueError, match="several containers of the table"):
         applied(table(), bits=[8, 8])
+    with pytest.raises(ValueError, match=r"Widen them: bits=\[8,16\] containers=\[8,16\]\."):
+        applied(table(), bits=[8, 16], containers=[4, 8])
     with pytest.raises(ValueError, match="needs what the device takes: latency=TABLE.json"):
         applied(None)
     with pytest.raises(ValueError, match="does not look at target_latency"):

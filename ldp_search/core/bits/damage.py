@@ -84,6 +84,10 @@ class Sensed:
     def clear(self) -> None:
         for tensor in (self.places, *self.tensors()):
             tensor.zero_()
+        for leaves, *rows in zip(self.leaves, *(tensor.unbind() for tensor in self.tensors()), strict=True):
+            for leaf, row in zip(leaves, rows, strict=True):
+                if leaf.grad is None or leaf.grad.data_ptr() != row.data_ptr():
+                    leaf.grad = row  # a backward with `create_graph=True` adds out of place
 
 
 def _leaf_of(row: Tensor) -> Tensor:
@@ -104,10 +108,12 @@ class DamageMeter:
         self.state: Any = None  # {name: tensor, "mass": float, "order": list} from the first measurement on
 
     def update(self, sensed: Sensed) -> None:
-        """Take in one step's measurement, in one transfer from the device. A step that overflowed tells nothing."""
-        found = [tensor.to("cpu", torch.float64) for tensor in sensed.tensors()]
-        if all_finite(found):
-            self._take_in(sensed.order, *found)
+        """Take in one step's measurement, in one transfer from the device. A step that overflowed, or whose backward told
+        nothing of any site, says nothing of what rounding costs.
+        """
+        curves, scalars, sketch = found = [tensor.to("cpu", torch.float64) for tensor in sensed.tensors()]
+        if all_finite(found) and bool(scalars[:, PASSES].any()):
+            self._take_in(sensed.order, curves, scalars, sketch)
 
     def _take_in(self, order: list[int], curves: Tensor, scalars: Tensor, sketch: Tensor) -> None:
         terms = self._terms(scalars, order)

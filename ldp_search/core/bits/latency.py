@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KIND = "ldp_search latency table"
+MAKE = "Make one there: python -m ldp_search.profile model=... output=TABLE.json."
 AGAIN = "Measure anew: python -m ldp_search.profile model=... output=TABLE.json."
 FLOAT = 32
 """The container of layers in floating point: of more bits than any integer kernel takes, or kept in full precision."""
@@ -66,7 +67,7 @@ class LatencyTable:
         """
         path = Path(path).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"latency={path} must be a table of this device; there is no such file. {AGAIN}")
+            raise FileNotFoundError(f"latency={path} must be a table of the device; there is no such file. {MAKE}")
         try:
             content = json.loads(path.read_text())
         except ValueError as error:

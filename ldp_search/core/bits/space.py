@@ -158,12 +158,13 @@ class SearchSpace:
         low, high = (
             max(end(within_containers(bits, self.widths, name)) for name, bits in self._forward()) for end in (min, max)
         )
-        slots = self.latency_table.containers
+        slots, has = self.latency_table.containers, self.latency_table.searched_containers(MAX_BITS)
         if not any(low <= width < high for width in slots):
             raise ValueError(
                 f"target_latency needs bits in several containers of the table, {list(slots)} ({FULL_PRECISION} is floating "
                 f"point, for more bits than the others have); weight_bits={self.weight_bits} and input_bits={self.input_bits} "
-                f"with containers={list(self.widths)} lie in one. Widen them: bits=[{min(self.widths)},{MAX_BITS}]."
+                f"with containers={list(self.widths)} lie in one. Widen them: bits=[{has[0]},{MAX_BITS}] "
+                f"containers=[{','.join(map(str, has))}]."
             )
 
     def _forward(self) -> tuple[tuple[str, BitRange], ...]:

@@ -268,9 +268,8 @@ class Blocks(SymmetricStochastic):
         channel = self.channel_dim % g.dim()
         if self.channels or g.dim() == 1:
             return channel, channel
-        if channel == g.dim() - 1:
-            return channel - 1, channel - 1
-        return (channel + 1, g.dim() - 1) if g.shape[channel + 1 :].numel() > 1 else (0, 0)
+        first, last = (1, channel - 1) if channel == g.dim() - 1 else (channel + 1, g.dim() - 1)
+        return (first, last) if g.shape[first : last + 1].numel() > 1 else (0, 0)
 
     def grid(self, g, bits):
         (first, last), most = self.summed(g), torch.exp2(bits - 1) - 1
