@@ -17,6 +17,8 @@ c is 0, else 255 steps from it, so that the zeros of a padding are exact too; st
 
 from __future__ import annotations
 
+import functools
+import platform
 from typing import NamedTuple
 
 import numpy as np
@@ -79,10 +81,23 @@ class WeightCodes(NamedTuple):
         factor[largest == 0] = 1
         return self._replace(codes=self.codes * self.along(factor).astype(np.int8), scale=self.scale / factor)
 
+    def pairs_fit(self, largest_input: int) -> bool:
+        """Whether two products with inputs up to `largest_input` fit in 16 bits: codes of 8 bits exceed them."""
+        return int(np.abs(self.codes.astype(np.int16)).max(initial=0)) * 2 * largest_input <= LARGEST_PAIR
+
     def coarser(self, smallest_scale: np.ndarray) -> WeightCodes:
         """The same weights, rounded again in the channels whose scale is below (channels,) `smallest_scale`."""
         scale = np.maximum(np.maximum(self.scale, smallest_scale), SMALLEST_NORMAL)  # a batch-norm may have a gain of zero
         return self._replace(codes=np.rint(self.codes * self.along(self.scale / scale)).astype(np.int8), scale=scale)
+
+
+@functools.cache
+def adds_pairs_in_16_bits() -> bool:
+    """Whether onnxruntime's kernels for unsigned inputs and signed weights do so on this machine: x86 without VNNI. Sums that
+    do not fit are cut off there; those for unsigned weights are exact, and take longer.
+    """
+    vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+    return platform.machine().lower() in ("x86_64", "amd64", "i386", "i686") and not vnni
 
 
 def input_codes(site, call_site: int = 0) -> InputCodes:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from onnxscript import ir
 
-from .integer_codes import InputCodes, WeightCodes
+from .integer_codes import InputCodes, WeightCodes, adds_pairs_in_16_bits
 
 LARGEST_BIAS = 2**30  # code of an int32 bias
 
@@ -89,6 +89,15 @@ class Writer:
         zero = self.constant(f"{name}.zero_point", np.zeros(scale.shape[0], codes.dtype))
         return self.node("DequantizeLinear", [values, scale, zero], f"{name}.dequantize", axis=axis)
 
+    def weights(self, w: WeightCodes, x: InputCodes, axis: int, name: str) -> ir.Value:
+        """Constant weights, dequantized; unsigned ones where this machine's kernels for signed ones would cut sums off."""
+        if w.pairs_fit(max(x.high, x.zero_point)) or not adds_pairs_in_16_bits():
+            return self.integers(w.codes, w.scale, axis, name)
+        values = self.constant(f"{name}.codes", (w.codes.astype(np.int16) + 128).astype(np.uint8))
+        scale = self.constant(f"{name}.scale", w.scale.astype(np.float32))
+        zero = self.constant(f"{name}.zero_point", np.full(scale.shape[0], 128, np.uint8))
+        return self.node("DequantizeLinear", [values, scale, zero], f"{name}.dequantize", axis=axis)
+
     # -- products ---------------------------------------------------------------------------------------------------
 
     def convolution(self, node: ir.Node, layer: str, x: InputCodes, w: WeightCodes, bias: np.ndarray) -> None:
@@ -101,7 +110,7 @@ class Writer:
             self._skip(norm, node)
         w = w.finer(max(x.high, x.zero_point)).coarser(np.abs(bias) / (LARGEST_BIAS * x.scale))
         node.replace_input_with(0, self.quantized(node.inputs[0], x, f"{layer}.input"))
-        node.replace_input_with(1, self.integers(w.codes, w.scale, w.axis, f"{layer}.weight"))
+        node.replace_input_with(1, self.weights(w, x, w.axis, f"{layer}.weight"))
         node.name = self.unique(layer)
         self.convolutions.append(Convolution(node, layer, bias, w.scale * x.scale, spread))
 
@@ -123,7 +132,7 @@ class Writer:
         if flat:
             w = w.finer(max(x.high, x.zero_point)).coarser(np.abs(total) / (LARGEST_BIAS * x.scale))
         node.replace_input_with(0, self.quantized(node.inputs[0], x, f"{layer}.input"))
-        node.replace_input_with(1, self.integers(w.codes, w.scale, 1, f"{layer}.weight"))
+        node.replace_input_with(1, self.weights(w, x, 1, f"{layer}.weight"))
         node.name = self.unique(layer)
         if add is not None:
             self._skip(add, node)
