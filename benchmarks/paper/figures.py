@@ -72,13 +72,14 @@ def draw_all(store: Store, table: list[dict], lines: list[dict]) -> list[Path]:
         metric = means[0]["metric"]
         drawn = {f"{metric}-{name}": front(done, means, metric)}
         if bits:
-            drawn[f"cost-{name}"] = cost_over_time(done, bits)
-        learned = list(dict.fromkeys(row["row"] for row in done if row["row"].startswith("learned")))
+            drawn[f"cost-{name}"] = cost_over_time([row for row in done if row["cell"] in bits], bits)
+        known = [row for row in done if row["cell"] in bits]  # results may lie here without the schedules of their cells
+        learned = list(dict.fromkeys(row["row"] for row in known if row["row"].startswith("learned")))
         for row in learned:
-            cells = [r["cell"] for r in done if r["row"] == row]
+            cells = [r["cell"] for r in known if r["row"] == row]
             drawn[f"schedule-{name}-{row}"] = schedule(bits[cells[0]], cells[0])
         if learned:
-            members = {row: [bits[r["cell"]] for r in done if r["row"] == row] for row in learned}
+            members = {row: [bits[r["cell"]] for r in known if r["row"] == row] for row in learned}
             drawn[f"allocation-{name}"] = allocations(members)
         for key, png in drawn.items():
             (folder / f"{key}.png").write_bytes(png)
