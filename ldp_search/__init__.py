@@ -22,6 +22,7 @@ from .core import (
     LayerSpec,
     Quantizer,
     SearchSpace,
+    SplitBits,
     Trajectory,
     register,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "Quantizer",
     "Schedule",
     "SearchSpace",
+    "SplitBits",
     "Trajectory",
     "apply",
     "best",

@@ -25,7 +25,7 @@ from .bits.allocation import Allocation
 from .bits.cost import Cost
 from .bits.relaxations import Relaxation
 from .bits.space import SearchSpace
-from .bits.specs import Bits, Coverage, LayerSpec
+from .bits.specs import Bits, Coverage, LayerSpec, SplitBits
 from .bits.trajectory import Trajectory
 from .controller.controller import Controller
 from .quantize.gradient_quantizers import GradQuantizer
@@ -47,6 +47,7 @@ __all__ = [
     "Quantizer",
     "Relaxation",
     "SearchSpace",
+    "SplitBits",
     "Statistics",
     "Trajectory",
     "apply",

@@ -11,10 +11,9 @@ from .backends import saved_activations
 from .bits.space import SearchSpace
 from .controller.checks import check_coverage
 from .controller.controller import Controller
-from .controller.distributed import agree, reshard
+from .controller.distributed import reshard
 from .controller.rollback import model_kept
 from .controller.strays import warn_of_strays
-from .model.guard import outside_of_graphs
 from .model.install import ATTRIBUTE, install, own
 from .model.interception import InterceptionPlan
 from .model.patched import release
@@ -39,7 +38,9 @@ def apply(model: nn.Module, space: SearchSpace, example_inputs=None, profile: Mo
     with _undone_if_it_fails(model, controller):
         _install(model, controller)
         if profile is None:  # then at the first real inputs
-            controller.hooks["profile"] = model.register_forward_pre_hook(_count_at_first_forward, with_kwargs=True)
+            from .controller.first_forward import count_at_first_forward
+
+            controller.hooks["profile"] = model.register_forward_pre_hook(count_at_first_forward, with_kwargs=True)
             if not isinstance(model, Swapped):  # a forward is looked up before the hook runs, so the class has to be there
                 own(model, InterceptionPlan("", controller))
         if call and before is not None:
@@ -154,18 +155,3 @@ def _profile_on_own_inputs(model: nn.Module) -> ModelProfile | None:
         return None if inputs is None else profiler.profile(model, *inputs)
     except Exception:  # a model's default inputs may not fit the model as it was built (another picture size, another task)
         return None
-
-
-@outside_of_graphs
-def _count_at_first_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Forward pre-hook. It asks the model for its controller, and so serves copies and pickles of the model too."""
-    controller = model.__dict__[ATTRIBUTE]
-    if controller.counting:
-        return
-    controller.counting = True
-    try:
-        with controller.disabled(), torch.inference_mode(False):
-            profile = agree(profiler.profile(model, args, kwargs).to_dict())
-            controller.adopt_profile(ModelProfile.from_dict(profile))
-    finally:
-        controller.counting = False

@@ -231,7 +231,8 @@ def test_codes_are_those_of_the_true_bits(tmp_path, bits):
     model = frozen(nn.Sequential(nn.Linear(12, 9)), x, bits=bits)
     export(model, tmp_path / "m.onnx", x)
     stored = initializers(tmp_path / "m.onnx")
-    codes = torch.tensor(onnx.numpy_helper.to_array(stored["0.weight.codes"]).copy()).int()
+    codes, zero = (torch.tensor(onnx.numpy_helper.to_array(stored[f"0.weight.{k}"]).copy()) for k in ("codes", "zero_point"))
+    codes = codes.int() - zero.int()
     for column in codes.T:  # multiples of one number, at most 2^(b-1) - 1 of it on either side
         step = torch.gcd(column[0], column[0]) if column.any() else torch.tensor(1)
         for code in column:

@@ -71,7 +71,7 @@ def test_layers_alone(bits, quantizer):
         assert made.rounded_again == (["0"] if quantizer == "minmax" else [])
         error = relative(made.module(x), model(x))
         assert error < (0.05 if quantizer == "minmax" else 1e-5), (layer, error)
-        assert not torch.equal(made.module(x), layer(x))
+        assert not (int8.has_kernels() and torch.equal(made.module(x), layer(x)))
 
 
 @pytest.mark.skipif(not int8.has_kernels(), reason="this CPU has no int8 kernels that are exact")

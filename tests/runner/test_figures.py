@@ -52,7 +52,9 @@ def test_the_schedule_is_the_trajectory(ldp):
     figure = ldp.plot()
     above, below = figure.subfigs
     pictures = [axis for axis in above.axes if axis.images]
-    assert [axis.get_title(loc="left") for axis in pictures] == ["Weight bits", "Input bits", "Gradient bits"]
+    assert [axis.get_title(loc="left") for axis in pictures] == [
+        *("Weight bits", "Input bits", "Gradient bits, dL/dx", "Gradient bits, dL/dw")
+    ]
     scale, bits = BitScale(list(range(2, 9))), ldp.trajectory.bits.numpy()
     for kind, axis in enumerate(pictures):
         shown = np.asarray(axis.images[0].get_array())

@@ -1,15 +1,10 @@
-"""Whose forward is under way: what an owner's mode may touch, what belongs to a layer inside it, what to no compiled graph."""
+"""Whose forward is under way: what an owner's mode may touch, and what belongs to a layer inside it."""
 
 from __future__ import annotations
 
-import functools
-import sys
 import threading
-from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
-
-import torch
 
 
 class _Running(threading.local):
@@ -33,20 +28,3 @@ def not_intercepted():
         yield
     finally:
         running.owners.pop()
-
-
-def outside_of_graphs(function: Callable) -> Callable:
-    """`torch.compiler.disable`, which loads the compiler: half of the time that importing torch takes. Here only who uses it
-    waits for it.
-    """
-    disabled: list[Callable] = []
-
-    @functools.wraps(function)
-    def call(*args, **kwargs):
-        if "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
-        if not disabled:
-            disabled.append(torch.compiler.disable(function))
-        return disabled[0](*args, **kwargs)
-
-    return call
