@@ -245,6 +245,20 @@ def test_codes_are_those_of_the_true_bits(tmp_path, bits):
         assert torch.allclose(torch.tensor(far), model(100 * x), atol=1e-3 * float(model(100 * x).abs().max()))
 
 
+@pytest.mark.parametrize(("bits", "kind"), [(8, "uint8"), (4, "int8")])
+@pytest.mark.parametrize("layer", ["linear", "convolution"])
+def test_weights_are_unsigned_where_sums_would_be_cut_off(tmp_path, monkeypatch, layer, bits, kind):
+    monkeypatch.setattr("ldp_search.runner.onnx.writer.adds_pairs_in_16_bits", lambda: True)
+    make, shape = {"linear": (nn.Linear(64, 9), (16, 64)), "convolution": (nn.Conv2d(8, 9, 3), (4, 8, 6, 6))}[layer]
+    x = torch.rand(shape)  # of one sign, as behind a ReLU: sums are large
+    model = frozen(nn.Sequential(make), x, bits=bits)
+    record = export(model, tmp_path / "m.onnx", x)
+    codes = onnx.numpy_helper.to_array(initializers(tmp_path / "m.onnx")["0.weight.codes"])
+    assert codes.dtype == kind and record.integer_layers == ["0"]
+    found, expected = torch.tensor(run(tmp_path / "m.onnx", x)[0]), model(x).detach()
+    assert (found - expected).abs().max() <= 0.01 * expected.abs().max()
+
+
 def test_float_layers_say_why(tmp_path):
     class Odd(nn.Module):
         def __init__(self):
