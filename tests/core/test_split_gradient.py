@@ -1,5 +1,7 @@
 """The gradient's bits in two: in dL/dx and in dL/dw, from the cost to the saved allocation."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 import ldp_search
 from ldp_search.core import Allocation, Trajectory, native
 from ldp_search.core.bits.cost import training_bitops, training_bitops_gradient
+from ldp_search.core.bits.policies import Policy
 from ldp_search.core.bits.specs import Bits, SplitBits
 from ldp_search.core.quantize import gradient_quantizers
 
@@ -122,3 +125,16 @@ def test_rivals_keep_one_gradient(mlp):
     for policy in ("static", "cyclic", "progressive", "random"):
         ldp = ldp_search.controller(ldp_search.apply(mlp(), policy, example_inputs=torch.zeros(1, 8)))
         assert all(isinstance(bits, Bits) for bits in ldp.bits().values()) and ldp.tensors.bits.shape[1] == 3
+
+
+def test_a_policy_that_knows_of_three_kinds_alone_is_told_of_the_fourth():
+    @dataclasses.dataclass
+    class OfThree(Policy):
+        def begin(self):
+            return torch.full((len(self.problem.layers), 3), 4.0)
+
+        def step(self, signals):
+            return self.begin()
+
+    with pytest.raises(ValueError, match=r"\(layers, kinds\) = \(1, 4\).*received \(1, 3\).*split_gradient=True has four"):
+        ldp_search.apply(nn.Sequential(nn.Linear(3, 2)), policy=OfThree(), grad_bits=8, split_gradient=True)

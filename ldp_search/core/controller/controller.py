@@ -121,6 +121,12 @@ class Controller:
         self.tensors.bits.copy_(self._realize(start, 0.0, torch.round(start)))
 
     def _realize(self, bits: Tensor, progress: float, previous: Tensor) -> Tensor:
+        wanted = tuple(self.problem.low.shape)
+        if bits.dim() == 2 and any(n not in (1, m) for n, m in zip(bits.shape, wanted, strict=True)):
+            raise ValueError(
+                f"The policy {self.policy.name!r} must give bits of the shape of problem.low, (layers, kinds) = {wanted}; "
+                f"received {tuple(bits.shape)}. A space with split_gradient=True has four kinds, others three."
+            )
         bits = torch.minimum(torch.maximum(bits.to(self.tensors.bits), self.problem.low), self.problem.high)
         bits = self.relaxation.realize(bits, previous, self.policy.hysteresis, progress, self._uniform)
         return bits if self.problem.containers is None else self.problem.in_force(bits)
