@@ -53,6 +53,13 @@ ROWS = {
         Row("uniform_554", _static(5, 5, 4, NEW), 1),
         Row("uniform_445", _static(4, 4, 5, NEW), 1),
         Row("learned_0.386", _learned(0.386), 1),
+        # Where rounding costs most: learned beside the uniform triple of exactly its cost.
+        Row("uniform_444", _static(4, 4, 4, NEW), 1),
+        Row("uniform_443", _static(4, 4, 3, NEW), 1),
+        Row("uniform_333", _static(3, 3, 3, NEW), 1),
+        Row("learned_as_443", _learned(40 / 192), 1),
+        Row("learned_as_333", _learned(27 / 192), 1),
+        Row("random_as_443", NEW | SEARCHED | {"policy": "random", "target_cost": 40 / 192}),
         Row("random_0.3165", NEW | SEARCHED | {"policy": "random", "target_cost": 0.3165}),
         Row("replay_0.3165", NEW | SEARCHED | {"policy": "replay"}, replays="learned_0.3165"),
         Row("static448", _static(4, 4, 8, PUBLISHED)),
