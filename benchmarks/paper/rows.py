@@ -55,6 +55,7 @@ ROWS = {
         Row("learned_0.386", _learned(0.386), 1),
         # Where rounding costs most: learned beside the uniform triple of exactly its cost.
         Row("uniform_444", _static(4, 4, 4, NEW), 1),
+        Row("uniform_453", _static(4, 5, 3, NEW), 1),
         Row("uniform_443", _static(4, 4, 3, NEW), 1),
         Row("uniform_333", _static(3, 3, 3, NEW), 1),
         Row("learned_as_443", _learned(40 / 192), 1),
