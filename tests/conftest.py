@@ -49,6 +49,7 @@ def square():
 
     def make(layers: int = 3, space=None, **options):
         model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])
+        options = {"accounting": "published"} | options  # the first layer pays for its dL/dx like the others
         ldp_search.apply(model, space=space or {}, example_inputs=torch.zeros(1, 4), **options)
         return ldp_search.controller(model)
 

@@ -128,7 +128,7 @@ def test_a_state_of_other_layers(mlp):
 
 
 def test_clips_are_learned_outside_the_models_parameters():
-    ldp, model = training("ldp_clip", 24)[1:]
+    ldp, model = training({"policy": "static", "bits": 3, "weight_quantizer": "clip", "input_quantizer": "clip"}, 24)[1:]
     clips = ldp.parameters()["log_clips"]
     assert clips.shape == (2 + 8 + 2,) and clips[:2].all() and clips.abs().max() <= 24 * 1.01e-3
     assert len(list(model.parameters())) == 4

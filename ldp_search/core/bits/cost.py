@@ -1,8 +1,9 @@
 """Costs: pure, differentiable functions of the layers' sizes and bits.
 
 A product of a b1-bit by a b2-bit operand costs b1 * b2 bit operations per multiply-accumulate. Training runs three
-products a layer: forward (w * x), input gradient (w * g) and weight gradient (x * g), each over the same MACs. By the
-convention of the published accounting the first layer is charged its input gradient too. Looking rows up costs nothing.
+products a layer: forward (w * x), input gradient (w * g) and weight gradient (x * g), each over the same MACs. What is never
+computed costs nothing: the input gradient where nothing before is trained (the first layer of most networks), the weight
+gradient of a frozen layer. The published accounting charges every layer all three. Looking rows up costs nothing.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ class Cost:
     relative_latency: float | None = None
 
 
-def training_bitops(macs: Tensor, bits: Tensor) -> Tensor:
+def training_bitops(macs: Tensor, bits: Tensor, backward: Tensor | None = None) -> Tensor:
     """MACs * (b_w b_x + b_w b_g1 + b_x b_g2) of each layer.
 
-    macs: (layers,). bits: (..., layers, kinds): weight, input, gradient; of four kinds the last two are in dL/dx, in dL/dw.
+    macs: (layers,) of the forward. bits: (..., layers, kinds): weight, input, gradient; of four kinds the last two are in
+    dL/dx, in dL/dw. backward: (layers, 2) MACs of these two products; None: as many as of the forward.
     """
     w, x, g1, g2 = bits.unbind(-1) if bits.shape[-1] == 4 else (*bits.unbind(-1), bits[..., 2])
-    return macs * (w * x + w * g1 + x * g2)
+    of_input, of_weight = (macs, macs) if backward is None else backward.unbind(-1)
+    return macs * w * x + of_input * w * g1 + of_weight * x * g2
 
 
 def inference_bitops(macs: Tensor, bits: Tensor) -> Tensor:
@@ -47,12 +50,13 @@ def inference_bitops(macs: Tensor, bits: Tensor) -> Tensor:
     return macs * bits[..., 0] * bits[..., 1]
 
 
-def training_bitops_gradient(macs: Tensor, bits: Tensor) -> Tensor:
+def training_bitops_gradient(macs: Tensor, bits: Tensor, backward: Tensor | None = None) -> Tensor:
     """d training_bitops / d bits, (layers, kinds): each bit costs the sum of those that it multiplies."""
-    if bits.shape[-1] == 3:
-        return macs[:, None] * (bits.sum(-1, keepdim=True) - bits)
-    w, x, g1, g2 = bits.unbind(-1)
-    return macs[:, None] * torch.stack([x + g1, w + g2, w, x], -1)
+    w, x, g1, g2 = bits.unbind(-1) if bits.shape[-1] == 4 else (*bits.unbind(-1), bits[..., 2])
+    of_input, of_weight = (macs, macs) if backward is None else backward.unbind(-1)
+    of_gradients = [of_input * w, of_weight * x]
+    forward = [macs * x + of_input * g1, macs * w + of_weight * g2]
+    return torch.stack(forward + (of_gradients if bits.shape[-1] == 4 else [sum(of_gradients)]), -1)
 
 
 def weight_mib(weight_numel: Tensor, bits: Tensor) -> Tensor:

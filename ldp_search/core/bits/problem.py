@@ -24,6 +24,7 @@ class Problem:
     many; the searched coordinates of one share their range. weight_numel: (layers,) of the weights that each owns.
     containers: the numbers of bits that searched weights and inputs may have, low and high among them; None: any. counted:
     whether the MACs are the network's; False: all alike, and costs say nothing yet. latency: of the layers, where measured.
+    backward: (layers, 2) MACs of dL/dx and of dL/dw; None: as many as of the forward.
     """
 
     layers: list[str]
@@ -42,9 +43,10 @@ class Problem:
     counted: bool = True
     target_latency: float | None = None
     latency: Latency | None = None
+    backward: Tensor | None = None
 
     def to(self, device) -> Problem:
-        names = ("low", "high", "macs", "group", "weight_numel", "latency")
+        names = ("low", "high", "macs", "group", "weight_numel", "latency", "backward")
         held = {name: value for name in names if (value := getattr(self, name)) is not None}
         return dataclasses.replace(self, **{name: value.to(device) for name, value in held.items()})
 
@@ -108,7 +110,7 @@ class Problem:
 
     def layer_costs(self, bits: Tensor) -> Tensor:
         """(..., layers) share of each layer in the relative training cost at `bits` (..., layers, kinds); float64."""
-        return training_bitops(self.macs, bits.double()) / training_bitops(self.macs, self.high.double()).sum()
+        return training_bitops(self.macs, bits.double(), self.backward) / self._dearest
 
     def relative_latency(self, bits: Tensor) -> float | None:
         """Predicted latency at `bits` (layers, kinds), relative to the highest bits; None where none was measured."""
@@ -116,13 +118,16 @@ class Problem:
 
     def relative_cost(self, bits: Tensor) -> Tensor:
         """Training BitOPs at `bits` (..., layers, kinds), relative to the highest bits; float64."""
-        cost = training_bitops(self.macs, bits.double()).sum(-1)
-        return cost / training_bitops(self.macs, self.high.double()).sum()
+        return training_bitops(self.macs, bits.double(), self.backward).sum(-1) / self._dearest
 
     def cost_gradient(self, bits: Tensor) -> Tensor:
         """d relative_cost / d bits, (layers, kinds)."""
-        gradient = training_bitops_gradient(self.macs, bits.double())
-        return gradient / training_bitops(self.macs, self.high.double()).sum()
+        return training_bitops_gradient(self.macs, bits.double(), self.backward) / self._dearest
+
+    @property
+    def _dearest(self) -> Tensor:
+        """Training BitOPs at the highest bits."""
+        return training_bitops(self.macs, self.high.double(), self.backward).sum()
 
     @property
     def members(self) -> Tensor:

@@ -16,6 +16,7 @@ from ..registry import build, current_name, describe
 from .latency import LatencyTable
 
 ACTIVATIONS = ("exact", "16bit")
+ACCOUNTINGS = ("exact", "published")
 
 MAX_BITS = 16
 """The most bits a code may have: fp32 arithmetic holds codes of up to 24 bits exactly, 16 keeps a margin for ranges."""
@@ -55,6 +56,7 @@ class SearchSpace:
     target_latency: float | None = None  # most predicted latency of the final bits, relative to the highest bits; by `latency`
     latency: Any = None  # measured on the device by `python -m ldp_search.profile`: the table's file, or what is in it
     containers: Any = None  # the numbers of bits that a device has: a list, or cpu-int8, gpu-int4, packed; None: any number
+    accounting: str = "exact"  # exact: gradients that are never computed cost nothing; published: every layer pays for both
     skip: list[str] = field(default_factory=list)  # name patterns left in full precision (counted at 32 bits)
     fixed: dict[str, Any] = field(default_factory=dict)  # name pattern -> bits outside the search, e.g. {"*head": 8}
     attention: bool = False  # quantize products of two activations too: attention's query-key and weights-value products
@@ -77,7 +79,7 @@ class SearchSpace:
         for pattern, (low, high) in self.fixed.items():
             if low != high:
                 raise ValueError(f"fixed[{pattern!r}] must be one number of bits; received the range ({low}, {high}).")
-        for name, known in (("granularity", GRANULARITIES), ("activations", ACTIVATIONS)):
+        for name, known in (("granularity", GRANULARITIES), ("activations", ACTIVATIONS), ("accounting", ACCOUNTINGS)):
             if (word := getattr(self, name)) not in known:
                 raise ValueError(f"Unknown {name} {word!r}.{did_you_mean(word, known)}")
         if self.tie and self.weight_bits != self.input_bits:
@@ -113,7 +115,7 @@ class SearchSpace:
             **dict.fromkeys((*MAY_BE_NONE, "min_coverage"), (number, "a number")),
             **dict.fromkeys(("seed", "sense_every"), (int, "a whole number")),
             "fixed": (dict, "a mapping of name patterns to bits"),
-            **dict.fromkeys(("granularity", "activations"), (str, "a word")),
+            **dict.fromkeys(("granularity", "activations", "accounting"), (str, "a word")),
         }
         for name, (types, words) in wanted.items():
             value = getattr(self, name)

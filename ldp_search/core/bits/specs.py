@@ -38,6 +38,7 @@ class LayerSpec(NamedTuple):
 
     macs: multiply-accumulates of one sample's forward, over all calls. weight_numel: elements whose storage this layer is
     the first to own (0 where tied to an earlier one). input_numel: input elements per sample. calls: uses per forward.
+    backward_macs: of dL/dx and of dL/dw, as the space's accounting counts them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LayerSpec(NamedTuple):
     weight_numel: int
     input_numel: int
     calls: int
+    backward_macs: tuple[int, int]
 
 
 class LeftOut(NamedTuple):

@@ -24,7 +24,7 @@ def cost_of(controller: Controller) -> Cost:
     left_out = sum(item.macs for item in controller.coverage.left_out if item.reason != SKIPPED)
     relative = float(p.relative_cost(bits))
     return Cost(
-        training_bitops=float(training_bitops(macs, bits).sum()),
+        training_bitops=float(training_bitops(macs, bits, p.backward).sum()),
         inference_bitops=float(inference) if controller.profiled else 0.0,
         relative=relative,
         relative_inference=float(inference / highest),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bits.policies import Policy, Problem
 from ..bits.space import FINAL_BUDGETS, SearchSpace
@@ -59,6 +59,24 @@ def check_step(controller: Controller, progress: float, before: float, loss: Ten
         warnings.warn(
             "The first step comes before any operation was counted: costs take all layers alike, and products outside of "
             "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
+            stacklevel=5,
+        )
+
+
+def warn_where_frozen(controller: Controller) -> None:
+    """Name the weights that were frozen, or trained again, since operations were counted: the costs do not know it."""
+    if not controller.profiled or controller.space.accounting != "exact":
+        return
+    changed = []
+    for name, spec in controller.specs.items():
+        trained = [weight.requires_grad for weight in spec.weights if isinstance(weight, nn.Parameter)]
+        if spec.macs and trained and any(trained) != (spec.uncomputed[1] < spec.macs):
+            changed.append(name)
+    if changed:
+        some = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
+        warnings.warn(
+            f"Weights were frozen or unfrozen after apply(); their costs are those of before: {some}. Freeze first, then "
+            "apply: ldp_search.remove(model), ldp_search.apply(model, ...).",
             stacklevel=5,
         )
 

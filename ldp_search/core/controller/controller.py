@@ -32,7 +32,7 @@ from ..quantize.quantizers import Quantizer
 from ..registry import build
 from . import controller_state, counting
 from .accounting import cost_of
-from .checks import check_budgets, check_coverage, check_learnable, check_step
+from .checks import check_budgets, check_coverage, check_learnable, check_step, warn_where_frozen
 from .damage_sensor import DamageSensor
 from .defaults import own_defaults
 from .display import as_html, drawn
@@ -40,6 +40,7 @@ from .distributed import agree_on_choices, average_over_ranks
 from .finalize import finalize, frozen_norms
 from .forecast import Damage, Front, damage, front
 from .rollback import controller_kept
+from .search_problem import backward_macs
 from .strays import apart, warn_of_strays
 from .summary import Summary, summarize
 from .tensors import BitTensors, leaf
@@ -183,6 +184,7 @@ class Controller:
         """At the first step of a process: name what has come between `apply` and the training."""
         check_coverage(self)
         warn_of_strays(self)
+        warn_where_frozen(self)
         self.frozen_norms = frozen_norms(self.model)
 
     def senses_at(self, steps: int) -> bool:
@@ -212,7 +214,9 @@ class Controller:
     def layers(self) -> dict[str, LayerSpec]:
         """{layer name: LayerSpec}; MACs are 0 until they are counted (at `apply` with inputs, else at the first forward)."""
         return {
-            name: LayerSpec(name, spec.kind, spec.macs, numel, spec.input_numel, spec.calls)
+            name: LayerSpec(
+                name, spec.kind, spec.macs, numel, spec.input_numel, spec.calls, backward_macs(spec, self.space)
+            )
             for (name, spec), numel in zip(self.specs.items(), self._weights, strict=True)
         }
 

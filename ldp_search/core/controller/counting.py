@@ -18,7 +18,7 @@ from ..model.sites import SiteSpec, check_some, find_sites, owned_numel
 from ..profile.records import ModelProfile
 from .checks import check_coverage
 from .damage_sensor import DamageSensor
-from .search_problem import latency_of, macs_of, numel_of, problem_of
+from .search_problem import backward_of, latency_of, macs_of, numel_of, problem_of
 from .tensors import BitTensors
 
 if TYPE_CHECKING:
@@ -73,7 +73,10 @@ def _count_anew(c: Controller, specs: dict[str, SiteSpec]) -> None:
     precisions(specs, c.space, final=True)
     device = c.tensors.bits.device
     macs, numel, latency = macs_of(specs, c.profiled), numel_of(specs), latency_of(specs, c.space, c.profiled)
-    problem = dataclasses.replace(c.problem, macs=macs, weight_numel=numel, latency=latency, counted=c.profiled)
+    backward = backward_of(specs, c.space, c.profiled)
+    problem = dataclasses.replace(
+        c.problem, macs=macs, weight_numel=numel, latency=latency, counted=c.profiled, backward=backward
+    )
     c.specs, c.problem = specs, problem.to(device)
     c.policy.problem = c.problem
     c.tensors = copy.copy(c.tensors)

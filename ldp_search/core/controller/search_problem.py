@@ -23,7 +23,7 @@ def problem_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) -
     return Problem(
         names, low, high, macs_of(specs, profiled), group, groups, space.target_cost, space.cost_weight, space.seed,
         numel_of(specs), space.target_inference, space.target_size, space.widths, profiled, space.target_latency,
-        latency_of(specs, space, profiled),
+        latency_of(specs, space, profiled), backward_of(specs, space, profiled),
     )  # fmt: skip
 
 
@@ -36,6 +36,18 @@ def latency_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) -
 def macs_of(specs: dict[str, SiteSpec], profiled: bool) -> Tensor:
     """(sites,) per sample; all alike until they are counted."""
     return torch.tensor([spec.macs if profiled else 1 for spec in specs.values()], dtype=torch.float64, device="cpu")
+
+
+def backward_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) -> Tensor | None:
+    """(sites, 2) MACs of dL/dx and of dL/dw, as the space's accounting has them; None until they are counted."""
+    if not profiled:
+        return None
+    return torch.tensor([backward_macs(spec, space) for spec in specs.values()], dtype=torch.float64, device="cpu")
+
+
+def backward_macs(spec: SiteSpec, space: SearchSpace) -> tuple[int, int]:
+    """MACs of a site's dL/dx and dL/dw, as the space's accounting has them."""
+    return spec.backward_macs if space.accounting == "exact" else (spec.macs, spec.macs)
 
 
 def numel_of(specs: dict[str, SiteSpec]) -> Tensor:

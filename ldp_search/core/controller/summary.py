@@ -66,6 +66,7 @@ def _notes(controller: Controller) -> list[str]:
         f"inference {short(cost.inference_bitops / 1e9)} GBitOPs = {short(cost.relative_inference)}; "
         f"weights {short(cost.weight_mib)} MiB{_latency(cost)}",
         *_budgets(controller, cost),
+        *_uncomputed(controller),
         f"{coverage.share:.1%} of the MACs go through quantized products; counted on inputs {profile.inputs}",
     ]
     if controller.sensor is not None and controller.sensor.ready:
@@ -83,6 +84,14 @@ def _latency(cost: Cost) -> str:
     if cost.latency_ms is None or cost.relative_latency is None:
         return ""
     return f"; latency {short(cost.latency_ms)} ms as predicted = {short(cost.relative_latency)}"
+
+
+def _uncomputed(controller: Controller) -> list[str]:
+    """What of the backward pass is in no cost."""
+    layers = controller.layers.values()
+    counts = [sum(layer.macs > layer.backward_macs[which] for layer in layers) for which in (0, 1)]
+    each = [f"{name} of {count}" for name, count in zip(("dL/dx", "dL/dw"), counts, strict=True) if count]
+    return [f"never computed, and so not counted: {', '.join(each)} of {len(layers)} layers"] if each else []
 
 
 def _budgets(controller: Controller, cost: Cost) -> list[str]:

@@ -25,6 +25,7 @@ class SiteSpec:
 
     axis: of a layer's weight, along which output channels run; channels: how many learned clips its weight has (0 outside of
     layers). weights: the tensors that are stored in its bits. module: the layer whose class changes, None outside of layers.
+    uncomputed: MACs of dL/dx and of dL/dw that training leaves out.
     """
 
     name: str
@@ -37,6 +38,18 @@ class SiteSpec:
     calls: int = 0
     call_sites: int = 1
     input_numel: int = 0
+    uncomputed: tuple[int, int] = (0, 0)
+
+    def leave_out(self, found: ProductProfile) -> None:
+        """Take in what of a product's gradients is never computed."""
+        weight = 1 if found.operand is None else found.operand
+        of_input, of_weight = self.uncomputed
+        self.uncomputed = of_input + found.uncomputed[1 - weight], of_weight + found.uncomputed[weight]
+
+    @property
+    def backward_macs(self) -> tuple[int, int]:
+        """MACs of dL/dx and of dL/dw that training computes."""
+        return self.macs - self.uncomputed[0], self.macs - self.uncomputed[1]
 
 
 def find_sites(model: nn.Module, space: SearchSpace, profile: ModelProfile | None) -> dict[str, SiteSpec]:
@@ -52,12 +65,15 @@ def find_sites(model: nn.Module, space: SearchSpace, profile: ModelProfile | Non
             if counts:
                 spec.macs, spec.calls, spec.input_numel = sum(counts.macs.values()), counts.calls, counts.input_numel
                 spec.call_sites = max(1, counts.calls)
+                for found in counts.products:
+                    spec.leave_out(found)
     for owner, calls, found in outside(profile, specs):
         name = site_name(owner, found)
         if name is None or (found.weight == ACTIVATIONS and not space.attention):
             continue
         spec = specs.setdefault(name, SiteSpec(name, PRODUCTS if found.weight == ACTIVATIONS else found.function))
         spec.macs += found.macs
+        spec.leave_out(found)
         spec.calls += found.calls
         spec.input_numel += found.input_numel
         weight = tensors.get(found.weight)

@@ -22,12 +22,14 @@ from .provenance import Provenance
 from .records import ModelProfile, ModuleProfile, ProductProfile
 from .samples import batch_size, shapes
 from .sandbox import buffers_kept, copied
+from .trained import Trained
 from .uncounted import Foreign, estimate, scripts_wrapped
 
 
 def profile(model: nn.Module, args: tuple, kwargs: dict) -> ModelProfile:
     """Run one forward in evaluation mode, without gradient, and count. Buffers, modes and random state stay as they were."""
-    watch = _Watch(model)
+    args, kwargs = copied(args), copied(kwargs)
+    watch = _Watch(model, (args, kwargs))
     with scripts_wrapped(model):
         output = _counted(model, args, kwargs, watch)
     batch = batch_size(args, kwargs, getattr(model, "main_input_name", None), output)
@@ -45,7 +47,6 @@ def _counted(model: nn.Module, args: tuple, kwargs: dict, watch: _Watch):
         for name, module in model.named_modules():
             hooks.append(module.register_forward_pre_hook(watch.enter(name), with_kwargs=True))
             hooks.append(module.register_forward_hook(watch.leave, always_call=True))
-        args, kwargs = copied(args), copied(kwargs)
         with watch.counter, watch.foreign, torch.no_grad(), torch.random.fork_rng(), buffers_kept(model), watch:
             torch.manual_seed(0)  # where a model draws the length of what it makes, it is the same every time
             return model(*args, **kwargs)
@@ -60,14 +61,14 @@ def _counted(model: nn.Module, args: tuple, kwargs: dict, watch: _Watch):
 class _Watch(TorchFunctionMode):
     """Charges modules for what runs in their forward, and notes the products among it."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, inputs):
         super().__init__()
         self.counter = FlopCounterMode(display=False, custom_mapping=_more_operations())
         no_modules: Any = _NoModules()
         self.counter.mod_tracker = no_modules
         self.modules: dict[str, ModuleProfile] = {}
         self.stack: list[tuple[str, Counter, Counter]] = []  # module, counts at its start, counts of its children
-        self.provenance = Provenance(model)
+        self.provenance, self.trained = Provenance(model), Trained(model, inputs)
         self.places: Counter = Counter()
         self.foreign = Foreign(self._see)
         self.unknown: list[Counter] = []  # of each module on the stack: operations of other packages, with what they may cost
@@ -123,6 +124,7 @@ class _Watch(TorchFunctionMode):
         if product is not None and self.stack:
             self._note(product, product.operands(args, kwargs), self.total() - before)
         self.provenance.record(func, args, kwargs, out, product is not None)
+        self.trained.record(func, args, kwargs, out)
         return out
 
     def _note(self, product, pair, macs: Counter) -> None:
@@ -133,6 +135,9 @@ class _Watch(TorchFunctionMode):
             module_profile.products.append(known := found)
         known.macs += sum(macs.values())
         known.calls += 1
+        for which, operand in enumerate(pair):
+            if not self.trained.needs_gradient(operand):
+                known.uncomputed[which] += sum(macs.values())
         if found.shape is not None:
             alike = self.stack[-1][0], found.function, found.operand, found.shape
             known.places.append(self.places[alike])
@@ -191,6 +196,7 @@ def _per_sample(modules: dict[str, ModuleProfile], batch: int) -> dict[str, Modu
         module_profile.input_numel //= batch
         for found in module_profile.products:
             found.macs, found.input_numel = found.macs // batch, found.input_numel // batch
+            found.uncomputed = [macs // batch for macs in found.uncomputed]
     return modules
 
 

@@ -48,8 +48,7 @@ class Provenance:
 
     def record(self, function, args: tuple, kwargs: dict, out, product: bool) -> None:
         """Note what a function made of constants alone; forget what it changed."""
-        name = getattr(function, "__name__", "")
-        if args and isinstance(args[0], Tensor) and (name == "__setitem__" or name.endswith("_") and not name.endswith("__")):
+        if is_written(function, args):
             return self._written(args[0], [*args[1:], *kwargs.values()])
         found = [self.source(x) for x in tensors_of([*args, *kwargs.values()])]
         sources = [source for source in found if source is not None]
@@ -93,6 +92,13 @@ class Provenance:
         if product.second_is_weight:
             return source if which == 1 else None
         return None if source is None or source.multiplied or product is ATTENTION else source
+
+
+def is_written(function, args: tuple) -> bool:
+    """Whether a function writes into its first argument."""
+    name = getattr(function, "__name__", "")
+    in_place = name == "__setitem__" or name.endswith("_") and not name.endswith("__")
+    return bool(args) and isinstance(args[0], Tensor) and in_place
 
 
 def tensors_of(values) -> list[Tensor]:

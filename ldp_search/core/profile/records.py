@@ -16,7 +16,8 @@ class ProductProfile:
     weight: full name of the parameter or buffer that one operand is or comes from, or one of the three words above.
     operand: which one it is (0 or 1). shape: its trailing shape where it was computed from parameters first, else None.
     places: the calls, counted among all of that function and shape in that module, that have this computed weight.
-    stacked: each call takes a part of it, and which ones depends on the data (experts).
+    stacked: each call takes a part of it, and which ones depends on the data (experts). uncomputed: MACs of the products that
+    would give each operand its gradient, and that training leaves out: nothing that is trained has gone into that operand.
     """
 
     function: str
@@ -28,6 +29,7 @@ class ProductProfile:
     macs: int = 0
     calls: int = 0
     input_numel: int = 0
+    uncomputed: list[int] = field(default_factory=lambda: [0, 0])
 
 
 @dataclass

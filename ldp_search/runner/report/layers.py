@@ -19,13 +19,15 @@ NONE = math.nan
 class Layer:
     """A quantized layer of a run. Unknown numbers are NaN; shares are fractions of the whole model.
 
-    weight_grad: bits of the gradient in dL/dw, where the run splits them (`grad` then: in dL/dx); else NaN.
+    weight_grad: bits of the gradient in dL/dw, where the run splits them (`grad` then: in dL/dx); else NaN. backward_macs: of
+    dL/dx and dL/dw.
     """
 
     name: str
     kind: str = ""
     searched: bool | None = None
     macs: float = NONE
+    backward_macs: tuple[float, ...] = (NONE, NONE)
     weight: float = NONE
     input: float = NONE
     grad: float = NONE
@@ -43,7 +45,8 @@ def layers_of(run: Run) -> list[Layer]:
     for name in list(recorded) + [name for name in listed if name not in recorded]:
         row = listed.get(name)
         row = row if isinstance(row, dict) else {}
-        layer = Layer(name, str(row.get("kind", "")), row.get("searched"), _or_nan(row.get("macs")))
+        macs = _or_nan(row.get("macs"))
+        layer = Layer(name, str(row.get("kind", "")), row.get("searched"), macs, _backward(row.get("backward_macs"), macs))
         for kind in KINDS:
             known = name in recorded and kind in run.schedule.bits
             last = run.schedule.bits[kind][-1, recorded[name]] if known else NONE
@@ -75,25 +78,31 @@ def _add_shares(run: Run, layers: list[Layer], recorded: dict[str, int]) -> None
     """Shares of the MACs of the model, and of the training cost of all quantized layers over the whole run."""
     macs = np.array([layer.macs for layer in layers])
     everything = total_macs(run, layers)
-    costs = macs * np.array([_mean_product(run, layer, recorded) for layer in layers]) if layers else macs
+    costs = np.array([_mean_cost(run, layer, recorded) for layer in layers])
     spent = np.nansum(costs)
     for layer, cost in zip(layers, costs, strict=True):
         layer.mac_share = layer.macs / everything if everything else NONE
         layer.cost_share = float(cost / spent) if spent > 0 else NONE
 
 
-def _mean_product(run: Run, layer: Layer, recorded: dict[str, int]) -> float:
-    """Bit operations of a training step per MAC, averaged over the run (see `core.bits.cost.training_bitops`)."""
+def _mean_cost(run: Run, layer: Layer, recorded: dict[str, int]) -> float:
+    """Bit operations of a layer in a training step, averaged over the run (see `core.bits.cost.training_bitops`)."""
     if layer.name in recorded:
         kinds = [bits[:, recorded[layer.name]] for bits in run.schedule.bits.values()]
-        return float(np.sum(run.schedule.durations * _product(np.stack(kinds, axis=-1))))
+        return float(np.sum(run.schedule.durations * _bitops(layer, np.stack(kinds, axis=-1))))
     kinds = [getattr(layer, kind) for kind in KINDS]
-    return float(_product(np.array(kinds[:3] if math.isnan(layer.weight_grad) else kinds)))
+    return float(_bitops(layer, np.array(kinds[:3] if math.isnan(layer.weight_grad) else kinds)))
 
 
-def _product(bits: np.ndarray) -> np.ndarray:
-    """Bit operations per MAC of bits (..., kinds)."""
-    return training_bitops(torch.ones((), dtype=torch.float64), torch.from_numpy(bits.astype(np.float64))).numpy()
+def _bitops(layer: Layer, bits: np.ndarray) -> np.ndarray:
+    """Bit operations of a layer at bits (..., kinds)."""
+    macs, backward = (torch.tensor(of, dtype=torch.float64) for of in (layer.macs, layer.backward_macs))
+    return training_bitops(macs, torch.from_numpy(bits.astype(np.float64)), backward).numpy()
+
+
+def _backward(value, macs: float) -> tuple[float, ...]:
+    """MACs of the two gradients; as many as of the forward where a run does not tell."""
+    return (_or_nan(value[0]), _or_nan(value[1])) if isinstance(value, list) and len(value) == 2 else (macs, macs)
 
 
 def _or_nan(value) -> float:
