@@ -14,8 +14,8 @@ from .specs import AnyBits, Bits, SplitBits, as_bits
 class Allocation:
     """Layer -> bits, with what it costs.
 
-    layers: {name: Bits}. details: {name: {"kind", "macs", "backward_macs", "weight_numel", "searched"}}. summary: relative_cost,
-    mean_relative_cost (training, to the space's highest bits), relative_inference_cost, weight_mib, coverage;
+    layers: {name: Bits}. details: {name: {"kind", "macs", "backward_macs", "weight_numel", "searched"}}. summary:
+    relative_cost, mean_relative_cost (training, to the space's highest bits), relative_inference_cost, weight_mib, coverage;
     relative_latency and latency_ms where they were predicted.
     """
 

@@ -54,9 +54,9 @@ def training_bitops_gradient(macs: Tensor, bits: Tensor, backward: Tensor | None
     """d training_bitops / d bits, (layers, kinds): each bit costs the sum of those that it multiplies."""
     w, x, g1, g2 = bits.unbind(-1) if bits.shape[-1] == 4 else (*bits.unbind(-1), bits[..., 2])
     of_input, of_weight = (macs, macs) if backward is None else backward.unbind(-1)
-    of_gradients = [of_input * w, of_weight * x]
     forward = [macs * x + of_input * g1, macs * w + of_weight * g2]
-    return torch.stack(forward + (of_gradients if bits.shape[-1] == 4 else [sum(of_gradients)]), -1)
+    in_input, in_weight = of_input * w, of_weight * x
+    return torch.stack([*forward, in_input, in_weight] if bits.shape[-1] == 4 else [*forward, in_input + in_weight], -1)
 
 
 def weight_mib(weight_numel: Tensor, bits: Tensor) -> Tensor:

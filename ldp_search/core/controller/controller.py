@@ -214,9 +214,7 @@ class Controller:
     def layers(self) -> dict[str, LayerSpec]:
         """{layer name: LayerSpec}; MACs are 0 until they are counted (at `apply` with inputs, else at the first forward)."""
         return {
-            name: LayerSpec(
-                name, spec.kind, spec.macs, numel, spec.input_numel, spec.calls, backward_macs(spec, self.space)
-            )
+            name: LayerSpec(name, spec.kind, spec.macs, numel, spec.input_numel, spec.calls, backward_macs(spec, self.space))
             for (name, spec), numel in zip(self.specs.items(), self._weights, strict=True)
         }
 

@@ -135,7 +135,10 @@ def allocation(controller: Controller) -> Allocation:
     searched = controller.problem.searched.any(1).tolist()
     details = {
         name: {
-            "kind": s.kind, "macs": s.macs, "backward_macs": list(s.backward_macs), "weight_numel": s.weight_numel,
+            "kind": s.kind,
+            "macs": s.macs,
+            "backward_macs": list(s.backward_macs),
+            "weight_numel": s.weight_numel,
             "searched": searched[i],
         }
         for i, (name, s) in enumerate(controller.layers.items())

@@ -15,7 +15,7 @@ from .provenance import is_written, tensors_of
 
 
 class Trained:
-    """untrained: {id: tensor} of what no trained parameter has gone into: inputs, buffers, frozen parameters, what they give."""
+    """untrained: {id: tensor} of what nothing trained has gone into: inputs, buffers, frozen parameters, and what they give."""
 
     def __init__(self, model: nn.Module, inputs):
         self.untrained: dict[int, Callable[[], Tensor | None]] = {}

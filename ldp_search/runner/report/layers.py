@@ -76,7 +76,6 @@ def left_out(run: Run) -> list[tuple[str, float, str]]:
 
 def _add_shares(run: Run, layers: list[Layer], recorded: dict[str, int]) -> None:
     """Shares of the MACs of the model, and of the training cost of all quantized layers over the whole run."""
-    macs = np.array([layer.macs for layer in layers])
     everything = total_macs(run, layers)
     costs = np.array([_mean_cost(run, layer, recorded) for layer in layers])
     spent = np.nansum(costs)
