@@ -2,7 +2,8 @@
 
 The module is callable, so that `ldp_search.export(model, path, example_inputs)` and this program bear one name.
 
-Exit status: 0 done; 1 a file failed its comparison and lies aside, or a write failed; 2 wrong words, folder or model.
+Exit status: 0 done; 1 a file failed its comparison and lies aside, or a write failed; 2 wrong words, folder or model; 130
+stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from .config.overlay import ConfigError
+from .config.program import HELP, exit_status
 from .runner.exports.export import Export, PackedFile, TorchFile, export
 
 __all__ = ["Export", "PackedFile", "TorchFile", "export"]
@@ -34,24 +35,19 @@ aside as *.rejected, with the reason.
 def main(words: Sequence[str] | None = None) -> int:
     """Do what the words ask for; returns the exit status. What a user can mend comes as one message, without a traceback."""
     words = list(sys.argv[1:] if words is None else words)
-    try:
-        from .runner.exports import options
+    return exit_status("ldp_search.export", "Stopped; no file was put in place.", lambda: _export(words))
 
-        if any(word in ("-h", "--help", "help") for word in words):
-            print(USAGE + options.keys())
-            return 0
-        asked = options.parse(words)
-        from .runner.exports.command import run
 
-        return run(asked)
-    except (ConfigError, FileNotFoundError, ImportError, LookupError) as error:
-        print(f"ldp_search.export: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"ldp_search.export: writing failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+def _export(words: list[str]) -> int:
+    from .runner.exports import options
+
+    if set(HELP) & set(words):
+        print(USAGE + options.keys())
+        return 0
+    asked = options.parse(words)
+    from .runner.exports.command import run
+
+    return run(asked)
 
 
 class _Callable(ModuleType):

@@ -1,6 +1,6 @@
 """How long each layer takes on this device, at each number of bits: `python -m ldp_search.profile model=NAME [KEY=VALUE ...]`.
 
-Exit status: 0 done; 1 writing failed; 2 wrong settings, data or model.
+Exit status: 0 done; 1 writing failed; 2 wrong settings, data or model; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .config.overlay import ConfigError
+from .config.program import HELP, exit_status
 
 USAGE = """\
 How long each kind and shape of layer takes on this device, in integers and in floating point, as a table to search with.
@@ -28,28 +28,23 @@ def main(words: Sequence[str] | None = None, as_program: bool = False) -> int:
     as_program: this process runs nothing else, so its settings may be changed.
     """
     words = list(sys.argv[1:] if words is None else words)
-    try:
-        from .runner.latency import options
+    return exit_status("ldp_search.profile", "Stopped; no table was written.", lambda: _measure(words, as_program))
 
-        if any(word in ("-h", "--help", "help") for word in words):
-            print(USAGE + options.keys())
-            return 0
-        asked = options.parse(words)
-        if as_program:
-            from .run import share_cores
 
-            share_cores()
-        from .runner.latency.command import run
+def _measure(words: list[str], as_program: bool) -> int:
+    from .runner.latency import options
 
-        return run(asked)
-    except (ConfigError, FileNotFoundError, ImportError, LookupError) as error:
-        print(f"ldp_search.profile: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"ldp_search.profile: writing failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    if set(HELP) & set(words):
+        print(USAGE + options.keys())
+        return 0
+    asked = options.parse(words)
+    if as_program:
+        from .run import share_cores
+
+        share_cores()
+    from .runner.latency.command import run
+
+    return run(asked)
 
 
 if __name__ == "__main__":

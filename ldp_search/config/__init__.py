@@ -5,6 +5,7 @@ study       the fields of a search
 resolve     from words to Settings: the one way in
 overlay     KEY=VALUE words, and laying one set of settings over another
 typed       a value of a file or a word, as the type of its field
+program     options of the programs beside `run`, and how they end
 task_file   a task's YAML file
 presets     the shipped YAML files, by name
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -536,3 +537,20 @@ def test_a_step_that_overflowed_tells_nothing():
     meter.update(sensed)
     assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(before[name])) for name, value in meter.state.items())
     assert not DamageMeter(0.9).ready
+
+
+def test_measurements_that_tell_nothing_are_named_once(mlp):
+    model = ldp_search.apply(mlp(), target_cost=0.4, sense_every=1, example_inputs=torch.zeros(1, 8))
+    ldp, x = ldp_search.controller(model), torch.randn(4, 8)
+    with pytest.warns(
+        UserWarning, match=r"4 measurements told nothing .* Call loss\.backward\(\) before ldp\.step\(\)"
+    ) as told:
+        for step in range(8):
+            torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
+            ldp.step((step + 1) / 20)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(8, 20):
+            model(x).square().mean().backward()
+            ldp.step((step + 1) / 20)

@@ -42,8 +42,8 @@ def test_without_layers(capsys):
     ("words", "message"),
     [
         (["batchsize=4"], "Did you mean 'batch_size'"),
-        (["rounds=0"], "rounds must be a whole number, at least 1; received '0'"),
-        (["layers=some"], "layers must be a whole number, at least 0; received 'some'"),
+        (["rounds=0"], "rounds must be a whole number, at least 1; received 0"),
+        (["layers=some"], "layers must be a whole number; received 'some'"),
         (["--layers"], "Unknown option '--layers'"),
         (["trials=3", "storage=x.journal"], "leave out trials="),
         (["model=tiny:nett"], "importable 'module:attribute'"),

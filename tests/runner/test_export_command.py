@@ -13,6 +13,7 @@ from torch import nn
 
 import ldp_search
 from ldp_search import controller, packed
+from ldp_search.config.program import own_keys
 from ldp_search.export import main
 from ldp_search.run import main as run_main
 from ldp_search.runner.exports import command, export, options, parity, peers, subject, table, timing
@@ -65,7 +66,7 @@ except ValueError as error:
 def test_help_names_every_key(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {key}=" in out for key in options.OWN) and "task=" in out
+    assert all(f"  {key}=" in out for key in own_keys(options.ExportOptions)) and "task=" in out
 
 
 def test_the_callable_module_takes_what_the_function_takes():

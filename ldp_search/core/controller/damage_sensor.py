@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from ..model.sites import SiteSpec
 from .distributed import average_over_ranks, ranks
 from .learning_rates import effective_rates, learning_rate
 
+PATIENCE = 4  # measurements that may tell nothing before it is said (a loss scaled for fp16 overflows at first)
 SMOOTHING = 0.9  # share of the past that a measurement keeps; they are `sense_every` steps apart
 
 
@@ -23,15 +26,27 @@ class DamageSensor:
         self.specs, self.record = specs, Sensed(len(specs), levels)
         self.meter, self.rates, self.warming_up = DamageMeter(SMOOTHING), effective_rates([[]] * len(specs)), True
         self._rate: float | None = None  # at the last measurement
+        self._silent = 0  # measurements in this process before the first that told anything
 
     def measure(self, optimizer=None) -> None:
         """Take in what the backward passes since the last step have recorded."""
         average_over_ranks(self.record.tensors())
         self.meter.update(self.record)
         self.record.clear()
+        self._warn_of_silence()
         self.rates = self._agreed(effective_rates([_weights(spec) for spec in self.specs], optimizer))
         rate = learning_rate(optimizer)
         self.warming_up, self._rate = self._rate is None or rate > self._rate, rate
+
+    def _warn_of_silence(self) -> None:
+        self._silent += not self.ready
+        if self._silent == PATIENCE and not self.ready:
+            warnings.warn(
+                f"{PATIENCE} measurements told nothing of what rounding costs, so the bits stay as they began: no backward "
+                "pass has reached a quantized layer, or all of them overflowed. Call loss.backward() before ldp.step(); "
+                "torch.autograd.grad(loss, parameters) leaves nothing behind.",
+                stacklevel=6,
+            )
 
     def unscale(self, scale: float) -> None:
         """Undo a factor on the loss (fp16): what is recorded is of the second order in gradients, the sketch of the first."""

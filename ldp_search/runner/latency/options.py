@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ...config.overlay import ConfigError, parse_words
-from ...config.typed import typed
+from ...config.overlay import ConfigError
+from ...config.program import divided, key_lines, option
 from ...core.bits.latency import FLOAT, TARGETS
 from ...core.messages import did_you_mean
-
-
-def _is(default: Any, about: str) -> Any:
-    factory = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
-    return field(metadata={"help": about}, **factory)
 
 
 @dataclass
 class ProfileOptions:
     """rest: words of a run's settings, which say what model at which inputs."""
 
-    target: str = _is("onnxruntime-cpu", f"what runs the network: {', '.join(TARGETS)}")
-    containers: list[int] = _is([], f"numbers of bits to measure, {FLOAT} being floating point (default: those of the target)")
-    output: str = _is("latency.json", "file of the table")
-    batch: int = _is(1, "samples at once")
-    threads: int = _is(1, "threads of the runtime")
-    turns: int = _is(30, "of every layer in every container; the median counts. Fewer where they take over a minute")
+    target: str = option("onnxruntime-cpu", f"what runs the network: {', '.join(TARGETS)}")
+    containers: list[int] = option([], f"numbers of bits to measure, {FLOAT}: floating point (default: the target's)")
+    output: str = option("latency.json", "file of the table")
+    batch: int = option(1, "samples at once")
+    threads: int = option(1, "threads of the runtime")
+    turns: int = option(30, "of every layer in every container; the median counts. Fewer where they take over a minute")
     rest: list[str] = field(default_factory=list, metadata={})
 
     def check(self) -> None:
@@ -55,33 +48,15 @@ class ProfileOptions:
         return tuple(sorted({*(self.containers or TARGETS[self.target]), FLOAT}))
 
 
-OWN = {f.name: f for f in dataclasses.fields(ProfileOptions) if f.metadata}
-
-
 def parse(words: list[str]) -> ProfileOptions:
     """Options from words: KEY=VALUE of this program, the rest for a run's settings. Raises ConfigError."""
-    own, rest = [], []
-    for word in words:
-        key, equals, _ = word.partition("=")
-        if word.startswith("-"):
-            raise ConfigError(f"Unknown option {word!r}.{did_you_mean(word, ['--help'])} Settings are words such as batch=1.")
-        (own if key in OWN and equals else rest).append(word)
-    values = parse_words(own, (), [name for name, f in OWN.items() if str(f.type).startswith("list")])
-    options = ProfileOptions(**{k: typed(ProfileOptions, k, v, "on the command line") for k, v in values.items()}, rest=rest)
+    own, rest = divided(ProfileOptions, words)
+    options = ProfileOptions(**own, rest=rest)
     options.check()
     return options
 
 
 def keys() -> str:
     """The keys with their defaults, a line each."""
-    lines = ["Keys and their defaults:"]
-    for name, f in OWN.items():
-        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
-        shown = "" if default == [] else str(default)
-        lines.append(f"  {f'{name}={shown}':<26} {f.metadata['help']}")
-    return "\n".join(
-        [
-            *lines,
-            "  and those of a run (python -m ldp_search.run --help), of which model=, task= and data= say what is measured.",
-        ]
-    )
+    then = "those of a run (python -m ldp_search.run --help), of which model=, task= and data= say what is measured."
+    return key_lines(ProfileOptions, then)
