@@ -53,8 +53,8 @@ def _export(words: list[str]) -> int:
 class _Callable(ModuleType):
     """A module that is called as its function `export`."""
 
-    def __call__(self, model, path, example_inputs=None, format="onnx", round_outputs=True):
-        return export(model, path, example_inputs, format, round_outputs)
+    def __call__(self, model, path, example_inputs=None, format="onnx", round_outputs=True, nbits=False):
+        return export(model, path, example_inputs, format, round_outputs, nbits)
 
     __call__.__doc__ = export.__doc__
 

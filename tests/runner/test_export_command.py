@@ -140,6 +140,8 @@ def test_inputs_that_nobody_knows_are_asked_for(tmp_path, capsys):
         (["a", "format=onxx"], "Unknown export format 'onxx'. Did you mean 'onnx'"),
         (["a", "format="], "format must"),
         (["a", "formt=onnx"], "Unknown key 'formt'.*Did you mean 'format'"),
+        (["a", "format=packed,torch", "nbits=true"], "nbits=true belongs to format=onnx; received format=packed,torch"),
+        (["a", "nbits=4"], "nbits must be true or false"),
         (["a", "bits=3"], "The bits are learned already"),
         (["a", "batch=0"], "batch must be whole numbers above 0"),
         (["a", "batch=x"], "batch must be a list of whole numbers"),
@@ -175,10 +177,10 @@ def test_a_file_that_predicts_otherwise_is_put_aside_and_the_earlier_one_stays(r
     assert main(words) == 0
     good = (folder / "model.packed.safetensors").read_bytes()
 
-    def broken(model, path, inputs, format):
+    def broken(model, path, inputs, **options):
         other = copy.deepcopy(model)
         other[-1].weight.data.neg_()
-        return export.export(other, path, inputs, format)
+        return export.export(other, path, inputs, **options)
 
     monkeypatch.setattr(command, "export", broken)
     assert main(words) == 1

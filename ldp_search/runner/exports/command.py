@@ -56,7 +56,7 @@ def export_subject(subject: Subject, options: ExportOptions, places: dict[str, P
     samples = options.samples
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as stage:
         files = {name: Path(stage) / place.name for name, place in places.items()}
-        records = {name: _written(subject, name, path) for name, path in files.items()}
+        records = {name: _written(subject, name, path, options.nbits and name == "onnx") for name, path in files.items()}
         ways = [*peers.peers(subject, Path(stage), options.compare)]
         ways += [peers.exported(name, path, subject) for name, path in files.items()]
         compared = parity.compare(subject, ways, samples)
@@ -87,12 +87,12 @@ def export_subject(subject: Subject, options: ExportOptions, places: dict[str, P
     return int(any(reason is not None for reason in reasons.values()))
 
 
-def _written(subject: Subject, format: str, path: Path) -> Any:
+def _written(subject: Subject, format: str, path: Path, nbits: bool = False) -> Any:
     """The record of a file. ConfigError where the model cannot be exported so."""
     args, kwargs = subject.inputs(8)
     try:
         with peers.quiet():
-            return export(subject.model, path, kwargs if kwargs and not args else args, format=format)
+            return export(subject.model, path, kwargs if kwargs and not args else args, format=format, nbits=nbits)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -124,7 +124,11 @@ def _told(subject: Subject, report: dict, options: ExportOptions, folder: Path) 
     ]
     for name, file in report["files"].items():
         if file["rejected"] is None:
-            left = file["float_layers"]
-            note = f"; in floating point: {', '.join(list(left)[:3])}{' ...' * (len(left) > 3)}" if left else ""
+            note = _listed("in floating point", file["float_layers"]) + _listed("int8, not nbits", file.get("not_nbits", {}))
             lines.append(f"{name:<8} {file['path']}  {file['bytes'] / 2**20:.2f} MiB{note}")
     return "\n".join([*lines, f"table    {folder / REPORT}"])
+
+
+def _listed(what: str, layers: dict[str, str]) -> str:
+    """The first of some layers, for a line; empty without any."""
+    return f"; {what}: {', '.join(list(layers)[:3])}{' ...' * (len(layers) > 3)}" if layers else ""

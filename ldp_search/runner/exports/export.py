@@ -24,7 +24,12 @@ FORMATS = {"onnx": "model.onnx", "packed": "model.packed.safetensors", "torch": 
 
 
 def export(
-    model: nn.Module, path: str | os.PathLike, example_inputs=None, format: str = "onnx", round_outputs: bool = True
+    model: nn.Module,
+    path: str | os.PathLike,
+    example_inputs=None,
+    format: str = "onnx",
+    round_outputs: bool = True,
+    nbits: bool = False,
 ) -> Export | PackedFile | TorchFile:
     """Write `model` with its integer bits to `path`, and compare the file with it. The model itself stays as it is.
 
@@ -36,12 +41,15 @@ def export(
             is compared on it; "onnx" also calibrates on it. "packed" can do without.
         round_outputs: of "onnx": also round those convolution outputs to 8 bits that training left in floating point
             (residual sums). Integer convolutions need it.
+        nbits: of "onnx": linear layers as MatMulNBits, whose weights have few bits in the file too; faster with one row at a
+            time (generation), slower with many.
 
     Returns:
         a record of what was written, by format: Export, TorchFile or PackedFile.
 
     Raises:
-        ValueError: unknown format, bits not frozen yet, unknown input ranges, or weights that the format does not take.
+        ValueError: unknown format, an option that it does not have, bits not frozen yet, unknown input ranges, or weights that
+            the format does not take.
         ImportError: a package is missing. LookupError: `apply` was never called. All before any work is done.
     """
     if format not in FORMATS:
@@ -49,8 +57,10 @@ def export(
     ldp, path = controller(model), Path(path)
     if example_inputs is None and format != "packed":
         raise ValueError(f"format={format!r} needs example_inputs, a batch of real data; received None.")
+    if nbits and format != "onnx":
+        raise ValueError(f"nbits belongs to format='onnx'; received format={format!r}. Leave nbits out.")
     if format == "onnx":
-        return export_onnx(model, path, example_inputs, round_outputs=round_outputs)
+        return export_onnx(model, path, example_inputs, round_outputs=round_outputs, nbits=nbits)
     if not path.absolute().parent.is_dir():
         raise ValueError(f"Export writes into an existing folder; {path.absolute().parent} is none. Make it first.")
     if format == "torch":

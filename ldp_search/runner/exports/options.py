@@ -22,6 +22,7 @@ class ExportOptions:
 
     folder: Path = field(default=Path("."), metadata={})
     format: list[str] = option(["onnx"], "onnx, packed, torch, or several of them")
+    nbits: bool = option(False, "of onnx: linear layers with weights of few bits, for one row at a time (generation)")
     output: str | None = option(None, "file, or folder of several files (default: the folder itself)")
     batch: list[int] = option([1, 32], "sizes of the batches whose time is measured")
     samples: int = option(500, "evaluation samples to compare on")
@@ -35,6 +36,8 @@ class ExportOptions:
         check_formats(self.format)
         if not self.format:
             raise ConfigError(f"format must name at least one of {', '.join(EXPORT_FORMATS)}; received none.")
+        if self.nbits and "onnx" not in self.format:
+            raise ConfigError(f"nbits=true belongs to format=onnx; received format={','.join(self.format)}. Leave nbits out.")
         for name, fits, rule in (
             ("batch", self.batch and min(self.batch) > 0, "whole numbers above 0, e.g. [1, 32]"),
             ("samples", self.samples > 0, "a whole number above 0"),

@@ -5,6 +5,7 @@ float_graph     the float graph that torch makes
 dynamic_shapes  which dimensions of its inputs are free
 writer          nodes of quantization put into it
 integer_codes   weights stored as integers
+nbits           weights of few bits, for MatMulNBits
 conv_outputs    outputs of convolutions
 clips           bounds of integers
 pools           largest of integers

@@ -17,7 +17,9 @@ from onnxscript import ir
 
 from .dynamic_shapes import tensors
 
-INTEGER_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul")
+INTEGER_KERNELS = (
+    "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits",
+)  # fmt: skip
 SMALL_CHANGE = 1e-4  # about what rounding a bias to the step of an int32 accumulator does
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,10 @@ from ...core.controller.strays import warn_of_strays
 from ...core.messages import did_you_mean
 from ..exports.ready import check_frozen, check_ranges, why_float
 from .integer_codes import CONTAINER_BITS, float_weight, input_codes, weight_codes
+from .nbits import NBitsCodes, check_runtime, integer_kernels, nbits_codes
+
+if TYPE_CHECKING:  # it needs onnxscript
+    from .writer import Writer
 
 FORMATS = ("onnx",)
 LARGEST_FLOAT_BYTES = 1_900_000_000  # of a protobuf message, which holds the float weights for a while
@@ -42,6 +46,7 @@ class Export(NamedTuple):
     bytes: size of the file. free_batch, free_length: the batch size of the inputs, and the length of token inputs (integers
         with a batch and a length, and what is as long), may be any; without token inputs there is no free length.
     kernels: {integer operator: how many} in the graph as onnxruntime runs it here; None without onnxruntime.
+    nbits_layers, not_nbits: with `nbits`, {integer layer: bits of its codes in MatMulNBits}; {linear layer: why it is int8}.
     """
 
     path: Path
@@ -54,10 +59,17 @@ class Export(NamedTuple):
     free_batch: bool
     free_length: bool
     kernels: dict[str, int] | None
+    nbits_layers: dict[str, int]
+    not_nbits: dict[str, str]
 
 
 def export(
-    model: nn.Module, path: str | os.PathLike, example_inputs, format: str = "onnx", round_outputs: bool = True
+    model: nn.Module,
+    path: str | os.PathLike,
+    example_inputs,
+    format: str = "onnx",
+    round_outputs: bool = True,
+    nbits: bool = False,
 ) -> Export:
     """Write `model` with its integer bits to `path`. The model itself stays as it is.
 
@@ -70,15 +82,20 @@ def export(
         format: "onnx", for onnxruntime.
         round_outputs: also round those convolution outputs to 8 bits that training left in floating point (residual sums).
             Integer convolutions need it; False keeps to training's values and leaves these convolutions in floating point.
+        nbits: linear layers as MatMulNBits, whose weights have few bits in the file too (see `nbits`): faster with one row at a
+            time, slower with many.
 
     Raises:
-        ValueError: unknown format, bits not frozen yet, unknown input ranges, weights that are not fp32 or too large.
+        ValueError: unknown format, bits not frozen yet, unknown input ranges, weights that are not fp32 or too large; with
+            `nbits`, an onnxruntime without its kernels.
         ImportError: onnx or onnxscript is missing. LookupError: `apply` was never called. All before any work is done.
     """
     if format not in FORMATS:
         raise ValueError(f"Unknown export format {format!r}.{did_you_mean(format, FORMATS)}")
     ldp, path = controller(model), Path(path)
     _check(ldp, path)
+    if nbits:
+        check_runtime()
     warn_of_strays(ldp)
     from . import check, clips, conv_outputs, float_graph, pools, sums  # they need onnx, onnxscript
 
@@ -91,7 +108,7 @@ def export(
             graph, freedom = float_graph.float_graph(ldp.model, args, kwargs, outputs)
     nodes = float_graph.product_nodes(graph.graph, ldp.model, {name: spec.kind for name, spec in ldp.specs.items()})
     float_graph.cast_by_type(graph.graph)
-    writer, float_layers, rounded_again = _write(ldp, graph, nodes)
+    writer, float_layers, rounded_again, *few_bits = _write(ldp, graph, nodes, nbits)
     conv_outputs.write_biases(writer)
     feed, runs = check.feed(graph.graph, args, kwargs), _has("onnxruntime")
     measure = (lambda values: check.ranges(graph, values, feed)) if round_outputs and runs else None
@@ -104,7 +121,7 @@ def export(
     max_error, kernels = check.save(graph, path, feed, expected, outputs, runs)
     integers, size = [name for name in nodes if name not in float_layers], path.stat().st_size
     free = freedom.batch is not None, bool(freedom.lengths)
-    return Export(path, max_error, own_error, integers, float_layers, rounded_again, size, *free, kernels)
+    return Export(path, max_error, own_error, integers, float_layers, rounded_again, size, *free, kernels, *few_bits)
 
 
 def _on_device(model: nn.Module, example_inputs) -> tuple[tuple, dict]:
@@ -151,16 +168,22 @@ def _not_finite(ldp) -> list[str]:
     ]
 
 
-def _write(ldp, graph, nodes: dict[str, list]):
-    """Quantized nodes for every layer that has an integer form.
+class _Written(NamedTuple):
+    """The writer, and of `Export` what is known once its nodes are written."""
 
-    Returns:
-        the writer, {layer: why it computes in floating point}, [layers whose weights were rounded again].
-    """
+    writer: Writer
+    float_layers: dict[str, str]
+    rounded_again: list[str]
+    nbits_layers: dict[str, int]
+    not_nbits: dict[str, str]
+
+
+def _write(ldp, graph, nodes: dict[str, list], nbits: bool) -> _Written:
+    """Quantized nodes for every layer that has an integer form."""
     from .writer import Writer
 
-    writer, float_layers, rounded_again = Writer(graph.graph), {}, []
-    bits = ldp.bits()
+    made = _Written(Writer(graph.graph), {}, [], {}, {})
+    writer, float_layers, bits = made.writer, made.float_layers, ldp.bits()
     for site, (name, spec) in zip(ldp.sites, ldp.specs.items(), strict=True):
         layer = spec.module
         reason = _why_float(bits[name], spec, nodes[name])
@@ -170,7 +193,7 @@ def _write(ldp, graph, nodes: dict[str, list]):
                 for node in nodes[name]:
                     _replace_weight(writer, node, name, float_weight(site, layer).cpu().numpy())
             continue
-        w = weight_codes(site, layer.weight)
+        w = (_few_bits(made, site, layer, nodes[name][0]) if nbits else None) or weight_codes(site, layer.weight)
         bias = None if getattr(layer, "bias", None) is None else layer.bias.detach().double().cpu().numpy()
         for call, node in enumerate(nodes[name]):
             x = input_codes(site, call % len(site.ranges))
@@ -179,11 +202,25 @@ def _write(ldp, graph, nodes: dict[str, list]):
             elif node.op_type == "ConvTranspose":
                 writer.transposed_convolution(node, name, x, w)
                 float_layers[name] = "onnxruntime has no integer kernel for it; it is stored and read as integers"
+            elif isinstance(w, NBitsCodes):
+                writer.nbits_linear(node, name, x, w, bias)
             else:
                 writer.linear(node, name, x, w, bias)
         if not w.exact:
-            rounded_again.append(name)
-    return writer, float_layers, rounded_again
+            made.rounded_again.append(name)
+    return made
+
+
+def _few_bits(made: _Written, site, layer, node) -> NBitsCodes | None:
+    """A linear layer's weight for MatMulNBits, put on record; None: the layer stays int8, on record too where it is linear."""
+    if node.op_type not in ("MatMul", "Gemm"):
+        return None
+    found = nbits_codes(site, layer.weight, integer_kernels())
+    if isinstance(found, str):
+        made.not_nbits[site.name] = found
+        return None
+    made.nbits_layers[site.name] = found.bits
+    return found
 
 
 def _why_float(bits, spec, nodes: list) -> str | None:

@@ -5,6 +5,7 @@ The forms are those that onnxruntime fuses into integer kernels (found by trying
     convolution      DQ(x), DQ(w), DQ(int32 bias) -> Conv -> [Relu] -> Q        QLinearConv; nothing without the Q behind it
     linear, 2-D x    DQ(x), DQ(w), DQ(int32 bias) -> Gemm                       QGemm; MatMul + Add would end as a float Gemm
     linear, N-D x    DQ(x), DQ(w) -> MatMul -> Add(float bias)                  MatMulIntegerToFloat
+    with nbits       DQ(x), packed w -> MatMulNBits -> Add(float bias)          itself (see `nbits`)
 
 Batch-norm is folded into a convolution's scales and bias, so that it does not stand before that Q. Where a grid has fewer
 codes than uint8 a Clip of the codes follows the Q (before it, on real values, it would stop the fusion).
@@ -18,6 +19,7 @@ import numpy as np
 from onnxscript import ir
 
 from .integer_codes import InputCodes, WeightCodes, adds_pairs_in_16_bits
+from .nbits import DOMAIN, OPERATOR, NBitsCodes
 
 LARGEST_BIAS = 2**30  # code of an int32 bias
 
@@ -141,13 +143,36 @@ class Writer:
             node.attributes.clear()
             scale = w.scale * x.scale
             set_input(node, 2, self.integers(np.rint(total / scale).astype(np.int32), scale, 0, f"{layer}.bias"))
-        elif total.any():
-            uses, exposed = list(node.outputs[0].uses()), node.outputs[0].is_graph_output()
-            out = self.node("Add", [node.outputs[0], self.constant(f"{layer}.bias", total.astype(np.float32))], f"{layer}.add")
-            for user, index in uses:
-                user.replace_input_with(index, out)
-            if exposed:
-                self.graph.outputs[list(self.graph.outputs).index(node.outputs[0])] = out
+        else:
+            self._add_bias(node, layer, total)
+
+    def nbits_linear(self, node: ir.Node, layer: str, x: InputCodes, w: NBitsCodes, bias: np.ndarray | None) -> None:
+        """Turn a Gemm or MatMul into a MatMulNBits. bias: as of `linear`."""
+        add = None if node.op_type == "Gemm" else _bias_behind(node, bias)
+        total = x.shift * w.channel_sums() + (0 if bias is None else bias)
+        constants = [self.constant(f"{layer}.weight.{name}", value) for name, value in w.constants().items()]
+        node.resize_inputs(1 + len(constants))
+        for index, value in enumerate([self.quantized(node.inputs[0], x, f"{layer}.input"), *constants]):
+            node.replace_input_with(index, value)
+        node.name, node.op_type, node.domain = self.unique(layer), OPERATOR, DOMAIN
+        node.attributes.clear()
+        for name, number in w.attributes().items():
+            node.attributes[name] = ir.AttrInt64(name, number)
+        self.graph.opset_imports[DOMAIN] = 1
+        if add is not None:
+            self._skip(add, node)
+        self._add_bias(node, layer, total)
+
+    def _add_bias(self, node: ir.Node, layer: str, bias: np.ndarray) -> None:
+        """Add a bias in floating point, where there is one, to what all others read of the node."""
+        if not bias.any():
+            return
+        uses, exposed = list(node.outputs[0].uses()), node.outputs[0].is_graph_output()
+        out = self.node("Add", [node.outputs[0], self.constant(f"{layer}.bias", bias.astype(np.float32))], f"{layer}.add")
+        for user, index in uses:
+            user.replace_input_with(index, out)
+        if exposed:
+            self.graph.outputs[list(self.graph.outputs).index(node.outputs[0])] = out
 
     def _skip(self, node: ir.Node, source: ir.Node) -> None:
         """Take out `node`: who reads it reads `source` instead."""
