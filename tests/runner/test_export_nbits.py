@@ -1,7 +1,5 @@
 """Linear layers as MatMulNBits: the codes in the file are those of training, and what cannot be written so stays int8."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -35,6 +33,7 @@ def weight_in(path, layer: str, bits: int) -> np.ndarray:
     found = {a.name: a.i for a in node.attribute}
     assert node.op_type == "MatMulNBits" and node.domain == "com.microsoft"
     assert (found["bits"], found["block_size"], found["accuracy_level"]) == (bits, 128, 4)
+    assert stored[node.input[1]].shape == (found["N"], -(-found["K"] // 128), 16 * bits)
     codes, scale = unpacked(stored[node.input[1]], bits).astype(np.float64), stored[node.input[2]][..., None]
     zero = 2.0 ** (bits - 1)
     if len(node.input) > 3:
@@ -62,14 +61,13 @@ def close(found: np.ndarray, expected: np.ndarray) -> bool:
 def test_bytes_hold_the_first_code_lowest():
     assert nbits.packed(np.array([[1, 2, 3, 0, 2]], np.uint8), 2).tolist() == [[0b00111001, 0b10]]
     assert nbits.packed(np.array([1, 15, 7], np.uint8), 4).tolist() == [0xF1, 0x07]
-    assert nbits.packed(np.array([200, 3], np.uint8), 8).tolist() == [200, 3]
 
 
 @pytest.mark.parametrize(
     ("quantizer", "bits", "container"),
     [
-        ("symmetric", 2, 2), ("symmetric", 3, 4), ("symmetric", 4, 4), ("symmetric", 5, 8), ("symmetric", 8, 8), ("clip", 3, 4),
-        ("mse", 2, 2), ("mse", 4, 4), ("mse", 8, 8), (CENTRED, 2, 4), (CENTRED, 3, 4),
+        ("symmetric", 2, 2), ("symmetric", 3, 4), ("symmetric", 4, 4), ("clip", 4, 4), ("mse", 2, 2), ("mse", 4, 4),
+        (CENTRED, 2, 4), (CENTRED, 3, 4),
     ],
 )  # fmt: skip
 def test_the_weights_in_the_file_are_those_of_training(tmp_path, quantizer, bits, container):
@@ -101,7 +99,7 @@ def test_small_inputs_beside_large_ones_are_what_the_kernel_loses(tmp_path):
     """Of values 0 and 1 nothing is lost; of a small value beside a large one up to half a 127th of that."""
     torch.manual_seed(0)
     ones = torch.randint(0, 2, (5, 128)).float()
-    model = frozen(nn.Sequential(nn.Linear(128, 16)), ones, bits=8)
+    model = frozen(nn.Sequential(nn.Linear(128, 16)), ones, input_bits=8, weight_bits=4, tie=False)
     assert export(model, tmp_path / "m.onnx", ones, nbits=True).max_error < 1e-6
 
 
@@ -131,22 +129,15 @@ def test_a_network_decides_as_its_int8_file_does(tmp_path, quantizer):
     with torch.no_grad():
         expected = model(x).numpy()
     assert np.abs(a - b).max() < 0.03 * np.abs(expected).max()
-    assert (a.argmax(1) == expected.argmax(1)).mean() > 0.95 and few.bytes < 0.7 * plain.bytes
+    assert (a.argmax(1) == expected.argmax(1)).mean() > 0.95 and few.bytes < plain.bytes
     assert run(few.path, x[:1])[0].shape == (1, 12) and few.free_batch
 
 
 def test_gpt2_with_conv1d_and_a_tied_head(tmp_path):
     transformers = pytest.importorskip("transformers")
-    small = {
-        "n_embd": 128,
-        "n_layer": 1,
-        "n_head": 2,
-        "vocab_size": 40,
-        "n_positions": 16,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model("gpt2", **small))
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    small = {"n_embd": 128, "n_layer": 1, "n_head": 2, "vocab_size": 40, "n_positions": 16}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model("gpt2", **small, **ends))
     inputs = {"input_ids": torch.randint(0, 40, (4, 9))}
     frozen(model, inputs, input_bits=8, weight_bits=4, tie=False)
     record = export(model, tmp_path / "m.onnx", inputs, nbits=True)
@@ -171,8 +162,7 @@ def test_what_cannot_be_written_so_stays_int8_and_says_why(tmp_path):
 
     torch.manual_seed(0)
     x = torch.randn(9, 4, 2)
-    fixed = {"wide": 12, "fine": 3}
-    model = frozen(Net(), x, bits=8, fixed=fixed, skip=["kept"], weight_quantizer=CENTRED, input_quantizer="symmetric")
+    model = frozen(Net(), x, bits=8, fixed={"wide": 12, "fine": 3}, skip=["kept"])
     record = export(model, tmp_path / "m.onnx", x, nbits=True)
     assert record.nbits_layers == {"fine": 4} and set(record.float_layers) == {"wide", "kept"}
     assert list(record.not_nbits) == ["small"] and "16 inputs are fewer than a block" in record.not_nbits["small"]
@@ -182,34 +172,33 @@ def test_what_cannot_be_written_so_stays_int8_and_says_why(tmp_path):
 
 @pytest.mark.parametrize(
     ("quantizer", "bits", "why"),
-    [("minmax", 4, "zero lies between the levels"), (CENTRED, 8, r"needs more than the 2\^8 levels")],
-)
-def test_grids_without_codes_stay_int8(tmp_path, quantizer, bits, why):
+    [
+        ("minmax", 4, "zero lies between the levels"), ("symmetric", 5, "more than 4 bits, which win nothing"),
+        ("symmetric", 8, "more than 4 bits"), (CENTRED, 4, "more than 4 bits"),
+    ],
+)  # fmt: skip
+def test_grids_without_codes_stay_as_the_plain_file_has_them(tmp_path, quantizer, bits, why):
     torch.manual_seed(0)
     x = torch.randn(6, 128)
     layer = nn.Linear(128, 8)
     if quantizer is CENTRED:
-        nn.init.uniform_(layer.weight, -1, 1)
         with torch.no_grad():
             layer.weight[:, 0], layer.weight[:, 1] = 1, -1  # a range symmetric about zero
     model = frozen(nn.Sequential(layer), x, bits=bits, weight_quantizer=quantizer, input_quantizer="symmetric")
-    record = export(model, tmp_path / "m.onnx", x, nbits=True)
-    assert re.search(why, record.not_nbits["0"]) and record.kernels == {"QGemm": 1}
-    assert record.rounded_again == ["0"] and not record.nbits_layers
+    few, plain = (export(model, tmp_path / f"{choice}.onnx", x, nbits=choice) for choice in (True, False))
+    assert why in few.not_nbits["0"] and not few.nbits_layers and few.kernels == {"QGemm": 1}
+    assert few.path.read_bytes() == plain.path.read_bytes() and not plain.not_nbits
 
 
 # -- what onnxruntime can -----------------------------------------------------------------------------------------------
 
 
-def test_codes_go_into_the_smallest_container_with_a_kernel(tmp_path, monkeypatch):
+def test_two_bits_go_where_there_is_a_kernel(tmp_path, monkeypatch):
     x = torch.randn(6, 128)
-    model = frozen(nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 8)), x, bits=2, fixed={"1": 6})
-    monkeypatch.setattr("ldp_search.runner.onnx.export.integer_kernels", lambda: (4,))  # as onnxruntime 1.20 has it
+    model = frozen(nn.Sequential(nn.Linear(128, 8)), x, bits=2)
+    monkeypatch.setattr("ldp_search.runner.onnx.export.integer_kernels", lambda: (4,))  # as before onnxruntime 1.28
     record = export(model, tmp_path / "m.onnx", x, nbits=True)
-    assert record.nbits_layers == {"0": 4} and record.not_nbits == {
-        "1": "its weight needs more than the 2^4 levels that MatMulNBits has here"
-    }
-    assert close(weight_in(record.path, "0", 4), trained(model, "0"))
+    assert record.nbits_layers == {"0": 4} and close(weight_in(record.path, "0", 4), trained(model, "0"))
 
 
 def test_an_onnxruntime_without_kernels_is_refused_before_any_work(tmp_path, monkeypatch):

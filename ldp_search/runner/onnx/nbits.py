@@ -1,11 +1,11 @@
 """Weights of few bits as onnxruntime's MatMulNBits takes them, for products of one row at a time (generation).
 
-w_q = scale * (code - zero_point), with codes of 2, 4 or 8 bits packed in bytes, so that such a product reads less memory. They
-are the very values that training used, also on grids that `integer_codes` rounds once more:
+w_q = scale * (code - zero_point), with codes of 2 or 4 bits packed in bytes, so that such a product reads less memory. They are
+the very values that training used, also on grids that `integer_codes` rounds once more:
 
 * a grid through zero (symmetric, clip, mse): its own codes, with the zero point where zero lies;
 * a grid whose zero lies half-way between two levels (mse without exact_zero): twice the codes on half the steps, one bit more;
-* any other (minmax) has no integer form here: the layer stays int8.
+* any other (minmax) has no integer form here, and codes of more than 4 bits win nothing: such a layer stays int8.
 
 The operator has a scale and a zero point a block of inputs; here all blocks of an output have the same. Its kernels round each
 block of the input to int8 by the block's largest magnitude, in addition to what training did.
@@ -24,7 +24,7 @@ from ...core.quantize.fake_quantize import rounded
 from .integer_codes import NEGLIGIBLE_SHIFT
 
 DOMAIN, OPERATOR = "com.microsoft", "MatMulNBits"
-CONTAINERS = (2, 4, 8)  # bits of a code
+CONTAINERS = (2, 4)  # bits of a code. The operator has 8 too, but takes longer with them than int8 products do
 BLOCK = 128  # inputs that share a scale
 IN_INTEGERS = 4  # the operator's accuracy_level. Others, or blocks of 32, take 1.3 to 100 times as long
 REMEDY = "pip install -U onnxruntime, or export without nbits"
@@ -80,7 +80,7 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
 def nbits_codes(site, weight: torch.Tensor, containers: tuple[int, ...]) -> NBitsCodes | str:
     """The codes of a linear layer's weight at its bits, or why it has none.
 
-    containers: numbers of bits, ascending (see `integer_kernels`); the first that holds the codes is taken.
+    containers: numbers of bits, ascending (see `integer_kernels`), of which the first that holds the codes is taken.
     """
     w = weight.detach().float()
     inputs = w.shape[1 - site.axis]
@@ -99,7 +99,7 @@ def nbits_codes(site, weight: torch.Tensor, containers: tuple[int, ...]) -> NBit
     lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)  # the zero point is a code too
     bits = next((bits for bits in containers if float((highest - lowest).max()) < 2**bits), None)
     if bits is None:
-        return f"its weight needs more than the 2^{max(containers)} levels that {OPERATOR} has here"
+        return f"its weight needs codes of more than {max(containers)} bits, which win nothing over int8"
     middle = 2 ** (bits - 1)
     zero = torch.where((lowest >= -middle) & (highest < middle), torch.full_like(lowest, middle), -lowest)
     codes = codes + zero
@@ -111,10 +111,10 @@ def nbits_codes(site, weight: torch.Tensor, containers: tuple[int, ...]) -> NBit
 @functools.cache
 def integer_kernels() -> tuple[int, ...]:
     """The containers whose products the installed onnxruntime computes in integers on this machine, which is tried out: others
-    it refuses, or unpacks to floats (2 bits before 1.28), a hundred times slower. Without onnxruntime those of 1.22.
+    it refuses, or unpacks to floats (2 bits before 1.28), a hundred times slower. Without onnxruntime 4 bits.
     """
     if importlib.util.find_spec("onnxruntime") is None:
-        return (4, 8)
+        return (4,)
     return tuple(bits for bits in CONTAINERS if _computes_in_integers(bits))
 
 
