@@ -141,7 +141,7 @@ def test_inputs_that_nobody_knows_are_asked_for(tmp_path, capsys):
         (["a", "format="], "format must"),
         (["a", "formt=onnx"], "Unknown key 'formt'.*Did you mean 'format'"),
         (["a", "format=packed,torch", "nbits=true"], "nbits=true belongs to format=onnx; received format=packed,torch"),
-        (["a", "nbits=4"], "nbits must be true or false"),
+        (["a", "nbits=four"], "nbits must be true or false"),
         (["a", "bits=3"], "The bits are learned already"),
         (["a", "batch=0"], "batch must be whole numbers above 0"),
         (["a", "batch=x"], "batch must be a list of whole numbers"),
@@ -166,6 +166,15 @@ def test_folders_that_are_not_whole_are_refused(run_folder, tmp_path, capsys):
     assert main([str(folder), *QUICK]) == 2 and "not a whole record" in capsys.readouterr().err
     (folder / "ldp.json").unlink()
     assert main([str(folder), *QUICK]) == 2 and "has not finished: resume=FOLDER" in capsys.readouterr().err
+
+
+def test_layers_that_nbits_leaves_int8_are_told(run_folder, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    folder = copied(run_folder, tmp_path)
+    assert main([str(folder), "format=onnx,packed", "nbits=true", "agreement=0.8", *QUICK]) == 0
+    record = json.loads((folder / "export.json").read_text())["files"]["onnx"]
+    assert not record["nbits_layers"] and list(record["not_nbits"]) == ["9"]  # the linear one, of 12 inputs
+    assert "MiB; int8, not nbits: 9\n" in capsys.readouterr().out
 
 
 # -- what does not agree lies aside ---------------------------------------------------------------------------------

@@ -41,8 +41,8 @@ def export(
             is compared on it; "onnx" also calibrates on it. "packed" can do without.
         round_outputs: of "onnx": also round those convolution outputs to 8 bits that training left in floating point
             (residual sums). Integer convolutions need it.
-        nbits: of "onnx": linear layers as MatMulNBits, whose weights have few bits in the file too; faster with one row at a
-            time (generation), slower with many.
+        nbits: of "onnx": linear layers of up to 4 weight bits as MatMulNBits, which has them packed: faster with one row (one
+            token, batch 1), slower with many.
 
     Returns:
         a record of what was written, by format: Export, TorchFile or PackedFile.

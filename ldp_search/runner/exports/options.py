@@ -22,7 +22,7 @@ class ExportOptions:
 
     folder: Path = field(default=Path("."), metadata={})
     format: list[str] = option(["onnx"], "onnx, packed, torch, or several of them")
-    nbits: bool = option(False, "of onnx: linear layers with weights of few bits, for one row at a time (generation)")
+    nbits: bool = option(False, "of onnx: linear layers with weights of 2 or 4 bits, which win with one row at a time")
     output: str | None = option(None, "file, or folder of several files (default: the folder itself)")
     batch: list[int] = option([1, 32], "sizes of the batches whose time is measured")
     samples: int = option(500, "evaluation samples to compare on")

@@ -82,8 +82,8 @@ def export(
         format: "onnx", for onnxruntime.
         round_outputs: also round those convolution outputs to 8 bits that training left in floating point (residual sums).
             Integer convolutions need it; False keeps to training's values and leaves these convolutions in floating point.
-        nbits: linear layers as MatMulNBits, whose weights have few bits in the file too (see `nbits`): faster with one row at a
-            time, slower with many.
+        nbits: linear layers of up to 4 weight bits as MatMulNBits, which has them packed (see `nbits`): faster with one row
+            (one token, batch 1), slower with many.
 
     Raises:
         ValueError: unknown format, bits not frozen yet, unknown input ranges, weights that are not fp32 or too large; with

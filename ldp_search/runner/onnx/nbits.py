@@ -1,4 +1,4 @@
-"""Weights of few bits as onnxruntime's MatMulNBits takes them, for products of one row at a time (generation).
+"""Weights of few bits as onnxruntime's MatMulNBits takes them, for products of one row (one token, batch 1).
 
 w_q = scale * (code - zero_point), with codes of 2 or 4 bits packed in bytes, so that such a product reads less memory. They are
 the very values that training used, also on grids that `integer_codes` rounds once more:
