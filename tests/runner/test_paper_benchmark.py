@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ldp_search
-from benchmarks.paper import costs, data, graphs, lease, rows
+from benchmarks.paper import costs, data, expected, graphs, lease, rows
 from benchmarks.paper.__main__ import Options, read
 from benchmarks.paper.cells import Cell, choose
 from benchmarks.paper.networks import NETWORKS
@@ -336,3 +336,16 @@ def test_graphs_train_as_the_written_loop_does(folder, row):
     assert runs[0].steps.note == "graph"
     assert runs[0].curve[0] == pytest.approx(runs[1].curve[0], rel=0.05)
     assert runs[0].result()["cost"] == pytest.approx(runs[1].result()["cost"], rel=0.02)
+
+
+def test_a_training_tells_what_it_expects_of_bits_that_it_does_not_use(folder, monkeypatch):
+    cell = add_row(monkeypatch, "one", rows.NEW | rows.SEARCHED | {"policy": "learned", "target_cost": 0.25})
+    training = Training(cell, folder, CPU)
+    training.run(pause=lambda t: t.step == 2)
+    table = [[float(part) for part in line.split("|")[2:5]] for line in expected.lines(training)[2:]]
+    assert [cost for cost, _, _ in table] == [1.0, 0.339, 0.25, 0.245, 0.208, 0.141], "the triples' published costs"
+    assert table[0][1] < table[1][1] < table[2][1] < table[4][1] < table[5][1], "fewer bits, more loss"
+    assert all(0 < best <= uniform for _, uniform, best in table)
+    training.save(folder / "checkpoint.pt")
+    with pytest.raises(SystemExit, match="must be of resnet20-one-proxy-seed0 as it is trained today"):
+        expected.main([f"checkpoint={folder / 'checkpoint.pt'}", "row=one", f"data={folder}"])
