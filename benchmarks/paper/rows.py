@@ -23,7 +23,8 @@ OLD_SIGNAL = {"policy": "bit_gradient", "bits": (2, 8), "grad_bits": 8}
 class Row:
     """space: fields of the SearchSpace, None for plain fp32. priority: 1 runs first.
 
-    replays: row whose final allocation it takes. cyclic: the policy's `cycles` come from the recipe.
+    replays: row whose final allocation it takes. cyclic: the policy's `cycles` come from the recipe. beside: row of uniform
+    bits at exactly its cost.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Row:
     priority: int = 2
     replays: str | None = None
     cyclic: bool = False
+    beside: str | None = None
 
 
 def _static(weight: int, inputs: int, grad: int, quantizers: dict) -> dict:
@@ -49,7 +51,7 @@ ROWS = {
         Row("static8", _static(8, 8, 8, PUBLISHED), 1),
         Row("cpt", PUBLISHED | _CPT, 1, cyclic=True),
         Row("learned_0.3165", _learned(0.3165), 1),
-        Row("learned_0.25", _learned(0.25), 1),
+        Row("learned_0.25", _learned(0.25), 1, beside="uniform_444"),
         Row("uniform_554", _static(5, 5, 4, NEW), 1),
         Row("uniform_445", _static(4, 4, 5, NEW), 1),
         Row("learned_0.386", _learned(0.386), 1),
@@ -58,9 +60,9 @@ ROWS = {
         Row("uniform_453", _static(4, 5, 3, NEW), 1),
         Row("uniform_443", _static(4, 4, 3, NEW), 1),
         Row("uniform_333", _static(3, 3, 3, NEW), 1),
-        Row("learned_as_443", _learned(40 / 192), 1),
-        Row("learned_as_333", _learned(27 / 192), 1),
-        Row("random_as_443", NEW | SEARCHED | {"policy": "random", "target_cost": 40 / 192}),
+        Row("learned_as_443", _learned(40 / 192), 1, beside="uniform_443"),
+        Row("learned_as_333", _learned(27 / 192), 1, beside="uniform_333"),
+        Row("random_as_443", NEW | SEARCHED | {"policy": "random", "target_cost": 40 / 192}, beside="uniform_443"),
         Row("random_0.3165", NEW | SEARCHED | {"policy": "random", "target_cost": 0.3165}),
         Row("replay_0.3165", NEW | SEARCHED | {"policy": "replay"}, replays="learned_0.3165"),
         Row("static448", _static(4, 4, 8, PUBLISHED)),

@@ -4,7 +4,7 @@
 
 table.csv, table.parquet: a line a cell, failed ones with their error. summary.md, summary.csv: a line a row of the benchmark,
 with mean and standard deviation over its seeds, and the mean difference to `static8` and `cpt` over the seeds that both have,
-with its standard error. figures/: see `figures`.
+and to the uniform bits of its own cost, with its standard error. figures/: see `figures`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .rows import ROWS
 from .store import Store
 
 COLUMNS = [
@@ -25,6 +26,8 @@ COLUMNS = [
 ]
 GROUP = ("network", "size", "cut", "row")
 RIVALS = ("static8", "cpt")
+UNIFORM = "uniform"
+"""In the place of a rival: the row of uniform bits at exactly a row's cost."""
 
 
 def tidy(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -59,6 +62,8 @@ def summary(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
             line[name], line[f"{name}_sd"] = mean_and_spread(values)
         for rival in RIVALS:
             line |= _against(rival, members, groups.get((*key[:3], rival), []))
+        beside = ROWS[key[3]].beside if key[3] in ROWS else None
+        line |= _against(UNIFORM, members, groups.get((*key[:3], beside), []))
         line["commits"] = " ".join(sorted({row["commit"] for row in members}))
         out.append(line)
     return sorted(out, key=lambda line: (*(line[name] for name in GROUP[:3]), -line["cost"], line["row"]))
@@ -88,12 +93,12 @@ def markdown(lines: list[dict[str, Any]], failed: list[dict[str, Any]]) -> str:
     for place in dict.fromkeys(tuple(line[name] for name in GROUP[:3]) for line in lines):
         members = [line for line in lines if tuple(line[name] for name in GROUP[:3]) == place]
         head = ["row", "seeds", members[0]["metric"], "training loss", "training cost", "inference cost"]
-        head += [f"minus {rival}" for rival in RIVALS]
+        head += [*(f"minus {rival}" for rival in RIVALS), "minus uniform bits of its cost"]
         out += [f"## {' '.join(filter(None, place))}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for line in members:
             cells = [line["row"], str(line["seeds"]), _pm(line["score"], line["score_sd"], 2)]
             cells += [_pm(line["train_loss"], line["train_loss_sd"], 3), f"{line['cost']:.4f}", f"{line['inference_cost']:.3f}"]
-            cells += [_pm(line[f"minus_{rival}"], line[f"minus_{rival}_se"], 2, True) for rival in RIVALS]
+            cells += [_pm(line[f"minus_{rival}"], line[f"minus_{rival}_se"], 2, True) for rival in (*RIVALS, UNIFORM)]
             out.append(f"| {' | '.join(cells)} |")
         out.append("")
     out += [f"Failed: {row['cell']}: {row['error']}" for row in failed]

@@ -198,8 +198,8 @@ def test_a_holder_that_finds_another_name_has_lost_the_cell(tmp_path, monkeypatc
 
 def test_the_published_cost_of_known_bits():
     macs = torch.tensor([3.0, 1.0])
-    for bits, expected in (((4, 4, 8), 80 / 192), ((5, 5, 4), 65 / 192), ((8, 8, 8), 1.0), ((4, 4, 6, 2), 48 / 192)):
-        assert costs.over_time(torch.tensor([[bits, bits]], dtype=torch.uint8), macs).item() == pytest.approx(expected)
+    for bits, cost in (((4, 4, 8), 80 / 192), ((5, 5, 4), 65 / 192), ((8, 8, 8), 1.0), ((4, 4, 6, 2), 48 / 192)):
+        assert costs.over_time(torch.tensor([[bits, bits]], dtype=torch.uint8), macs).item() == pytest.approx(cost)
     halves = torch.tensor([[(8, 8, 8)] * 2, [(4, 4, 4)] * 2], dtype=torch.uint8)
     assert costs.mean_cost([0.25, 1.0], halves, macs) == pytest.approx(0.25 + 0.75 * 0.25)
 
@@ -271,6 +271,20 @@ def test_differences_are_of_paired_seeds_with_their_standard_error():
     learned = next(line for line in summary(table) if line["row"] == "learned")
     assert (learned["seeds"], learned["score"], learned["minus_cpt"]) == (2, 72.0, 1.5)
     assert learned["minus_cpt_se"] == pytest.approx(0.5) and learned["minus_static8"] is None
+    scores = {"uniform_444": {0: 70.0, 1: 70.5}, "learned_0.25": {0: 71.0, 1: 71.7, 2: 80.0}}
+    table = [place | {"row": row, "seed": s, "accuracy": a} for row, found in scores.items() for s, a in found.items()]
+    uniform, learned = summary(table)[::-1]
+    assert learned["minus_uniform"] == pytest.approx(1.1) and learned["minus_uniform_se"] == pytest.approx(0.1)
+    assert uniform["minus_uniform"] is None
+
+
+def test_the_uniform_bits_beside_a_learned_row_cost_what_it_costs():
+    beside = [row for row in rows.ROWS.values() if row.beside is not None]
+    assert {"learned_0.25", "learned_as_443"} <= {row.name for row in beside}
+    for row in beside:
+        other = rows.ROWS[row.beside].space
+        bits = torch.tensor([[other["weight_bits"], other["input_bits"], other["grad_bits"]]])
+        assert costs.over_time(bits[None], torch.ones(1)).item() == pytest.approx(row.space["target_cost"])
 
 
 def test_a_report_has_tables_and_figures_of_what_there_is(folder, monkeypatch, capsys):
