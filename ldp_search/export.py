@@ -22,6 +22,7 @@ What was trained, as a file that runs in low precision, compared and measured.
 
   python -m ldp_search.export runs/FOLDER                        model.onnx beside the run, compared on its evaluation data
   python -m ldp_search.export runs/FOLDER format=packed,torch    weights in their true bits; a torch.export program in int8
+  python -m ldp_search.export runs/FOLDER cache=true             a causal language model that reads one token at a time
   python -m ldp_search.export FOLDER task=cifar10 data=PLACE     a folder of save_pretrained, with data to compare on
   python -m ldp_search.export FOLDER task=none                   ... or on random inputs
 
@@ -53,8 +54,8 @@ def _export(words: list[str]) -> int:
 class _Callable(ModuleType):
     """A module that is called as its function `export`."""
 
-    def __call__(self, model, path, example_inputs=None, format="onnx", round_outputs=True, nbits=False):
-        return export(model, path, example_inputs, format, round_outputs, nbits)
+    def __call__(self, model, path, example_inputs=None, format="onnx", round_outputs=True, nbits=False, cache=False):
+        return export(model, path, example_inputs, format, round_outputs, nbits, cache)
 
     __call__.__doc__ = export.__doc__
 

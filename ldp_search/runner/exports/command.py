@@ -56,15 +56,14 @@ def export_subject(subject: Subject, options: ExportOptions, places: dict[str, P
     samples = options.samples
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as stage:
         files = {name: Path(stage) / place.name for name, place in places.items()}
-        records = {name: _written(subject, name, path, options.nbits and name == "onnx") for name, path in files.items()}
+        of_onnx = {"nbits": options.nbits, "cache": options.cache}
+        records = {name: _written(subject, name, path, of_onnx if name == "onnx" else {}) for name, path in files.items()}
         ways = [*peers.peers(subject, Path(stage), options.compare)]
         ways += [peers.exported(name, path, subject) for name, path in files.items()]
+        ways += [peers.by_token(files["onnx"])] if options.cache else []
         compared = parity.compare(subject, ways, samples)
         times = timing.latencies(subject, ways, options.batch, options.rounds)
-        reasons = {
-            name: parity.rejection(name, compared[f"ours, {name}"], compared[parity.YARDSTICK], options.agreement)
-            for name in files
-        }
+        reasons = {name: _reason(name, compared, options) for name in files}
         for name, path in files.items():
             put(path, places[name], reasons[name])
     metric = None if subject.task is None else subject.task.metric
@@ -87,12 +86,19 @@ def export_subject(subject: Subject, options: ExportOptions, places: dict[str, P
     return int(any(reason is not None for reason in reasons.values()))
 
 
-def _written(subject: Subject, format: str, path: Path, nbits: bool = False) -> Any:
-    """The record of a file. ConfigError where the model cannot be exported so."""
+def _reason(format: str, compared: dict[str, parity.Parity], options: ExportOptions) -> str | None:
+    """Why a file does not count as made; None: it does."""
+    found = [compared[way] for way in (f"ours, {format}", peers.BY_TOKEN if format == "onnx" else "") if way in compared]
+    reasons = [parity.rejection(format, way, compared[parity.YARDSTICK], options.agreement) for way in found]
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _written(subject: Subject, format: str, path: Path, options: dict[str, bool]) -> Any:
+    """The record of a file. options: of its format. ConfigError where the model cannot be exported so."""
     args, kwargs = subject.inputs(8)
     try:
         with peers.quiet():
-            return export(subject.model, path, kwargs if kwargs and not args else args, format=format, nbits=nbits)
+            return export(subject.model, path, kwargs if kwargs and not args else args, format=format, **options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -30,6 +30,7 @@ def export(
     format: str = "onnx",
     round_outputs: bool = True,
     nbits: bool = False,
+    cache: bool = False,
 ) -> Export | PackedFile | TorchFile:
     """Write `model` with its integer bits to `path`, and compare the file with it. The model itself stays as it is.
 
@@ -43,13 +44,15 @@ def export(
             (residual sums). Integer convolutions need it.
         nbits: of "onnx": linear layers of up to 4 weight bits as MatMulNBits, which has them packed: faster with one row (one
             token, batch 1), slower with many.
+        cache: of "onnx": a causal language model of transformers with its cache of keys and values among inputs and outputs:
+            writing a text reads each token once. The example inputs are then input_ids, with attention_mask or without.
 
     Returns:
         a record of what was written, by format: Export, TorchFile or PackedFile.
 
     Raises:
-        ValueError: unknown format, an option that it does not have, bits not frozen yet, unknown input ranges, or weights that
-            the format does not take.
+        ValueError: unknown format, an option that it does not have, bits not frozen yet, unknown input ranges, or weights or
+            (with cache) a model that the format does not take.
         ImportError: a package is missing. LookupError: `apply` was never called. All before any work is done.
     """
     if format not in FORMATS:
@@ -57,10 +60,11 @@ def export(
     ldp, path = controller(model), Path(path)
     if example_inputs is None and format != "packed":
         raise ValueError(f"format={format!r} needs example_inputs, a batch of real data; received None.")
-    if nbits and format != "onnx":
-        raise ValueError(f"nbits belongs to format='onnx'; received format={format!r}. Leave nbits out.")
+    for name, asked in (("nbits", nbits), ("cache", cache)):
+        if asked and format != "onnx":
+            raise ValueError(f"{name} belongs to format='onnx'; received format={format!r}. Leave {name} out.")
     if format == "onnx":
-        return export_onnx(model, path, example_inputs, round_outputs=round_outputs, nbits=nbits)
+        return export_onnx(model, path, example_inputs, round_outputs=round_outputs, nbits=nbits, cache=cache)
     if not path.absolute().parent.is_dir():
         raise ValueError(f"Export writes into an existing folder; {path.absolute().parent} is none. Make it first.")
     if format == "torch":

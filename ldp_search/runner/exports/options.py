@@ -23,6 +23,7 @@ class ExportOptions:
     folder: Path = field(default=Path("."), metadata={})
     format: list[str] = option(["onnx"], "onnx, packed, torch, or several of them")
     nbits: bool = option(False, "of onnx: linear layers with weights of 2 or 4 bits, which win with one row at a time")
+    cache: bool = option(False, "of onnx: keys and values of a causal language model as inputs and outputs, to write texts")
     output: str | None = option(None, "file, or folder of several files (default: the folder itself)")
     batch: list[int] = option([1, 32], "sizes of the batches whose time is measured")
     samples: int = option(500, "evaluation samples to compare on")
@@ -36,8 +37,10 @@ class ExportOptions:
         check_formats(self.format)
         if not self.format:
             raise ConfigError(f"format must name at least one of {', '.join(EXPORT_FORMATS)}; received none.")
-        if self.nbits and "onnx" not in self.format:
-            raise ConfigError(f"nbits=true belongs to format=onnx; received format={','.join(self.format)}. Leave nbits out.")
+        for name in ("nbits", "cache"):
+            if getattr(self, name) and "onnx" not in self.format:
+                given = ",".join(self.format)
+                raise ConfigError(f"{name}=true belongs to format=onnx; received format={given}. Leave {name} out.")
         for name, fits, rule in (
             ("batch", self.batch and min(self.batch) > 0, "whole numbers above 0, e.g. [1, 32]"),
             ("samples", self.samples > 0, "a whole number above 0"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,12 @@ from torch import Tensor, nn
 
 from ... import int8, packed
 from .export import plain_copy
+from .onnx_model import OnnxModel, Outputs, onnx_feed
 from .subject import Subject
 
 TRAINED, FP32_TORCH, FP32_ORT = "trained network, at its bits", "torch, fp32", "onnxruntime, fp32"
 STATIC_ORT, DYNAMIC_ORT = "onnxruntime's static int8", "onnxruntime's dynamic int8"
+BY_TOKEN = "ours, onnx, last tokens one by one"
 
 
 @dataclass
@@ -35,36 +36,6 @@ class Way:
     ours: bool = False
     failed: str | None = None
     timed: bool = True
-
-
-class Outputs(dict):
-    """Outputs of a file by name, also as attributes, as those of transformers are."""
-
-    __getattr__ = dict.get
-
-
-class OnnxModel(nn.Module):
-    """An ONNX file, called as the model that it came from."""
-
-    def __init__(self, path: str | os.PathLike):
-        import onnxruntime
-
-        super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads = 3, torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.takes = [value.name for value in self.session.get_inputs()]
-        self.gives = [value.name for value in self.session.get_outputs()]
-
-    def forward(self, *args, **kwargs):
-        feed = {name: value for name, value in kwargs.items() if name in self.takes}
-        rest = [name for name in self.takes if name not in feed]
-        feed |= dict(zip(rest, [x for x in args if isinstance(x, Tensor)], strict=True))
-        found = self.session.run(None, {name: value.numpy() for name, value in feed.items()})
-        values = [torch.from_numpy(array) for array in found]
-        if self.gives == ["output"]:
-            return values[0]
-        return tuple(values) if self.gives[0] == "output_0" else Outputs(zip(self.gives, values, strict=True))
 
 
 class PlainModel(nn.Module):
@@ -87,6 +58,11 @@ def exported(format: str, path: Path, subject: Subject) -> Way:
         "packed": lambda: packed.load(path, plain_copy(subject.model)),
     }
     return _way(f"ours, {format}", make[format], path, ours=True, timed=format != "packed")
+
+
+def by_token(path: Path) -> Way:
+    """The way of an ONNX file with a cache that reads the last tokens of each text one at a time."""
+    return _way(BY_TOKEN, lambda: OnnxModel(path, token_by_token=True), path, ours=True, timed=False)
 
 
 def peers(subject: Subject, folder: Path, compare: bool) -> Iterator[Way]:
@@ -162,14 +138,6 @@ def _dynamic(float_file: Path, path: Path, subject: Subject) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
     quantize_dynamic(str(float_file), str(path), per_channel=True)
-
-
-def onnx_feed(takes: list[str], args: tuple, kwargs: dict) -> dict:
-    """What a file's inputs, by their names, take of a forward's."""
-    values = {name: value for name, value in kwargs.items() if name in takes}
-    rest = [name for name in takes if name not in values]
-    values |= dict(zip(rest, args, strict=False))
-    return {name: value.numpy() for name, value in values.items()}
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """A trained model as ONNX, or as torch's exported program, with its quantization in it.
 
 export          the one way in: ldp_search.export
+trace           the float graph, its layers' nodes, and inputs to compare on
 float_graph     the float graph that torch makes
 dynamic_shapes  which dimensions of its inputs are free
 writer          nodes of quantization put into it
 integer_codes   weights stored as integers
+cache           keys and values of causal language models as inputs and outputs
 nbits           weights of few bits, for MatMulNBits
 conv_outputs    outputs of convolutions
 clips           bounds of integers

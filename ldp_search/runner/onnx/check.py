@@ -7,20 +7,32 @@ import os
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxscript
 import torch
 from onnxscript import ir
 
+from . import cache
 from .dynamic_shapes import tensors
 
 INTEGER_KERNELS = (
     "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits",
 )  # fmt: skip
 SMALL_CHANGE = 1e-4  # about what rounding a bias to the step of an int32 accumulator does
+
+
+class Checked(NamedTuple):
+    """max_error, kernels and same_tokens of `Export`; None where onnxruntime is missing, the last one without a cache too."""
+
+    max_error: float | None = None
+    kernels: dict[str, int] | None = None
+    same_tokens: float | None = None
 
 
 def feed(graph: ir.Graph, args: tuple, kwargs: dict) -> dict[str, np.ndarray]:
@@ -45,8 +57,8 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(a[~same] - b[~same]).max(initial=0.0) / largest)
 
 
-def own_error(ldp, args: tuple, kwargs: dict, expected) -> float:
-    """`difference` of the quantized model in torch from itself, when its layers' outputs change by `SMALL_CHANGE`."""
+def own_error(ldp, run: Callable[[], Any], expected) -> float:
+    """`difference` of the quantized model in torch, run as `expected` was, when its layers' outputs change by `SMALL_CHANGE`."""
     generator = torch.Generator().manual_seed(0)
 
     def change(module, inputs, output):
@@ -55,7 +67,7 @@ def own_error(ldp, args: tuple, kwargs: dict, expected) -> float:
 
     hooks = [spec.module.register_forward_hook(change) for spec in ldp.specs.values() if spec.module is not None]
     try:
-        changed = ldp.model(*args, **kwargs)
+        changed = run()
     finally:
         for hook in hooks:
             hook.remove()
@@ -99,34 +111,40 @@ def ranges(graph: ir.Model, values: list[ir.Value], inputs: dict) -> dict[str, t
     return {value.name: (float(low), float(high)) for value, (low, high) in zip(values, pairs, strict=True)}
 
 
-def save(graph: ir.Model, path: Path, inputs: dict, expected, names: list[str], runs: bool) -> tuple[float | None, dict | None]:
+def save(graph: ir.Model, path: Path, inputs: dict, expected, names: list[str], runs: bool, cached: bool) -> Checked:
     """Write next to `path`, run and compare, then put in place: a file at `path` is one that runs.
 
     Args:
         names: of the graph's outputs.
-
-    Returns:
-        max_error and kernels of `Export`; None where onnxruntime is missing (runs=False).
+        runs: whether onnxruntime is there.
+        cached: it has a cache (see `cache`), and is also compared when it reads its last tokens one at a time.
 
     Raises:
         RuntimeError: onnxruntime cannot run what was made.
     """
     _tidy(graph)
     _name_outputs(graph.graph, names)
-    error = kernels = None
+    checked = Checked()
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
         made, optimized = os.path.join(folder, "model.onnx"), os.path.join(folder, "optimized.onnx")
         ir.save(graph, made)
         if runs:
-            with _explained():
-                found = _session(made, optimized).run(None, inputs)
-            error = difference(found, _arrays(expected))
-            counts = Counter(node.op_type for node in ir.load(optimized).graph)
-            kernels = {op: counts[op] for op in INTEGER_KERNELS if counts[op]}
+            checked = _compared(made, optimized, inputs, _arrays(expected), cached)
         else:
             warnings.warn("The exported file was not run, since onnxruntime is missing: pip install onnxruntime", stacklevel=3)
         os.replace(made, path)
-    return error, kernels
+    return checked
+
+
+def _compared(made: str, optimized: str, inputs: dict, expected: list[np.ndarray], cached: bool) -> Checked:
+    """A file beside the model. optimized: where onnxruntime's own form of the graph goes, whose operators are counted."""
+    with _explained():
+        run = partial(_session(made, optimized).run, None)
+        ways = [run(inputs)] + ([cache.token_by_token(run, inputs)] if cached else [])
+    counts = Counter(node.op_type for node in ir.load(optimized).graph)
+    kernels = {op: counts[op] for op in INTEGER_KERNELS if counts[op]}
+    same = min(cache.same_tokens(found[0], expected[0]) for found in ways) if cached else None
+    return Checked(max(difference(found, expected) for found in ways), kernels, same)
 
 
 @contextmanager

@@ -2,9 +2,8 @@
 
     record = ldp_search.export(model, "model.onnx", example_inputs)
 
-The float graph is exported with quantization off (`onnx_float`); quantized nodes are then written from the layers' own
-integers (`integer_codes`, `onnx_write`, `onnx_outputs`), and the file is run against the quantized model before it counts as
-made (`onnx_run`).
+The float graph is exported with quantization off (`trace`); quantized nodes are then written from the layers' own integers
+(`integer_codes`, `writer`, `conv_outputs`), and the file is run against the quantized model before it counts as made (`check`).
 """
 
 from __future__ import annotations
@@ -47,6 +46,9 @@ class Export(NamedTuple):
         with a batch and a length, and what is as long), may be any; without token inputs there is no free length.
     kernels: {integer operator: how many} in the graph as onnxruntime runs it here; None without onnxruntime.
     nbits_layers, not_nbits: with `nbits`, {integer layer: bits of its codes in MatMulNBits}; {linear layer: why it is int8}.
+    cached_layers, same_tokens: with `cache`, layers whose keys and values are inputs and outputs; share of the next tokens that
+        are the model's. max_error and same_tokens are the worse of two ways: whole texts behind an empty past, and the last
+        tokens one by one with the cache.
     """
 
     path: Path
@@ -61,6 +63,8 @@ class Export(NamedTuple):
     kernels: dict[str, int] | None
     nbits_layers: dict[str, int]
     not_nbits: dict[str, str]
+    cached_layers: int = 0
+    same_tokens: float | None = None
 
 
 def export(
@@ -70,6 +74,7 @@ def export(
     format: str = "onnx",
     round_outputs: bool = True,
     nbits: bool = False,
+    cache: bool = False,
 ) -> Export:
     """Write `model` with its integer bits to `path`. The model itself stays as it is.
 
@@ -84,10 +89,12 @@ def export(
             Integer convolutions need it; False keeps to training's values and leaves these convolutions in floating point.
         nbits: linear layers of up to 4 weight bits as MatMulNBits, which has them packed (see `nbits`): faster with one row
             (one token, batch 1), slower with many.
+        cache: of causal language models of transformers: keys and values of what was read, in floating point, are inputs and
+            outputs (see `cache`), so that writing a text reads each token once.
 
     Raises:
         ValueError: unknown format, bits not frozen yet, unknown input ranges, weights that are not fp32 or too large; with
-            `nbits`, an onnxruntime without its kernels.
+            `nbits`, an onnxruntime without its kernels; with `cache`, a model that has none or fixes a length.
         ImportError: onnx or onnxscript is missing. LookupError: `apply` was never called. All before any work is done.
     """
     if format not in FORMATS:
@@ -97,20 +104,14 @@ def export(
     if nbits:
         check_runtime()
     warn_of_strays(ldp)
-    from . import check, clips, conv_outputs, float_graph, pools, sums  # they need onnx, onnxscript
+    from . import check, clips, conv_outputs, float_graph, pools, sums, trace  # they need onnx, onnxscript
 
     args, kwargs = _on_device(ldp.model, example_inputs)
-    with float_graph.ready(ldp.model):
-        expected = ldp.model(*args, **kwargs)
-        own_error = check.own_error(ldp, args, kwargs, expected)
-        with ldp.disabled():
-            outputs = float_graph.output_names(expected)
-            graph, freedom = float_graph.float_graph(ldp.model, args, kwargs, outputs)
-    nodes = float_graph.product_nodes(graph.graph, ldp.model, {name: spec.kind for name, spec in ldp.specs.items()})
+    traced = (trace.with_cache if cache else trace.plain)(ldp, args, kwargs)
+    graph, feed, runs = traced.graph, traced.feed, _has("onnxruntime")
     float_graph.cast_by_type(graph.graph)
-    writer, float_layers, rounded_again, *few_bits = _write(ldp, graph, nodes, nbits)
+    writer, float_layers, rounded_again, *few_bits = _write(ldp, graph, traced.nodes, nbits)
     conv_outputs.write_biases(writer)
-    feed, runs = check.feed(graph.graph, args, kwargs), _has("onnxruntime")
     measure = (lambda values: check.ranges(graph, values, feed)) if round_outputs and runs else None
     why = f"its output is read in floating point, and {'round_outputs=False' if runs else 'onnxruntime is missing'}"
     pools.round_before(writer, measure)
@@ -118,10 +119,11 @@ def export(
     if measure is not None:
         sums.round_sums(writer, measure)
     clips.bound_codes(writer)
-    max_error, kernels = check.save(graph, path, feed, expected, outputs, runs)
-    integers, size = [name for name in nodes if name not in float_layers], path.stat().st_size
-    free = freedom.batch is not None, bool(freedom.lengths)
-    return Export(path, max_error, own_error, integers, float_layers, rounded_again, size, *free, kernels, *few_bits)
+    error, kernels, same = check.save(graph, path, feed, traced.expected, traced.outputs, runs, cached=cache)
+    integers, size = [name for name in traced.nodes if name not in float_layers], path.stat().st_size
+    free, layers = (traced.free_batch, traced.free_length), traced.cached_layers
+    known = path, error, traced.own_error, integers, float_layers, rounded_again, size
+    return Export(*known, *free, kernels, *few_bits, layers, same)
 
 
 def _on_device(model: nn.Module, example_inputs) -> tuple[tuple, dict]:

@@ -103,7 +103,7 @@ def float_graph(model: nn.Module, args: tuple, kwargs: dict, names: list[str]):
             if freedom.batch is None:
                 raise
             what = f"length {_listed(freedom.lengths)}" if freedom.lengths else f"batch size {freedom.batch}"
-            fixed[what] = _first_line(error)
+            fixed[what] = first_line(error)
     if stiff := fixed_lengths(graph.graph, freedom):
         fixed[f"length of {', '.join(stiff)}"] = "its computation depends on it"
         freedom = freedom._replace(lengths=frozenset())
@@ -118,11 +118,12 @@ def _refusal(model: nn.Module, args: tuple, kwargs: dict) -> str | None:
     try:
         model(*args, **kwargs)
     except Exception as error:
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of others says, for a message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
@@ -136,12 +137,17 @@ def _export(model: nn.Module, args: tuple, kwargs: dict, freedom: Freedom, names
     if freedom.batch is not None:
         freedom, args, kwargs = freedom.widened(args, kwargs)
         shapes = by_parameter(model, *pytree.tree_map(freedom.free, (args, kwargs)))
+    return traced(model, args, kwargs, names, shapes), freedom
+
+
+def traced(model: nn.Module, args: tuple, kwargs: dict, names: list[str], shapes: Any) -> ir.Model:
+    """The unoptimized graph of a forward. names: of its outputs. shapes: dynamic ones of its inputs; None: all as here."""
     with warnings.catch_warnings(), _parametrizations_computed(model):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False, output_names=names, dynamic_shapes=shapes
         )
-    return program.model, freedom
+    return program.model
 
 
 @contextmanager

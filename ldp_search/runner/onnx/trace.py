@@ -1,0 +1,62 @@
+"""A model's float graph with all that its quantized form needs: which nodes are whose, inputs to run it on, what torch gives for them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from onnxscript import ir
+from torch import nn
+
+from . import cache, check, float_graph
+
+
+class Traced(NamedTuple):
+    """nodes: {layer: its products}. feed: {input of the graph: value}. expected: outputs of the quantized model for it, called
+    `outputs` in the graph. own_error, free_batch, free_length, cached_layers: as of `Export`.
+    """
+
+    graph: ir.Model
+    nodes: dict[str, list[ir.Node]]
+    feed: dict[str, np.ndarray]
+    expected: Any
+    outputs: list[str]
+    own_error: float
+    free_batch: bool
+    free_length: bool
+    cached_layers: int = 0
+
+
+def plain(ldp, args: tuple, kwargs: dict) -> Traced:
+    """The model as it is called."""
+    with float_graph.ready(ldp.model):
+        expected = ldp.model(*args, **kwargs)
+        own_error = check.own_error(ldp, lambda: ldp.model(*args, **kwargs), expected)
+        with ldp.disabled():
+            outputs = float_graph.output_names(expected)
+            graph, freedom = float_graph.float_graph(ldp.model, args, kwargs, outputs)
+    nodes, feed = _nodes(graph, ldp.model, ldp), check.feed(graph.graph, args, kwargs)
+    return Traced(graph, nodes, feed, expected, outputs, own_error, freedom.batch is not None, bool(freedom.lengths))
+
+
+def with_cache(ldp, args: tuple, kwargs: dict) -> Traced:
+    """The model with its cache of keys and values (see `cache`); compared on whole texts behind an empty past.
+
+    Raises:
+        ValueError: the model has no such cache, or fixes a length.
+    """
+    cache.check_model(ldp.model)
+    with float_graph.ready(ldp.model):
+        shown, model = cache.example(ldp.model, args, kwargs), cache.CachedModel(ldp.model)
+        expected = model(*shown)
+        own_error = check.own_error(ldp, lambda: model(*shown), expected)
+        with ldp.disabled():
+            graph = cache.graph(model, shown)
+    nodes = _nodes(graph, model, ldp, model.PREFIX)
+    return Traced(graph, nodes, shown.feed, expected, shown.outputs, own_error, True, True, len(shown.past))
+
+
+def _nodes(graph: ir.Model, model: nn.Module, ldp, prefix: str = "") -> dict[str, list[ir.Node]]:
+    """{layer: its products}. prefix: what the layers' names begin with in `model`."""
+    found = float_graph.product_nodes(graph.graph, model, {prefix + name: spec.kind for name, spec in ldp.specs.items()})
+    return {name.removeprefix(prefix): nodes for name, nodes in found.items()}
