@@ -141,6 +141,7 @@ def test_inputs_that_nobody_knows_are_asked_for(tmp_path, capsys):
         (["a", "format="], "format must"),
         (["a", "formt=onnx"], "Unknown key 'formt'.*Did you mean 'format'"),
         (["a", "format=packed,torch", "nbits=true"], "nbits=true belongs to format=onnx; received format=packed,torch"),
+        (["a", "format=packed,torch", "cache=true"], "cache=true belongs to format=onnx; received format=packed,torch"),
         (["a", "nbits=four"], "nbits must be true or false"),
         (["a", "bits=3"], "The bits are learned already"),
         (["a", "batch=0"], "batch must be whole numbers above 0"),
@@ -175,6 +176,16 @@ def test_layers_that_nbits_leaves_int8_are_told(run_folder, tmp_path, capsys):
     record = json.loads((folder / "export.json").read_text())["files"]["onnx"]
     assert not record["nbits_layers"] and list(record["not_nbits"]) == ["9"]  # the linear one, of 12 inputs
     assert "MiB; int8, not nbits: 9\n" in capsys.readouterr().out
+
+
+def test_a_network_without_a_cache_is_refused_and_leaves_nothing(run_folder, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    folder = copied(run_folder, tmp_path)
+    before = sorted(p.name for p in folder.iterdir())
+    assert main([str(folder), "cache=true", *QUICK]) == 2
+    err = capsys.readouterr().err
+    assert "takes a cache of keys and values; that of Sequential takes none" in err and err.endswith("Export without cache.\n")
+    assert sorted(p.name for p in folder.iterdir()) == before
 
 
 # -- what does not agree lies aside ---------------------------------------------------------------------------------

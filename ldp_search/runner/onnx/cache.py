@@ -1,4 +1,4 @@
-"""A causal language model with its cache of keys and values among its inputs and outputs, so that a file reads one token at a time.
+"""A causal language model with its cache of keys and values among its inputs and outputs: it reads one token at a time.
 
 The inputs are input_ids (batch, sequence), attention_mask (batch, past_sequence + sequence) where the example has one, and
 past_key_values.{layer}.key and .value (batch, heads, past_sequence, head size); the outputs logits (batch, sequence, words) and
@@ -114,8 +114,8 @@ def check_model(model: nn.Module) -> None:
         )
     if config is None or _parameter(model) is None:
         raise ValueError(
-            f"cache takes causal language models of transformers, whose forward takes a cache of keys and values; that of {kind} "
-            f"takes none. {WITHOUT}."
+            f"cache takes causal language models of transformers, whose forward takes a cache of keys and values; that of "
+            f"{kind} takes none. {WITHOUT}."
         )
 
 
@@ -179,8 +179,8 @@ def graph(model: CachedModel, shown: Example) -> ir.Model:
         value.name = name
         if not all(isinstance(value.shape[d], ir.SymbolicDim) for d in (0, 1 if name in (IDS, MASK) else 2)):
             raise ValueError(
-                f"{type(model.model).__name__} cannot be exported with its cache: its computation fixes a length or the batch of "
-                f"{name}, to {value.shape}. {WITHOUT}."
+                f"{type(model.model).__name__} cannot be exported with its cache: its computation fixes a length or the batch "
+                f"of {name}, to {value.shape}. {WITHOUT}."
             )
     _name_dimensions(made.graph)
     return made
@@ -208,7 +208,7 @@ def _name_dimensions(graph: ir.Graph) -> None:
 
 
 def token_by_token(run: Callable[[dict], list[np.ndarray]], feed: dict[str, np.ndarray], last: int = STEPS) -> list[np.ndarray]:
-    """Outputs of a file with a cache, as those of one call, when it reads the last tokens one at a time and those before at once.
+    """Outputs of a file with a cache, as of one call, when it reads the last tokens one at a time and those before at once.
 
     Args:
         run: the file, feed -> outputs. feed: that of one call.

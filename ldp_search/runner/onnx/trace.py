@@ -1,4 +1,4 @@
-"""A model's float graph with all that its quantized form needs: which nodes are whose, inputs to run it on, what torch gives for them."""
+"""A model's float graph, and what its quantized form needs beside it: its layers' nodes, and inputs with torch's outputs."""
 
 from __future__ import annotations
 
