@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import transformers
 from torch import nn
 
 import ldp_search
@@ -83,9 +84,20 @@ def prepared(page: str, names: dict) -> dict:
         ldp_search.export(model, "model.pt2", names["example_inputs"], format="torch")
         ldp_search.export(model, "model.packed.safetensors", format="packed")
         names["model"] = model
+        write_language_model("language_model.onnx")
     if page == "int8.md":
         names["model"] = names["plain"]()
     return names
+
+
+def write_language_model(path: str) -> None:
+    """The file of a small one, with a cache."""
+    small = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**small))
+    inputs = {"input_ids": torch.arange(24).reshape(2, 12)}
+    ldp_search.apply(model, policy="static", bits=8, example_inputs=inputs)
+    ldp_search.controller(model).finalize([inputs], forward=lambda batch: model(**batch).logits)
+    ldp_search.export(model, path, inputs, cache=True)
 
 
 def modules(path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Causal language models with their cache in the file: read in pieces they give what they give in one call, and write the same."""
+"""Causal language models with their cache in the file: texts read in pieces give what they give at once, and go on the same."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from test_export import bert, export, frozen, onnx, ort
 from torch import nn

@@ -57,7 +57,7 @@ def export_subject(subject: Subject, options: ExportOptions, places: dict[str, P
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as stage:
         files = {name: Path(stage) / place.name for name, place in places.items()}
         of_onnx = {"nbits": options.nbits, "cache": options.cache}
-        records = {name: _written(subject, name, path, of_onnx if name == "onnx" else {}) for name, path in files.items()}
+        records = {name: _written(subject, name, path, **(of_onnx if name == "onnx" else {})) for name, path in files.items()}
         ways = [*peers.peers(subject, Path(stage), options.compare)]
         ways += [peers.exported(name, path, subject) for name, path in files.items()]
         ways += [peers.by_token(files["onnx"])] if options.cache else []
@@ -93,7 +93,7 @@ def _reason(format: str, compared: dict[str, parity.Parity], options: ExportOpti
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _written(subject: Subject, format: str, path: Path, options: dict[str, bool]) -> Any:
+def _written(subject: Subject, format: str, path: Path, **options: bool) -> Any:
     """The record of a file. options: of its format. ConfigError where the model cannot be exported so."""
     args, kwargs = subject.inputs(8)
     try:

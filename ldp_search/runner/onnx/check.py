@@ -58,7 +58,7 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def own_error(ldp, run: Callable[[], Any], expected) -> float:
-    """`difference` of the quantized model in torch, run as for `expected`, when its layers' outputs change by `SMALL_CHANGE`."""
+    """`difference` of the quantized model in torch, run as for `expected`, when layers' outputs change by `SMALL_CHANGE`."""
     generator = torch.Generator().manual_seed(0)
 
     def change(module, inputs, output):
