@@ -223,7 +223,9 @@ def test_a_folder_of_a_language_model(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(cache, "token_by_token", forgetful)  # a file that does not use what it has read
     assert main(words) == 1
-    assert "model.onnx was put aside" in capsys.readouterr().err and (folder / "model.onnx").read_bytes() == good
+    err = capsys.readouterr().err
+    assert "model.onnx was put aside" in err and "with its last tokens read one by one it predicts as" in err
+    assert (folder / "model.onnx").read_bytes() == good
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------------

@@ -88,9 +88,12 @@ def export_subject(subject: Subject, options: ExportOptions, places: dict[str, P
 
 def _reason(format: str, compared: dict[str, parity.Parity], options: ExportOptions) -> str | None:
     """Why a file does not count as made; None: it does."""
-    found = [compared[way] for way in (f"ours, {format}", peers.BY_TOKEN if format == "onnx" else "") if way in compared]
-    reasons = [parity.rejection(format, way, compared[parity.YARDSTICK], options.agreement) for way in found]
-    return next((reason for reason in reasons if reason is not None), None)
+    yardstick = compared[parity.YARDSTICK]
+    reason = parity.rejection(format, compared[f"ours, {format}"], yardstick, options.agreement)
+    if reason is None and format == "onnx" and options.cache:
+        reason = parity.rejection(format, compared[peers.BY_TOKEN], yardstick, options.agreement)
+        return None if reason is None else f"with its last tokens read one by one {reason}"
+    return reason
 
 
 def _written(subject: Subject, format: str, path: Path, **options: bool) -> Any:

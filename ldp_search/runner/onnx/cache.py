@@ -117,6 +117,10 @@ def check_model(model: nn.Module) -> None:
             f"cache takes causal language models of transformers, whose forward takes a cache of keys and values; that of "
             f"{kind} takes none. {WITHOUT}."
         )
+    from transformers import __version__, cache_utils
+
+    if not hasattr(cache_utils, "DynamicLayer"):
+        raise ValueError(f"cache needs transformers of at least 4.56; received {__version__}: pip install -U transformers.")
 
 
 def example(model: nn.Module, args: tuple, kwargs: dict) -> Example:
