@@ -92,9 +92,8 @@ def test_it_computes_as_the_model_both_ways(file):
     assert file.model.config.use_cache  # as before
 
 
+@pytest.mark.parametrize("file", ["gpt2"], indirect=True)
 def test_the_layers_are_integers_as_in_the_file_without(tmp_path, file):
-    if file.mask:
-        pytest.skip("one model is enough")
     plain = export(file.model, tmp_path / "plain.onnx", texts(4))
     assert plain.integer_layers == file.record.integer_layers and plain.kernels == file.record.kernels
     assert not plain.cached_layers and plain.same_tokens is None
@@ -125,11 +124,11 @@ def test_texts_read_in_pieces_are_those_read_at_once(file, rows, past):
         assert difference([whole], [file.model(torch.from_numpy(ids), **given).logits.numpy()]) < 1e-5
 
 
-@pytest.mark.parametrize("lengths", [(5, 5), (7, 3)])
+@pytest.mark.parametrize(
+    ("file", "lengths"), [("gpt2", (5, 5)), ("llama, with a mask", (5, 5)), ("llama, with a mask", (7, 3))], indirect=["file"]
+)
 def test_it_writes_what_the_model_writes(file, lengths):
     """Texts of unequal length are filled up on the left, and positions follow from the mask."""
-    if len(set(lengths)) > 1 and not file.mask:
-        pytest.skip("that takes a mask")
     longest = max(lengths)
     mask = torch.tensor([[0] * (longest - n) + [1] * n for n in lengths])
     ids = texts(2, longest)["input_ids"] * mask
