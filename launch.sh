@@ -3,7 +3,7 @@
 #
 #   ./launch.sh                    train on the embedded handwritten digits (about a minute), then show the report
 #   ./launch.sh KEY=VALUE ...      the same with settings of your own, as in: python -m ldp_search.run KEY=VALUE ...
-#   ./launch.sh test [ARGS ...]    the tests; ARGS go to pytest
+#   ./launch.sh test [ARGS ...]    the tests; ARGS go to pytest, as in -m slow: the long ones, which are left out otherwise
 #
 # LDP_VENV=FOLDER    where the environment lies (default: .venv beside this file)
 # PYTHON=PROGRAM     the Python that the environment is made with (default: the first fit one found)

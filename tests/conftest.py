@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from suite import COLLECTED, LONGEST
 from torch import nn
 
 import ldp_search
@@ -13,15 +14,10 @@ import ldp_search
 torch.set_num_threads(1)
 
 
-LONGEST = (
-    "test_tour.py", "test_wrapped_models.py", "test_search.py", "test_distributed.py", "test_integrations.py",
-    "test_learned.py", "test_export_of_any.py", "test_within_limits.py", "test_training_again.py",
-    "test_accelerate_example.py", "test_any_model.py",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
     """The longest files are begun first: where one is the last to begin, all workers but one wait for it."""
+    config.stash[COLLECTED] = list(items)
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import transformers as hf
+from breadth import breadth
 from signals import deaf_layers
 from timm.layers import ScaledStdConv2d  # standardizes its weights in every forward
 from timm.models._efficientnet_builder import decode_arch_def
@@ -172,7 +173,7 @@ class Rare(nn.Module):
         return torch.bmm(x.transpose(0, 1).flatten(1, 2), self.experts)
 
 
-@pytest.mark.parametrize("name", ["standardized", "gpt2", "rare"])
+@breadth("name", ["standardized", "gpt2", "rare"], always=["rare"])
 def test_one_graph_whatever_the_bits(name):
     torch._dynamo.reset()
     model, inputs = (Rare().eval(), (torch.randn(2, 5, 8),)) if name == "rare" else make(name)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from breadth import breadth
 from test_learned import covering
 from torch import nn
 
@@ -37,7 +38,7 @@ def toy(steps, space, seed=0):
     return ldp, history
 
 
-@pytest.mark.parametrize("row", covering(CHOICES), ids=lambda row: "-".join(map(str, row)))
+@breadth("row", covering(CHOICES), always=4, ids=lambda row: "-".join(map(str, row)))
 def test_a_training_ends_on_its_target_cost(row):
     choice = dict(zip(CHOICES, row, strict=True))
     steps = 200 if choice["start"] == "high" else 100  # down from there takes long
@@ -57,7 +58,7 @@ GRID = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("row", covering(GRID), ids=lambda row: "-".join(map(str, row)))
+@breadth("row", covering(GRID), always=3, ids=lambda row: "-".join(map(str, row)))
 def test_fifty_steps_are_enough_for_a_budget(square, pretend, row):
     options = dict(zip(GRID, row, strict=True))
     policy, target = {"name": "bit_gradient", "start": options.pop("start")}, options.pop("target")
@@ -66,7 +67,7 @@ def test_fifty_steps_are_enough_for_a_budget(square, pretend, row):
     assert ldp.cost().mean_relative == pytest.approx(target, rel=0.01)
 
 
-@pytest.mark.parametrize("ratio", [1, 2, 4, 8])
+@breadth("ratio", [1, 2, 4, 8], always=[4])
 def test_bits_follow_the_known_sensitivities(square, pretend, ratio):
     """rms(dL/db) = k 2^-b, so s = k^2, and b* = log2(s / (price dC/db)) / 2 differs by log2(ratio) - log2(price ratio) / 2."""
     ldp = square(2, target_cost=0.5, tie=True, bits=(2, 12), policy={"name": "bit_gradient", "smoothing": 0.995})

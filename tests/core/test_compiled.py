@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from breadth import breadth
 from torch import nn
 
 import ldp_search
@@ -82,9 +83,10 @@ def called(graphs) -> set[str]:
     return {name.split(".")[1] for name in nodes if name.startswith("ldp_search.")}
 
 
-@pytest.mark.parametrize(
+@breadth(
     "make, space",
     [(linear, PAPER), (convolution, PAPER), (convolution, SPLIT), (convolution, BLOCKED), (Outside, SEARCHED)],
+    always=[(convolution, PAPER), (convolution, SPLIT)],
     ids=["paper-linear", "paper-conv", "learned-split-conv", "learned-blocks-conv", "learned-outside"],
 )
 def test_a_compiled_step_is_the_eager_one(make, space):

@@ -4,6 +4,7 @@ import io
 
 import pytest
 import torch
+from breadth import breadth
 from signals import deaf_layers
 from torch import nn
 
@@ -97,8 +98,8 @@ SPACES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("steps", [12, 23])  # the second one within the frozen part
+@breadth("name", SPACES, always=["default", "split", "sampled", "interpolated", "progressive"])
+@breadth("steps", [12, 23], always=[12])  # the second one within the frozen part
 def test_a_saved_state_goes_on_bitwise(name, steps):
     whole, ldp, _ = training(SPACES[name], 24)
     half, halfway, model = training(SPACES[name], steps)
@@ -146,8 +147,8 @@ def test_a_model_in_bfloat16(mlp, space):
     assert all(t.dtype == torch.float32 for t in ldp.parameters().values())
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"relaxation": "interpolate"}, {"weight_quantizer": "minmax", "input_quantizer": "symmetric"}]
+@breadth(
+    "options", [{}, {"relaxation": "interpolate"}, {"weight_quantizer": "minmax", "input_quantizer": "symmetric"}], always=1
 )
 def test_compiled_once_whatever_the_bits(mlp, options):
     torch._dynamo.reset()
@@ -172,6 +173,7 @@ def test_compiled_once_whatever_the_bits(mlp, options):
     assert len(graphs) == 1
 
 
+@pytest.mark.slow(reason="of learned clips what test_compiled.py shows of other grids")
 def test_compiled_for_steps_that_sense_and_for_steps_that_do_not(mlp):
     """Two kinds of steps, however many there are and whatever the bits; both measure what they measure uncompiled."""
     torch._dynamo.reset()

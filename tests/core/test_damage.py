@@ -2,12 +2,14 @@
 
 import copy
 import functools
+import itertools
 import warnings
 from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.utils.checkpoint
+from breadth import breadth
 from torch import nn
 
 import ldp_search
@@ -75,7 +77,7 @@ def variances_drawn(y, g, operands, draws=300) -> list[float]:
     return [float(torch.stack(each).var(0).sum()) for each in zip(*found, strict=True)]
 
 
-@pytest.mark.parametrize("quantizer", ["per_sample", "per_sample_channel", "per_block", "stochastic"])
+@breadth("quantizer", ["per_sample", "per_sample_channel", "per_block", "stochastic"], always=["per_sample", "per_block"])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_variances_are_those_of_drawn_gradients(name, quantizer, whole_batches):
     make, shape = PRODUCTS[name]
@@ -210,8 +212,9 @@ def test_curves_do_not_depend_on_the_bits_in_force():
 # -- damages of gradients against the steady state of a training ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("kind", ["in dL/dw", "in dL/dx"])
+@breadth(
+    "kind, momentum", itertools.product(["in dL/dw", "in dL/dx"], [0.0, 0.9]), always=[("in dL/dw", 0.9), ("in dL/dx", 0.0)]
+)
 def test_damages_of_gradients_are_the_excess_loss_of_a_training_with_them(kind, momentum):
     """Two trainings of a layer before a fixed one, at their optimum, on the same data; one rounds. Half their squared distance
     is what the noise costs, (lr / 4) tr C, here to a factor of 2; no direction is flat, in which noise would cost nothing.
@@ -513,8 +516,8 @@ def gradients_of_a_step(sensed: Sensed, parts: list[torch.Tensor], ranks: int = 
         sensed.scalars[0, PASSES] += 1
 
 
-@pytest.mark.parametrize("parts, ranks", [(1, 1), (4, 1), (2, 2), (8, 4)])
-@pytest.mark.parametrize("measurements", [2, 3, 10, 40])
+@breadth("parts, ranks", [(1, 1), (4, 1), (2, 2), (8, 4)], always=[(4, 1), (2, 2)])
+@breadth("measurements", [2, 3, 10, 40], always=[2, 10])
 def test_the_spread_of_a_step_s_gradient_is_right_from_the_second_measurement_on(measurements, parts, ranks):
     """Every element is 1 + noise of variance 1, whatever parts and ranks it is summed over."""
     draw, spreads = torch.Generator().manual_seed(0), []

@@ -9,6 +9,7 @@ import dataclasses
 import pytest
 import timm
 import torch
+from breadth import breadth
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -56,6 +57,7 @@ TABLE = {
     "gpt2": ("learned", "cyclic", "progressive", "attention", "int8", "16bit", "reference"),
 }
 CASES = [(model, space) for model, spaces in TABLE.items() for space in spaces]
+ALWAYS = [*(("gpt2", space) for space in TABLE["gpt2"]), ("resnet20", "clip"), ("vit", "random")]
 
 
 class Recorder:
@@ -130,7 +132,7 @@ def on_cuda(monkeypatch):
     monkeypatch.setattr(int8, "misfit", lambda call: None)
 
 
-@pytest.mark.parametrize(("model", "space"), CASES, ids=lambda value: value)
+@breadth("model, space", CASES, always=ALWAYS, ids=lambda value: value)
 def test_a_step_runs_on_cuda_alone(model, space, on_cuda, monkeypatch):
     make, inputs = MODELS[model]
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from breadth import breadth
 from test_learned import toy
 from test_least_damage import damages, problem
 from torch import nn
@@ -112,7 +113,7 @@ def test_containers_below_8_run_on_the_kernel_of_8():
 # -- the search -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prices", [(0.0, 0.5), (0.1, 1.0), (0.3, 3.0)])
+@breadth("prices", [(0.0, 0.5), (0.1, 1.0), (0.3, 3.0)], always=[(0.1, 1.0)])
 def test_at_given_prices_the_search_comes_near_to_trying_all_bits(prices):
     for seed in range(4):
         p = timed(0.6, containers=(2, 4, 6))
@@ -122,7 +123,7 @@ def test_at_given_prices_the_search_comes_near_to_trying_all_bits(prices):
         assert search.objective(prices[0], found) <= float(costs.min()) * 1.1 + 1e-9
 
 
-@pytest.mark.parametrize("target", [0.45, 0.6, 0.8, 1.0])
+@breadth("target", [0.45, 0.6, 0.8, 1.0], always=[0.6])
 def test_within_a_budget_nothing_does_much_less_damage(target):
     p = timed(target, containers=(2, 4, 6))
     each, (limit,) = every_allocation(p), p.limits
@@ -218,9 +219,10 @@ def test_what_cannot_be_met_is_refused_with_what_can():
 # -- a training -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@breadth(
     "more",
     [{}, {"target_cost": 0.45}, {"target_size": 6e-4, "containers": [4, 8, 16], "bits": [4, 16]}, {"granularity": "network"}],
+    always=1,
     ids=lambda more: "-".join(more) or "alone",
 )
 def test_a_training_ends_within_its_latency_and_says_so(more):

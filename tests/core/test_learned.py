@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from breadth import breadth
 from torch import nn
 
 import ldp_search
@@ -50,7 +51,7 @@ def toy(steps, space, **options):
     return ldp, history
 
 
-@pytest.mark.parametrize("row", covering(CHOICES), ids=lambda row: "-".join(map(str, row)))
+@breadth("row", covering(CHOICES), always=4, ids=lambda row: "-".join(map(str, row)))
 def test_a_training_ends_on_its_target_cost(row):
     choice = dict(zip(CHOICES, row, strict=True))
     ldp, history = toy(choice["steps"], {
@@ -71,7 +72,7 @@ GRID = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("row", covering(GRID), ids=lambda row: "-".join(map(str, row)))
+@breadth("row", covering(GRID), always=3, ids=lambda row: "-".join(map(str, row)))
 def test_fifty_steps_are_enough_for_a_budget(square, row):
     """Whatever the damages: here they change from step to step."""
     start, target, granularity, tie, steps = row
@@ -99,7 +100,7 @@ def finish(ldp, steps, **options) -> list[dict]:
     return history
 
 
-@pytest.mark.parametrize("ratio", [4, 16, 64])
+@breadth("ratio", [4, 16, 64], always=[16])
 def test_a_bit_goes_where_it_saves_the_most_loss_for_its_operations(square, ratio):
     """S_1 = ratio S_0 of equal cost: half of log2(ratio) bits more, less half of log2(price ratio); and so for every kind."""
     ldp = square(2, target_cost=0.3, bits=(2, 12), grad_bits=(3, 12))
@@ -132,7 +133,7 @@ def test_a_layer_that_does_no_damage_ends_at_the_lowest_bits(square):
         assert dead == 3 and alive[0] < alive[1] < alive[2]
 
 
-@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@breadth("broken", [float("nan"), float("inf")], always=1)
 def test_a_broken_backward_does_no_harm(broken):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -228,7 +229,7 @@ def test_errors(mlp, options, message):
         ldp_search.apply(mlp(), space=options, example_inputs=torch.zeros(1, 8))
 
 
-@pytest.mark.parametrize("start", ["high", "middle", "low", "target"])
+@breadth("start", ["high", "middle", "low", "target"], always=["high", "target"])
 def test_a_learning_rate_that_rises_for_long_costs_no_budget(square, start):
     ldp = square(3, target_cost=0.25, bits=(2, 8), grad_bits=(3, 8), policy={"name": "learned", "start": start})
     known(ldp, [[1.0, 1.0, 0.1]] * 3)

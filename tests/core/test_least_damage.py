@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from breadth import breadth
 
 from ldp_search.core.bits.coordinates import assign_groups
 from ldp_search.core.bits.least_damage import LeastDamage
@@ -45,7 +46,7 @@ def brute_force(p, curves, price):
 
 @pytest.mark.parametrize("kinds", [3, 4])
 @pytest.mark.parametrize("exact", [True, False], ids=["S 4^-b", "measured"])
-@pytest.mark.parametrize("price", [0.1, 1.0, 10.0])
+@breadth("price", [0.1, 1.0, 10.0], always=[1.0])
 def test_the_search_finds_what_trying_all_allocations_of_three_layers_finds(kinds, exact, price):
     p = problem(kinds=kinds)
     for seed in range(3):
@@ -110,7 +111,7 @@ def test_the_front_falls_from_the_highest_bits_to_the_lowest():
     assert costs == sorted(costs, reverse=True) and losses == sorted(losses), "less cost, more damage"
 
 
-@pytest.mark.parametrize("price", [0.003, 0.1, 1.0])
+@breadth("price", [0.003, 0.1, 1.0], always=[0.1])
 def test_a_layer_whose_gradients_share_their_bits_leaves_the_others_free(price):
     """Under `split_gradient`, a product outside of layers rounds its gradient once."""
     p = problem(layers=2, kinds=4, macs=(1.0, 3.0))

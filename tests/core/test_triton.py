@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from breadth import breadth
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,6 +38,7 @@ ARCHITECTURES = (80, 90)  # A100, H100
 OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
 
 
+@pytest.mark.slow(reason="the interpreter runs thousands of programs; that they compile, and to what, is always shown below")
 @pytest.mark.skipif(OLD, reason="the interpreter of triton before 3.8 (3.6 was tried) fails with NumPy 2.4")
 @pytest.mark.timeout(900)  # thousands of programs, one after the other: half a minute alone on a core
 def test_interpreted_kernels_equal_the_formulas():
@@ -92,14 +94,15 @@ ONE, MANY = torch.zeros(()), torch.zeros(64)
 WHOLE, ROWS, COLUMNS = (1, 1, 2**14), (4, 64, 64), (256, 64, 1)  # shapes of 2^14 elements
 
 
-@pytest.mark.parametrize(
-    ("compiled", "dtype", "shape", "grid"),
+@breadth(
+    "compiled, dtype, shape, grid",
     [
         (80, torch.float32, WHOLE, Grid(ONE, None, ONE, ONE)),
         (90, torch.bfloat16, WHOLE, Grid(ONE, ONE)),
         (80, torch.float16, ROWS, Grid(MANY)),
         (90, torch.float32, COLUMNS, Grid(MANY, MANY, MANY, MANY)),
     ],
+    always=2,
     ids=["fp32, clipped", "bf16, affine", "fp16, a grid a row", "fp32, a grid a column"],
     indirect=["compiled"],
 )
@@ -118,7 +121,7 @@ def test_passes_compile_to_exact_operations(dtype, shape, grid, compiled):
     assert not re.search(r"\batom\.|\bred\.", ranges + sums), "a result repeats"
 
 
-@pytest.mark.parametrize("compiled", ARCHITECTURES, indirect=True)
+@breadth("compiled", ARCHITECTURES, always=[90], indirect=True)
 def test_grids_in_closed_form_compile(compiled):
     x, averages, seed = torch.zeros(2**17), torch.zeros(4), torch.tensor(1)
     passes.grid(x, (1, 1, 2**17), [], 0, MANY, 1, averages, 0.1)

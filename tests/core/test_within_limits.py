@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from breadth import breadth
 from test_learned import covering, toy
 from test_least_damage import damages, problem
 from torch import nn
@@ -108,7 +109,7 @@ GRID = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("row", covering(GRID), ids=lambda row: "-".join(map(str, row)))
+@breadth("row", covering(GRID), always=4, ids=lambda row: "-".join(map(str, row)))
 def test_each_budget_is_met_by_a_training(row):
     choice = dict(zip(GRID, row, strict=True))
     budgets = ASKED[choice["asked"]]
@@ -182,7 +183,7 @@ CONTAINERS = {
 }
 
 
-@pytest.mark.parametrize("name", CONTAINERS)
+@breadth("name", CONTAINERS, always=["learned", "two budgets", "drawn", "static", "sample"])
 def test_weights_and_inputs_have_only_bits_that_the_device_has(name):
     space = {"bits": (2, 8), "grad_bits": (3, 8), "containers": [8, 4], "sense_every": 4} | CONTAINERS[name]
     ldp, history = toy(50, space)
@@ -274,7 +275,7 @@ class Uneven(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize("more", [{}, {"target_inference": 0.3}, {"target_size": 1.5e-3}])
+@breadth("more", [{}, {"target_inference": 0.3}, {"target_size": 1.5e-3}], always=[{"target_inference": 0.3}])
 def test_budgets_are_judged_once_operations_are_counted(more):
     model, steps = Uneven(), 50
     space = {"policy": "learned", "bits": (2, 8), "grad_bits": (3, 8), "skip": ["head"], "target_cost": 0.32} | more
@@ -288,7 +289,7 @@ def test_budgets_are_judged_once_operations_are_counted(more):
         refused(torch.randn(4, 8, 6, 6))
 
 
-@pytest.mark.parametrize("limit", [{"target_inference": 0.2}, {"target_size": 1.1e-4}])
+@breadth("limit", [{"target_inference": 0.2}, {"target_size": 1.1e-4}], always=1)
 def test_a_training_that_ends_early_has_kept_its_budgets(limit):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from breadth import breadth
 from signals import deaf_layers
 from tiny import fork_two
 
@@ -24,7 +25,7 @@ SPACES = {
     "bit_gradient": {"space": {"policy": "bit_gradient", "target_cost": 0.6}},
 }
 """Both ways of learning: of every layer's damage, and of the gradients of its bits."""
-LEARNING = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+LEARNING = breadth("space", SPACES.values(), always=1, ids=SPACES)
 
 
 def bert():
@@ -390,15 +391,16 @@ WRAPPERS += ["fsdp2_counted_before_apply", "fsdp2_of_linear_layers", "fsdp2_of_l
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """{wrapper: what each of two processes holds after a training in it}; see wrapped_two.py."""
+def two(request, tmp_path_factory):
+    """{wrapper: what each of two processes holds after a training in it}, of those that are run; see wrapped_two.py."""
+    asked = {item.callspec.params["wrapper"] for item in request.session.items if item.name.startswith("test_wrapped_in_two")}
     folder = tmp_path_factory.mktemp("two")
-    done = fork_two("wrapped_two", str(folder), *WRAPPERS)
+    done = fork_two("wrapped_two", str(folder), *(wrapper for wrapper in WRAPPERS if wrapper in asked | {"ddp"}))
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@breadth("wrapper", WRAPPERS, always=["ddp", "accelerate_fsdp2"])
 def test_wrapped_in_two_processes(two, wrapper):
     zero, one = two[0][wrapper], two[1][wrapper]
     assert "error" not in zero, zero["error"]

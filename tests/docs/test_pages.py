@@ -1,10 +1,8 @@
 """README and docs/: their Python runs, their commands are understood, their links lead somewhere, every public name is told."""
 
 import ast
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import timm
 import torch
 import transformers
+from tiny import forked
 from torch import nn
 
 import ldp_search
@@ -119,10 +118,8 @@ def test_python_runs(path, reader, tmp_path):
         exec(compile(code, str(path), "exec"), names)
     for file in files:
         if file.startswith("test_"):
-            words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", ".", file]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"}
-            found = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
-            assert found.returncode == 0 and "passed" in found.stdout, found.stdout + found.stderr
+            words = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", ".", file]
+            assert " passed" in forked(tmp_path / "printed", pytest.main, words)
 
 
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=lambda path: path.name)

@@ -31,6 +31,7 @@ def shown(notebook, kind: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow(reason="a notebook from end to end; what its cells call is always called in docs/ and in test_notebook.py")
 @pytest.mark.timeout(600)
 def test_the_tour_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

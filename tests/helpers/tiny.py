@@ -61,6 +61,22 @@ def fork(function, *args, **kwargs) -> int:
         os._exit(status)
 
 
+def forked(file: Path, function, *args) -> str:
+    """What a function prints in a fork, as a process of its own that need not import anew; it must not fail."""
+
+    def run():
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(1, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        status = function(*args)
+        sys.stdout.flush()
+        os._exit(status or 0)
+
+    status = os.waitstatus_to_exitcode(os.waitpid(fork(run), 0)[1])
+    assert status == 0, file.read_text()
+    return file.read_text()
+
+
 def printed(program: str) -> str:
     """What a Python program prints in a process of its own; it must not fail."""
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -44,6 +44,7 @@ def test_one_process_and_a_resume(run, tmp_path):
         assert (tmp_path / "final" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow(reason="the example under torchrun; trainings in two processes always run in test_distributed.py")
 def test_two_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     done = torchrun(EXAMPLE, "output", str(tmp_path))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from breadth import breadth
 from tiny import fork_two
 
 import ldp_search
@@ -52,7 +53,7 @@ class Words(torch.utils.data.Dataset):
 def bert():
     transformers.set_seed(0)
     config = transformers.AutoConfig.for_model(
-        "bert", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=64,
+        "bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=64,
         max_position_embeddings=16, num_labels=2,
     )  # fmt: skip
     return transformers.AutoModelForSequenceClassification.from_config(config)
@@ -212,7 +213,7 @@ def test_bfloat16(tmp_path):
 # -- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [4, 8])
+@breadth("step", [4, 8], always=[8])
 def test_a_resumed_training_is_bitwise_the_uninterrupted_one(whole, tmp_path, step):
     folder = checkpoint(whole, step, tmp_path / f"checkpoint-{step}")
     assert "ldp_state.pt" in os.listdir(folder)
@@ -284,6 +285,7 @@ def test_a_best_checkpoint_without_its_bits_is_said(tmp_path):
         made.train()
 
 
+@pytest.mark.slow(reason="two processes of the Trainer; it resumes alone, and trainings in two processes run, always")
 def test_two_processes_resumed_bitwise(tmp_path):
     """With accumulation, bf16, gradient checkpointing, evaluation in between and the best model at the end."""
     done = fork_two("trainer_two", str(tmp_path))

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from breadth import breadth
 from test_attach_to_optimizer import INPUTS, make, train
 from test_integrations import TrainerCallback, checkpoint, same_training, trainer
 from torch import nn
@@ -53,8 +54,8 @@ def equal(one, other) -> bool:
 # -- a retry in the same process ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-@pytest.mark.parametrize("event", ["on_pre_optimizer_step", "on_optimizer_step"])
+@breadth("space", SPACES.values(), always=1, ids=SPACES)
+@breadth("event", ["on_pre_optimizer_step", "on_optimizer_step"], always=["on_optimizer_step"])
 def test_a_retry_after_out_of_memory_begins_with_the_bits_of_the_first_begin(tmp_path, space, event):
     seen = []
 

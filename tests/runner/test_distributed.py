@@ -48,6 +48,7 @@ def test_one_of_them_writes(whole):
     assert counted == pytest.approx(round(counted), abs=1e-4)
 
 
+@pytest.mark.slow(reason="two more trainings in two processes, of which one is killed, with integer products")
 @pytest.mark.skipif(not has_integer_products("cpu"), reason="no 8-bit products here")
 def test_both_choose_the_same_integer_products_also_after_a_resume(tmp_path):
     """Each measures for itself; what counts is what they have agreed on."""
@@ -60,6 +61,7 @@ def test_both_choose_the_same_integer_products_also_after_a_resume(tmp_path):
     assert all("2 processes" in key for key in zero["choices"]["seconds"]) and zero["weights"] == one["weights"]
 
 
+@pytest.mark.slow(reason="under torchrun itself what one process always shows in test_resume.py")
 def test_killed_and_resumed_bitwise(whole, tmp_path):
     killed = two(9, tmp_path / "run")
     assert killed.returncode != 0 and (tmp_path / "run" / "checkpoints" / "step_00000008").is_dir(), killed.stderr
@@ -110,6 +112,7 @@ def rank_of_a_search(rank, port, die_at, log, words):
     os._exit(status)
 
 
+@pytest.mark.slow(reason="two searches in two processes, of which one is killed")
 def test_a_search_whose_trials_are_trained_by_two_processes(tmp_path, monkeypatch):
     """The main process asks and decides, both hear the same; both killed in a trial, they go on with it from its checkpoint."""
     words = [*WORDS, "space=quick", "trials=3", f"storage={tmp_path / 's.journal'}", f"output={tmp_path / 's'}"]

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from breadth import breadth
 from torch import nn
 
 import ldp_search
@@ -80,7 +81,7 @@ def scrambled(model):
 # -- fidelity -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits", [8, 3])
+@breadth("bits", [8, 3], always=1)
 def test_layers_alone_are_exact(tmp_path, bits):
     """One layer: nothing downstream that a rounding could tip over."""
     for layer, x in (
@@ -97,6 +98,7 @@ def test_layers_alone_are_exact(tmp_path, bits):
         assert not record.rounded_again
 
 
+@pytest.mark.slow(reason="of single layers what test_a_residual_network shows of a network")
 def test_minmax_grids_come_close(tmp_path):
     for layer, x in (
         (nn.Linear(200, 7), torch.rand(9, 200) + 0.3),  # an input range away from zero
@@ -111,7 +113,7 @@ def test_minmax_grids_come_close(tmp_path):
             ldp_search.remove(model)
 
 
-@pytest.mark.parametrize(("quantizer", "bits"), [("clip", 8), ("clip", 5), ("symmetric", 5), ("minmax", 8)])
+@breadth("quantizer, bits", [("clip", 8), ("clip", 5), ("symmetric", 5), ("minmax", 8)], always=[("clip", 5), ("minmax", 8)])
 def test_a_residual_network(tmp_path, quantizer, bits):
     torch.manual_seed(1)
     x = torch.randn(16, 3, 12, 12)
@@ -143,6 +145,7 @@ def test_an_unlike_example_does_not_cut_off_real_data(tmp_path):
     assert errors[1] < 3 * errors[0] + 0.05
 
 
+@pytest.mark.slow(reason="a whole training; test_export_command.py always exports a trained run")
 def test_a_trained_cifar_resnet_decides_alike(tmp_path):
     sklearn = pytest.importorskip("sklearn.datasets")
     timm = pytest.importorskip("timm")
@@ -196,6 +199,7 @@ def test_bert(tmp_path):
     assert torch.equal(found.argmax(1), expected.argmax(1)) and record.free_batch
 
 
+@pytest.mark.slow(reason="a second transformer beside BERT; a tied head is always exported in test_export_torch.py")
 def test_gpt2_with_tied_embeddings_and_conv1d(tmp_path):
     transformers = pytest.importorskip("transformers")
     small = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40, "n_positions": 16, "bos_token_id": 0, "eos_token_id": 0}
@@ -225,7 +229,7 @@ def test_weights_are_integers_and_the_file_is_small(tmp_path):
     assert optimized(record.path, tmp_path)["QGemm"] == 3
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@breadth("bits", [8, 4, 2], always=[4])
 def test_codes_are_those_of_the_true_bits(tmp_path, bits):
     x = torch.randn(16, 12)
     model = frozen(nn.Sequential(nn.Linear(12, 9)), x, bits=bits)
@@ -245,7 +249,7 @@ def test_codes_are_those_of_the_true_bits(tmp_path, bits):
         assert torch.allclose(torch.tensor(far), model(100 * x), atol=1e-3 * float(model(100 * x).abs().max()))
 
 
-@pytest.mark.parametrize(("bits", "kind"), [(8, "uint8"), (4, "int8")])
+@breadth("bits, kind", [(8, "uint8"), (4, "int8")], always=1)
 @pytest.mark.parametrize("layer", ["linear", "convolution"])
 def test_weights_are_unsigned_where_sums_would_be_cut_off(tmp_path, monkeypatch, layer, bits, kind):
     monkeypatch.setattr("ldp_search.runner.onnx.writer.adds_pairs_in_16_bits", lambda: True)

@@ -44,6 +44,7 @@ def copied(folder, tmp_path):
 # -- one name for a function and a program ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow(reason="two processes that import all; main is always called in this one")
 def test_the_function_and_the_program_bear_one_name(tmp_path):
     program = """
 import sys, ldp_search

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from breadth import breadth
 from test_export import export, frozen, optimized, scrambled
 from torch import nn
 
@@ -70,7 +71,7 @@ def test_without_rounding_more_a_max_pool_that_others_read_stays(tmp_path):
     assert counts["MaxPool"] == 1 and not counts["QLinearAdd"] and {"stem", "b", "c", "d"} == set(record.float_layers)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@breadth("bits", [8, 4], always=[4])
 def test_bounds_of_an_activation_become_bounds_of_codes(tmp_path, bits):
     """ReLU6 cuts most of the values off, and the grid reaches beyond it."""
     torch.manual_seed(1)

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.utils as utils
+from breadth import breadth
 from test_export import bert, export, frozen, ort, run
 from torch import nn
 
@@ -65,7 +66,7 @@ CASES = [(case, QUANTIZERS[i % 2]) for i, case in enumerate(CONSTANTS)]  # each 
 CASES += [("dead relu", "minmax"), ("3 with padding", "symmetric")]
 
 
-@pytest.mark.parametrize(("case", "quantizer"), CASES)
+@breadth("case, quantizer", CASES, always=[("3 with padding", "minmax"), ("dead relu", "symmetric")])
 def test_an_input_of_one_value_has_a_code(tmp_path, case, quantizer):
     make, shape = CONSTANTS[case]
     torch.manual_seed(0)
@@ -164,7 +165,7 @@ def test_no_encoder_decoder_returns_a_cache_while_it_is_exported(kind):
         assert "past_key_values" in model(**inputs)
 
 
-@pytest.mark.parametrize("kind", ["t5", "encoder-decoder"])
+@breadth("kind", ["t5", "encoder-decoder"], always=["encoder-decoder"])
 def test_encoder_decoders_of_any_length(tmp_path, kind):
     torch.manual_seed(0)
     model = nested() if kind == "encoder-decoder" else seq2seq(kind)
@@ -199,9 +200,10 @@ def tokens(batch: int, length: int, mask: bool = True) -> dict:
     return {"input_ids": torch.randint(0, 50, (batch, length))} | masks
 
 
-@pytest.mark.parametrize(
-    ("make", "example", "mask"),
+@breadth(
+    "make, example, mask",
     [(bert, (8, 8), True), (gpt2, (1, 1), False)],
+    always=1,
     ids=["bert, a batch as long as the text", "gpt2, one token"],
 )
 def test_token_inputs_are_of_any_length(tmp_path, make, example, mask):
@@ -257,7 +259,7 @@ COMPUTED = {
 }
 
 
-@pytest.mark.parametrize("case", COMPUTED)
+@breadth("case", COMPUTED, always=["spectral norm of old", "orthogonal"])
 def test_layers_whose_weight_is_computed_or_whose_hooks_multiply(tmp_path, case):
     make, integer = COMPUTED[case]
     x = torch.randn(5, 12) if integer else torch.randn(5, 3, 12)

@@ -158,6 +158,7 @@ def sentences(n: int) -> bytes:
     return parquet(rows, features)
 
 
+@pytest.mark.slow(reason="text and accelerate launch; pictures always come from the hub, text from files in test_text.py")
 def test_glue_with_bert_exactly_as_typed(tmp_path):
     with hub() as (address, repos):
         repos["google-bert/bert-base-uncased"] = small_bert(tmp_path / "bert")

@@ -314,6 +314,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow(reason="two processes; what they do with all packages there is always shown above")
 def test_a_machine_with_torch_numpy_and_pyarrow_alone_trains_and_tells(folder):
     absent = (
         "timm,transformers,accelerate,datasets,optuna,pandas,matplotlib,omegaconf,safetensors,huggingface_hub,PIL,tokenizers"

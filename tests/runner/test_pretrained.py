@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from breadth import breadth
 from safetensors.torch import load_file
 from torch import nn
 
@@ -95,7 +96,7 @@ def saved(tmp_path):
     ],
     ids=["ldp", "paper", "interpolate", "static"],
 )
-@pytest.mark.parametrize("frozen", [False, True])
+@breadth("frozen", [False, True], always=[True])
 def test_a_registered_cifar_model_comes_back_bitwise(tmp_path, space, frozen):
     model = train(timm.create_model("cifar_resnet20", num_classes=5), IMAGES, **space)
     if frozen:
@@ -107,22 +108,25 @@ def test_a_registered_cifar_model_comes_back_bitwise(tmp_path, space, frozen):
     same(model, loaded, IMAGES)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
+@breadth(
+    "name, options",
     [
         ("resnet18", {"in_chans": 3, "num_classes": 4, "drop_rate": 0.1}),
         ("mobilenetv3_small_050", {"num_classes": 4}),
         ("vit_tiny_patch16_224", {"img_size": 16, "num_classes": 4, "global_pool": "avg", "drop_path_rate": 0.1}),
         ("cifar_mobilenetv2", {"num_classes": 4}),
     ],
+    always=1,
 )
 def test_timm_models_are_made_again_from_what_can_be_seen_in_them(tmp_path, name, options):
     model = train(timm.create_model(name, **options), IMAGES, steps=1)
     same(model, load_pretrained(save_pretrained(model, tmp_path)), IMAGES)
 
 
-@pytest.mark.parametrize(
-    "name", ["csatv2", "tresnet_m", "naflexvit_base_patch16_gap", "convnext_atto", "swin_tiny_patch4_window7_224"]
+@breadth(
+    "name",
+    ["csatv2", "tresnet_m", "naflexvit_base_patch16_gap", "convnext_atto", "swin_tiny_patch4_window7_224"],
+    always=["tresnet_m"],
 )
 @pytest.mark.filterwarnings("ignore:CSATv2")
 def test_recipes_of_unusual_stems(name):

@@ -186,7 +186,7 @@ def test_a_search_of_nothing_but_failures_stops(monkeypatch, capsys):
 
 
 def test_pareto(capsys):
-    assert search("trials=5", "pareto=true", "space=policies", "seeds=2", "epochs=1") == 0
+    assert search("trials=3", "pareto=true", "space=policies", "seeds=2", "epochs=1") == 0
     study = best.load_study("s.journal")
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert study.metric_names == ["accuracy", "training_cost"]
@@ -253,6 +253,7 @@ def test_killed_and_stopped_and_gone_on_with(tmp_path):
         tiny.same_result(tmp_path / "calm" / "s" / "trials" / number, tmp_path / "s" / "trials" / number)
 
 
+@pytest.mark.slow(reason="five processes that start; workers side by side are always run, forked, in test_search_faults.py")
 def test_two_workers_and_a_process_for_every_trial(capsys, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", tiny.environment()["PYTHONPATH"])
     assert search("trials=2", "workers=2", "isolation=process", "epochs=1") == 0

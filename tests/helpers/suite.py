@@ -1,0 +1,13 @@
+"""What is known of the whole suite: the files that take longest, and all that was collected."""
+
+import pytest
+
+LONGEST = (
+    "test_tour.py", "test_wrapped_models.py", "test_search.py", "test_distributed.py", "test_integrations.py",
+    "test_learned.py", "test_export_of_any.py", "test_within_limits.py", "test_training_again.py",
+    "test_accelerate_example.py", "test_any_model.py",
+)  # fmt: skip
+"""In about this order, of what always runs and of the slow tests alike; each is begun before all others."""
+
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
+"""In the configuration: all tests that were collected, also those that a run leaves out."""
