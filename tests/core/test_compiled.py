@@ -106,6 +106,7 @@ def test_a_compiled_step_is_the_eager_one(make, space):
     assert ("scale_gradient" if space is PAPER else "total_variances") in called(graphs)
 
 
+@pytest.mark.slow(reason="the formulas compile as any torch code; they always are compared, uncompiled")
 def test_without_kernels_the_formulas_are_compiled(monkeypatch):
     space = {**PAPER, "grad_bits": 32}
     with native.disabled():

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from breadth import breadth
 from test_products import TABLE
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -78,7 +79,7 @@ ALWAYS = {"name": "int8", "choose": "always", "keep": "input"}
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("quantizer", ["minmax", "symmetric", "clip", "mse"])
+@breadth("quantizer", ["minmax", "symmetric", "clip", "mse"], always=["minmax", "mse"])
 @pytest.mark.parametrize("name", MATRICES)
 def test_integers_are_the_formulas(name, quantizer, kernels):
     with KERNELS[kernels]():
@@ -92,7 +93,7 @@ def test_integers_are_the_formulas(name, quantizer, kernels):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("quantizer", ["minmax", "symmetric", "clip", "mse"])
+@breadth("quantizer", ["minmax", "symmetric", "clip", "mse"], always=["symmetric", "clip"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_in_integers_are_the_formulas(name, quantizer, kernels, monkeypatch):
     monkeypatch.setattr(convolution, "CHUNK", 1000)  # bytes: several chunks, the last one shorter
@@ -108,7 +109,7 @@ def test_convolutions_in_integers_are_the_formulas(name, quantizer, kernels, mon
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("keep", ["input", "codes"])
+@breadth("keep", ["input", "codes"], always=["codes"])
 @pytest.mark.parametrize(
     "grad_quantizer", ["per_sample", "per_sample_channel", {"name": "per_sample_channel", "rows": True}, "per_block"]
 )

@@ -1,10 +1,8 @@
 """C sees only memory it owns: real, dense, on the CPU, of the type it takes; everything else takes the formulas."""
 
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
+import defaults_sweep
 import pytest
 import tiny
 import torch
@@ -65,23 +63,20 @@ class Careless(Policy):
 
 
 @pytest.fixture(scope="module")
-def sweep() -> dict[str, str]:
+def sweep(tmp_path_factory) -> dict[str, str]:
     """{case: "same", or what differs; "crashed" for the one that the process died in}."""
-    words = [sys.executable, str(Path(tiny.__file__).with_name("defaults_sweep.py"))]
-    done = subprocess.run(words, env=tiny.environment(), capture_output=True, text=True, timeout=280)
-    found: dict[str, str] = {}
-    for line in done.stdout.splitlines():
+    child = tiny.Child(tmp_path_factory.mktemp("sweep") / "printed", defaults_sweep.main)
+    status, found = child.wait(), dict[str, str]()
+    for line in child.printed.splitlines():
         word, _, rest = line.partition(" ")
         case, _, result = rest.partition(" ")
-        found[case] = result if word == "end" else f"crashed with {done.returncode}: {done.stderr[-2000:]}"
-    assert found, f"the sweep ended with {done.returncode} before its first case: {done.stderr[-2000:]}"
+        found[case] = result if word == "end" else f"crashed with {status}: {child.printed[-2000:]}"
+    assert found, f"the sweep ended with {status} before its first case: {child.printed[-2000:]}"
     return found
 
 
 def test_a_training_computes_the_same_whatever_the_default_dtype_and_device(sweep):
-    from defaults_sweep import CASES, DEFAULTS
-
-    assert len(sweep) == len(CASES) * len(DEFAULTS) // 2, sweep
+    assert len(sweep) == len(defaults_sweep.CASES) * len(defaults_sweep.DEFAULTS) // 2, sweep
     assert not {case: result for case, result in sweep.items() if result != "same"}
 
 

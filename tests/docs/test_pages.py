@@ -10,7 +10,8 @@ import pytest
 import timm
 import torch
 import transformers
-from tiny import forked
+from breadth import breadth
+from tiny import Child
 from torch import nn
 
 import ldp_search
@@ -43,6 +44,8 @@ def commands(path: Path) -> list[tuple[str, list[str]]]:
 
 
 WITH_PYTHON = [path for path in PAGES if blocks(path)]
+LONG = ("export.md", "notebook.md")
+"""What they export and draw always is exported and drawn in tests of its own."""
 WITH_COMMANDS = [path for path in PAGES if commands(path)]
 
 
@@ -105,7 +108,7 @@ def modules(path: Path) -> dict[str, str]:
     return {file[1]: code for file, code in named if file}
 
 
-@pytest.mark.parametrize("path", WITH_PYTHON, ids=lambda path: path.name)
+@breadth("path", WITH_PYTHON, always=[path for path in WITH_PYTHON if path.name not in LONG], ids=lambda path: path.name)
 def test_python_runs(path, reader, tmp_path):
     names, files = prepared(path.name, reader), modules(path)
     for file, code in files.items():
@@ -119,7 +122,8 @@ def test_python_runs(path, reader, tmp_path):
     for file in files:
         if file.startswith("test_"):
             words = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", ".", file]
-            assert " passed" in forked(tmp_path / "printed", pytest.main, words)
+            child = Child(tmp_path / "printed", pytest.main, words)
+            assert child.wait() == 0 and " passed" in child.printed, child.printed
 
 
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=lambda path: path.name)

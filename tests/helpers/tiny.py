@@ -11,6 +11,8 @@ from pathlib import Path
 
 from torch import nn
 
+from ldp_search.run import main
+
 ROOT = Path(__file__).resolve().parents[2]
 _DATA = "task=digits limit=160 eval_limit=50"
 WORDS = f"{_DATA} model=tiny:net batch_size=32 epochs=3 trackers=none log_every=2 checkpoint_every=2".split()
@@ -61,20 +63,31 @@ def fork(function, *args, **kwargs) -> int:
         os._exit(status)
 
 
-def forked(file: Path, function, *args) -> str:
-    """What a function prints in a fork, as a process of its own that need not import anew; it must not fail."""
+class Child:
+    """A function in a fork: a process of its own that need not import anew. What it prints goes to a file."""
 
-    def run():
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    def __init__(self, file: Path, function, *args):
+        self.file = file
+        self.pid = fork(self._run, function, *args)
+
+    def _run(self, function, *args):
+        os.dup2(os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(1, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         status = function(*args)
-        sys.stdout.flush()
+        sys.stdout.flush(), sys.stderr.flush()
         os._exit(status or 0)
 
-    status = os.waitstatus_to_exitcode(os.waitpid(fork(run), 0)[1])
-    assert status == 0, file.read_text()
-    return file.read_text()
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Its status at its end: minus the signal where one killed it."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    @property
+    def printed(self) -> str:
+        return self.file.read_text()
 
 
 def printed(program: str) -> str:
@@ -107,16 +120,15 @@ def _group(words: list[str]) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-def start(folder: Path, lines: int, *words: str) -> subprocess.Popen:
+def start(folder: Path, lines: int, *words: str) -> Child:
     """A run in a process of its own, that has written some lines of metrics."""
-    process = subprocess.Popen(command(*words, f"output={folder}"), env=environment(), stderr=subprocess.PIPE, text=True)
+    child = Child(folder.with_suffix(".log"), main, [*words, f"output={folder}"])
     deadline, file = time.monotonic() + 150, folder / "metrics.jsonl"
-    while process.poll() is None and not (file.exists() and file.read_text().count("\n") >= lines):
-        if time.monotonic() > deadline:
-            process.kill()
-            raise TimeoutError(process.communicate()[1])
+    while not file.exists() or file.read_text().count("\n") < lines:
+        if time.monotonic() > deadline or os.waitpid(child.pid, os.WNOHANG)[0]:
+            raise TimeoutError(child.printed)
         time.sleep(0.01)
-    return process
+    return child
 
 
 def timeless_metrics(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ import re
 import runpy
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -16,11 +17,11 @@ EXAMPLE = str(ROOT / "examples" / "accelerate_loop.py")
 def run(monkeypatch, capsys):
     """Runs the example here, with these words; gives what it printed."""
 
-    def run(*words) -> str:
+    def run(*words, example: str = EXAMPLE) -> str:
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         monkeypatch.setattr(sys, "argv", [EXAMPLE, *map(str, words)])
-        runpy.run_path(EXAMPLE, run_name="__main__")
+        runpy.run_path(example, run_name="__main__")
         return capsys.readouterr().out
 
     yield run
@@ -34,6 +35,7 @@ def last(printed: str) -> tuple[int, int, float, float]:
     return int(found[1]), int(found[2]), float(found[3]), float(found[4])
 
 
+@pytest.mark.slow(reason="the example from end to end, and resumed")
 def test_one_process_and_a_resume(run, tmp_path):
     processes, steps, accuracy, cost = last(run("output", tmp_path))
     assert (processes, steps, cost) == (1, 96, pytest.approx(0.4, abs=0.002)) and accuracy > 85
@@ -42,6 +44,13 @@ def test_one_process_and_a_resume(run, tmp_path):
     run("output", tmp_path, "resume")
     for name in ("model.safetensors", "ldp.json"):
         assert (tmp_path / "final" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_one_epoch_of_it(run, tmp_path):
+    short = tmp_path / "short.py"
+    short.write_text(re.sub("^EPOCHS, COMMA = 3,", "EPOCHS, COMMA = 1,", Path(EXAMPLE).read_text(), flags=re.M))
+    processes, steps, _, cost = last(run("output", tmp_path, example=str(short)))
+    assert (processes, steps, cost) == (1, 32, pytest.approx(0.4, abs=0.002)) and (tmp_path / "final" / "ldp.json").is_file()
 
 
 @pytest.mark.slow(reason="the example under torchrun; trainings in two processes always run in test_distributed.py")

@@ -222,6 +222,7 @@ def test_a_resumed_training_is_bitwise_the_uninterrupted_one(whole, tmp_path, st
     same_training(whole, resumed)
 
 
+@pytest.mark.slow(reason="a second resume of other settings; one always is shown above")
 def test_resuming_twice_with_accumulation_learned_clips_and_a_cost_weight(tmp_path):
     space = {"cost_weight": 1.0, "weight_quantizer": "clip", "input_quantizer": "clip"}
     options = {"gradient_accumulation_steps": 2, "max_steps": 8, "save_steps": 2}

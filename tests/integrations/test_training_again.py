@@ -85,6 +85,7 @@ def test_a_retry_begins_with_frozen_bits_where_the_first_did(tmp_path):
     assert ldp.frozen and ldp.bits() == bits and ldp.trajectory.seen == 12
 
 
+@pytest.mark.slow(reason="a retry and a resume at once; each always is alone")
 def test_a_retry_of_a_resumed_training_goes_on_from_the_checkpoint(tmp_path):
     whole = trainer(tmp_path / "whole", max_steps=8)
     whole.train()

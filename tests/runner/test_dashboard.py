@@ -68,6 +68,7 @@ def test_its_interface_gives_the_files(study, dashboard):
     assert best.load_study(study / "study.journal").trials[0].state.name == "COMPLETE"
 
 
+@pytest.mark.slow(reason="a browser; what its pages load is always shown above")
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
 def test_its_pages_in_a_browser(dashboard, tmp_path):
     for page, shown in (

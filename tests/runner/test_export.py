@@ -125,6 +125,7 @@ def test_a_residual_network(tmp_path, quantizer, bits):
     assert counts["QLinearConv"] == 4 and not counts["Conv"] and not counts["FusedConv"] and not counts["BatchNormalization"]
 
 
+@pytest.mark.slow(reason="two exports; round_outputs=False is always exported in test_export_integers.py")
 def test_outputs_can_be_left_in_floating_point(tmp_path):
     x = torch.randn(16, 3, 12, 12)
     model = frozen(scrambled(Net()), x, bits=8)
@@ -285,6 +286,7 @@ def test_float_layers_say_why(tmp_path):
     assert optimized(record.path, tmp_path)["MatMulIntegerToFloat"] == 2
 
 
+@pytest.mark.slow(reason="a second BERT; what is outside of layers is always named in test_export_of_any.py")
 def test_attention_products_are_named(tmp_path):
     inputs = {"input_ids": torch.randint(0, 50, (8, 12))}
     model = frozen(bert(attn_implementation="eager"), inputs, bits=8, attention=True)

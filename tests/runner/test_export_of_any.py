@@ -165,7 +165,7 @@ def test_no_encoder_decoder_returns_a_cache_while_it_is_exported(kind):
         assert "past_key_values" in model(**inputs)
 
 
-@breadth("kind", ["t5", "encoder-decoder"], always=["encoder-decoder"])
+@breadth("kind", ["t5", "encoder-decoder"], always=["t5"])
 def test_encoder_decoders_of_any_length(tmp_path, kind):
     torch.manual_seed(0)
     model = nested() if kind == "encoder-decoder" else seq2seq(kind)

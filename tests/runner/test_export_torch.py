@@ -249,6 +249,7 @@ def test_it_compiles(tmp_path):
             assert relative(torch.compile(module, backend="aot_eager", fullgraph=True)(x), model(x)) < 1e-2
 
 
+@pytest.mark.slow(reason="a process of its own; the packed file, in one, always is in test_packed.py")
 def test_a_file_runs_in_a_process_without_ldp_search(tmp_path):
     x = torch.randn(4, 3, 12, 12)
     model = frozen(Net(), x)

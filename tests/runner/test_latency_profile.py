@@ -44,6 +44,7 @@ def test_a_table_has_every_shape_in_every_container_and_where_it_is_from(tables,
     assert content["whole"]["4"] == content["whole"]["8"] > 0
 
 
+@pytest.mark.slow(reason="a run with report and export; a budget of time is always met in test_latency.py")
 def test_a_run_searches_within_the_latency_of_its_table_and_tells_it(tables, tmp_path, capsys):
     from ldp_search import run
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from breadth import breadth
 
 from ldp_search.config.resolve import resolve
 from ldp_search.core import Allocation, Bits, Trajectory
@@ -343,7 +344,7 @@ def test_optional_keys_may_be_missing(tmp_path):
 # ---- size ----
 
 
-@pytest.mark.parametrize("count", [1, 3, 1000])
+@breadth("count", [1, 3, 1000], always=[1, 3])
 def test_few_and_many_layers(tmp_path, count):
     layers = {f"model.blocks.{i}.attention.output.projection_with_a_long_name": 10 + i for i in range(count)}
     folder = make_run(tmp_path / "run", layers=layers, records=20)
@@ -362,6 +363,7 @@ def test_names_are_shortened_in_the_middle_and_keep_their_numbers():
     assert row_edges(10, 3).tolist() == [0, 3, 7, 10] and row_edges(2, 9).tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow(reason="a process of its own; that nothing is drawn by pyplot is always shown in test_figures.py")
 def test_figures_leave_no_global_state(tmp_path):
     folder = make_run(tmp_path / "run", records=10)
     script = (
@@ -379,7 +381,7 @@ def test_figures_leave_no_global_state(tmp_path):
 # ---- several runs ----
 
 
-def test_groups_are_means_over_seeds_by_hand(tmp_path):
+def test_groups_are_means_over_seeds_by_hand(tmp_path, unpainted):
     accuracies = {"learned": (0.90, 0.92, 0.97), "cyclic": (0.80,)}
     folders = [
         make_run(tmp_path / f"{policy}-{seed}", policy, seed, accuracy)
@@ -434,7 +436,7 @@ def test_a_run_given_twice_counts_once_and_equal_names_are_told_apart(tmp_path, 
     assert "2 runs side by side" in text and "x/run" in text and "y/run" in text
 
 
-def test_no_run_of_several_finished(tmp_path):
+def test_no_run_of_several_finished(tmp_path, unpainted):
     folders = [make_run(tmp_path / "a", until=0.5), make_run(tmp_path / "b", seed=1, until=0.2)]
     assert "0 of 2" in text_of(write_report(folders, tmp_path / "out"))
 
@@ -501,6 +503,7 @@ def test_command_line_errors(tmp_path, unpainted, capsys):
     assert not list(folder.glob("*.png"))  # nothing was written on any of these
 
 
+@pytest.mark.slow(reason="a process of its own around main, which is always called here")
 def test_command_line_in_a_process_of_its_own(tmp_path):
     call = [sys.executable, "-m", "ldp_search.report", str(tmp_path / "none")]
     done = subprocess.run(call, capture_output=True, text=True, timeout=120)

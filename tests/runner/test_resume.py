@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from breadth import breadth
 from tiny import WORDS, same_result
 
 from ldp_search.config.resolve import resolve
@@ -50,7 +51,7 @@ def kill_at(step, folder, *words, monkeypatch):
 POLICIES = ["learned", "bit_gradient grad_bits=8", "cyclic", "progressive policy.window=1 grad_bits=6,8", "ldp_paper"]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@breadth("policy", POLICIES, always=["learned", POLICIES[3]])
 def test_resumed_is_bitwise_uninterrupted(policy, tmp_path, monkeypatch):
     words = ["space=ldp_paper"] if policy == "ldp_paper" else f"policy={policy} relaxation=sample".split()
     assert run(tmp_path / "whole", *words) == 0
@@ -68,7 +69,6 @@ def test_kill_dash_nine(tmp_path):
         process = tiny.start(tmp_path / "killed", lines, *words)
         process.kill()
         assert process.wait() == -9
-        process.stderr.close()
     assert checkpoint_files.newest_intact(tmp_path / "killed" / "checkpoints", print) is not None
     assert main([*words, f"output={tmp_path / 'killed'}"]) == 0
     same_result(tmp_path / "whole", tmp_path / "killed")
@@ -103,7 +103,7 @@ def test_killed_after_the_training_and_before_the_result(tmp_path, monkeypatch):
     same_result(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("harm", ["cut off", "one bit", "no manifest", "no state"])
+@breadth("harm", ["cut off", "one bit", "no manifest", "no state"], always=["one bit", "no manifest"])
 def test_a_damaged_checkpoint_is_passed_over(harm, tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "whole") == 0
     kill_at(9, tmp_path / "killed", monkeypatch=monkeypatch)

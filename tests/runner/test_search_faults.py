@@ -68,6 +68,7 @@ def test_kills_on_a_journal(tmp_path, undisturbed):
         json.loads(line)
 
 
+@pytest.mark.slow(reason="on a database what is always shown on a journal")
 def test_kills_on_postgresql(tmp_path, postgres, undisturbed):
     made = search_under_fire(
         postgres.url, tmp_path / "out", TRIALS, workers=3, kills=KILLS, seed=2, train=toy_search.toy(nap=0.25), study="fire"
@@ -76,6 +77,7 @@ def test_kills_on_postgresql(tmp_path, postgres, undisturbed):
     assert made == KILLS and total <= 4 * TRIALS + KILLS
 
 
+@pytest.mark.slow(reason="a storage that comes back is always shown in test_lease.py, without a database")
 def test_a_database_that_restarts_is_waited_for(tmp_path, postgres, undisturbed):
     folder, slow = tmp_path / "out", toy_search.toy(nap=0.1)
     workers = [tiny.fork(search, postgres.url, folder, TRIALS, slow, study="outage") for _ in range(2)]

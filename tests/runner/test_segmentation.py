@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from breadth import breadth
 from PIL import Image as Pillow
 from sklearn.metrics import jaccard_score
 from torch import nn
@@ -186,7 +187,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@breadth("name", FAMILIES, always=["segformer", "mask2former", "timm:resnet18", "timm:test_vit"])
 def test_every_family_trains_evaluates_and_is_loaded_again(name, tmp_path):
     task, settings = scenes()
     settings.config.model = {"name": name} | FAMILIES[name]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from breadth import breadth
 from datasets import Dataset
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -214,7 +215,11 @@ SHRUNK = {"bert": _BERT, "bert-large": _BERT, "roberta": _BERT, "distilbert": _D
 LANGUAGE = ("bert", "roberta", "distilbert", "deberta", "gpt2", "llama-tiny")
 
 
-@pytest.mark.parametrize(("kind", "name"), [("text", name) for name in SHRUNK] + [("language", name) for name in LANGUAGE])
+@breadth(
+    "kind, name",
+    [*(("text", name) for name in SHRUNK), *(("language", name) for name in LANGUAGE)],
+    always=[("text", "distilbert"), ("text", "gpt2"), ("language", "roberta"), ("language", "llama-tiny")],
+)
 def test_every_alias_trains_a_step_from_scratch(kind, name, tmp_path):
     where = f"data={write_glue(tmp_path / 'glue', 'mrpc')}"
     words = {"text": ["task=glue", "name=mrpc", where], "language": ["task=text", f"{where}/mrpc", "dataset.text=sentence1",

@@ -32,15 +32,15 @@ def train(trial, steps=30):
 
 
 def test_a_function_is_searched(tmp_path):
-    found = ldp_search.tune(train, SPACE, tmp_path / "s.journal", trials=6, metric="log likelihood", reports=3)
+    found = ldp_search.tune(train, SPACE, tmp_path / "s.journal", trials=3, metric="log likelihood", reports=3)
     study = best.load_study(tmp_path / "s.journal")
-    assert len(study.trials) == 6 and study.user_attrs["metric"] == "log likelihood"
+    assert len(study.trials) == 3 and study.user_attrs["metric"] == "log likelihood"
     assert found.figures["training_cost"] <= 0.5 * 1.005 and found.figures["more"] == 1.5 and set(found.allocation.layers)
     assert found.metric == max(t.value for t in study.trials if t.value is not None and t.constraints["training_cost"] <= 0)
     assert found == ldp_search.best(tmp_path / "s.journal")
     assert (found.folder / "schedule.png").exists() and (found.folder / "schedule.parquet").exists()
     assert any(k.startswith("artifacts:") for k in study.trials[0].system_attrs)
-    again = ldp_search.tune(lambda trial: 1 / 0, SPACE, tmp_path / "s.journal", trials=6, metric="log likelihood", reports=3)
+    again = ldp_search.tune(lambda trial: 1 / 0, SPACE, tmp_path / "s.journal", trials=3, metric="log likelihood", reports=3)
     assert again == found  # nothing was left to do
 
 
