@@ -191,9 +191,7 @@ def test_report_of_a_controller(ldp, tmp_path):
     assert "final bits; budget 60.0\N{NO-BREAK SPACE}%" in limited and "at the final bits; budget 0.0004 MiB" in limited
 
 
-@pytest.mark.slow(
-    reason="two pages of several runs; others are always drawn in test_report.py, controllers above"
-)
+@pytest.mark.slow(reason="two pages of several runs; others are always drawn in test_report.py, controllers above")
 def test_report_of_folders_and_controllers_side_by_side(ldp, tmp_path):
     folder = tmp_path / "saved"
     folder.mkdir()

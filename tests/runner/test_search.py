@@ -232,9 +232,7 @@ def newest():
     return max((int(p.name[5:]) for p in Path("s/trials/0001/checkpoints").glob("step_*")), default=0)
 
 
-@pytest.mark.slow(
-    reason="five searches; kills always are of runs in test_resume.py, of searches in test_search_faults.py"
-)
+@pytest.mark.slow(reason="five searches; kills always are of runs in test_resume.py, of searches in test_search_faults.py")
 def test_killed_and_stopped_and_gone_on_with(tmp_path):
     """kill -9 in the second trial, then Ctrl-C in it, then the same command: the results of a search left in peace."""
     (tmp_path / "calm").mkdir()
