@@ -8,8 +8,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from breadth import breadth
+from fork_two import fork_two
 from signals import deaf_layers
-from tiny import fork_two
 
 import ldp_search
 from ldp_search import controller
@@ -395,8 +395,8 @@ def two(request, tmp_path_factory):
     """{wrapper: what each of two processes holds after a training in it}, of those that are run; see wrapped_two.py."""
     asked = {item.callspec.params["wrapper"] for item in request.session.items if item.name.startswith("test_wrapped_in_two")}
     folder = tmp_path_factory.mktemp("two")
-    done = fork_two("wrapped_two", str(folder), *(wrapper for wrapper in WRAPPERS if wrapper in asked | {"ddp"}))
-    assert done.returncode == 0, done.stderr
+    both = fork_two(folder / "printed", "wrapped_two", str(folder), *(w for w in WRAPPERS if w in asked | {"ddp"}))
+    assert both.wait() == 0, both.printed
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 

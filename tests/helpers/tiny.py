@@ -71,19 +71,24 @@ class Child:
         self.pid = fork(self._run, function, *args)
 
     def _run(self, function, *args):
+        os.setsid()
         os.dup2(os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(1, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         status = function(*args)
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
         os._exit(status or 0)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """Its status at its end: minus the signal where one killed it."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        """Its status at its end: minus the signal where one killed it. Nothing that it began outlives the call."""
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     @property
     def printed(self) -> str:
@@ -98,15 +103,7 @@ def printed(program: str) -> str:
 
 def torchrun(*script: str) -> subprocess.CompletedProcess:
     """Two processes on this machine; none of them outlives the call."""
-    return _group([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *script])
-
-
-def fork_two(module: str, *words: str) -> subprocess.CompletedProcess:
-    """The same of a helper's `main`, in half of the time: where torchrun itself is not what is tested (fork_two.py)."""
-    return _group([sys.executable, str(Path(__file__).with_name("fork_two.py")), module, *words])
-
-
-def _group(words: list[str]) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *script]
     options = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(words, start_new_session=True, **options)
     try:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from breadth import breadth
-from tiny import fork_two
+from fork_two import fork_two
 
 import ldp_search
 from ldp_search import Schedule, controller
@@ -289,8 +289,8 @@ def test_a_best_checkpoint_without_its_bits_is_said(tmp_path):
 @pytest.mark.slow(reason="two processes of the Trainer; it resumes alone, and trainings in two processes run, always")
 def test_two_processes_resumed_bitwise(tmp_path):
     """With accumulation, bf16, gradient checkpointing, evaluation in between and the best model at the end."""
-    done = fork_two("trainer_two", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    both = fork_two(tmp_path / "printed", "trainer_two", str(tmp_path))
+    assert both.wait() == 0, both.printed
     held = [(tmp_path / run / f"rank{rank}.json").read_text() for run in ("whole", "cut") for rank in (0, 1)]
     assert len(set(held)) == 1  # both processes, of both trainings
     row = json.loads(held[0])

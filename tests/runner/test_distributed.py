@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tiny import ROOT, WORDS, fork, fork_two, same_result, torchrun
+from fork_two import fork_two
+from tiny import ROOT, WORDS, fork, same_result, torchrun
 
 from ldp_search.config.overlay import ConfigError
 from ldp_search.config.resolve import resolve
@@ -21,14 +22,16 @@ from ldp_search.runner.training.batches import check_sizes
 
 
 def two(die_at, folder, *words):
-    return fork_two("two_processes", str(die_at), *WORDS, f"output={folder}", *words)
+    """(their status, what they printed)"""
+    both = fork_two(folder.with_suffix(".log"), "two_processes", str(die_at), *WORDS, f"output={folder}", *words)
+    return both.wait(), both.printed
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "run"
-    done = two(-1, folder)
-    assert done.returncode == 0, done.stderr
+    status, printed = two(-1, folder)
+    assert status == 0, printed
     return folder
 
 
@@ -48,14 +51,13 @@ def test_one_of_them_writes(whole):
     assert counted == pytest.approx(round(counted), abs=1e-4)
 
 
-@pytest.mark.slow(reason="two more trainings in two processes, of which one is killed, with integer products")
 @pytest.mark.skipif(not has_integer_products("cpu"), reason="no 8-bit products here")
 def test_both_choose_the_same_integer_products_also_after_a_resume(tmp_path):
     """Each measures for itself; what counts is what they have agreed on."""
     words = ("backend=int8", "bits=8", "policy=static", "target_cost=null")
-    assert two(9, tmp_path / "run", *words).returncode != 0
-    done = two(-1, tmp_path / "run", *words)
-    assert done.returncode == 0 and "going on from step 8" in done.stdout, done.stderr
+    assert two(9, tmp_path / "run", *words)[0] != 0
+    status, printed = two(-1, tmp_path / "run", *words)
+    assert status == 0 and "going on from step 8" in printed, printed
     zero, one = (json.loads((tmp_path / "run" / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert zero["choices"]["seconds"] and zero["choices"] == one["choices"]
     assert all("2 processes" in key for key in zero["choices"]["seconds"]) and zero["weights"] == one["weights"]
@@ -63,8 +65,8 @@ def test_both_choose_the_same_integer_products_also_after_a_resume(tmp_path):
 
 @pytest.mark.slow(reason="under torchrun itself what one process always shows in test_resume.py")
 def test_killed_and_resumed_bitwise(whole, tmp_path):
-    killed = two(9, tmp_path / "run")
-    assert killed.returncode != 0 and (tmp_path / "run" / "checkpoints" / "step_00000008").is_dir(), killed.stderr
+    status, printed = two(9, tmp_path / "run")
+    assert status != 0 and (tmp_path / "run" / "checkpoints" / "step_00000008").is_dir(), printed
     resumed = torchrun(str(ROOT / "tests" / "helpers" / "two_processes.py"), "-1", *WORDS, f"output={tmp_path / 'run'}")
     assert resumed.returncode == 0 and "going on from step 8" in resumed.stdout, resumed.stderr
     same_result(whole, tmp_path / "run")
