@@ -168,7 +168,7 @@ def loss_of_rounding(model, ldp, row: int, column: int, bits: int, x) -> float:
     return losses[1] - losses[0]
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv"])
+@breadth("kind", ["linear", "conv"], always=1)
 def test_damages_of_weights_and_inputs_are_the_loss_that_rounding_costs(kind):
     """To a factor of 2, each coordinate at the bits at which it was measured."""
     model, inputs = classifier(kind)

@@ -81,21 +81,25 @@ def scrambled(model):
 # -- fidelity -------------------------------------------------------------------------------------------------------
 
 
+LAYERS = {
+    "linear": (lambda: nn.Linear(20, 7), lambda: torch.randn(9, 20)),
+    "of sequences": (lambda: nn.Linear(20, 7, bias=False), lambda: torch.randn(4, 5, 20).abs()),
+    "strided": (lambda: nn.Conv2d(4, 6, 3, padding=1, stride=2), lambda: torch.randn(3, 4, 9, 9)),
+    "padding same": (lambda: nn.Conv1d(4, 6, 3, padding="same"), lambda: torch.randn(3, 4, 9)),
+    "circular": (lambda: nn.Conv1d(4, 8, 3, padding=1, padding_mode="circular", groups=2), lambda: torch.randn(3, 4, 9)),
+    "transposed": (lambda: nn.ConvTranspose1d(4, 6, 4, stride=2, groups=2), lambda: torch.randn(3, 4, 9)),
+}
+
+
 @breadth("bits", [8, 3], always=1)
-def test_layers_alone_are_exact(tmp_path, bits):
+@breadth("name", LAYERS, always=["of sequences", "strided", "circular"])
+def test_layers_alone_are_exact(tmp_path, name, bits):
     """One layer: nothing downstream that a rounding could tip over."""
-    for layer, x in (
-        (nn.Linear(20, 7), torch.randn(9, 20)),
-        (nn.Linear(20, 7, bias=False), torch.randn(4, 5, 20).abs()),
-        (nn.Conv2d(4, 6, 3, padding=1, stride=2), torch.randn(3, 4, 9, 9)),
-        (nn.Conv1d(4, 6, 3, padding="same"), torch.randn(3, 4, 9)),
-        (nn.Conv1d(4, 8, 3, padding=1, padding_mode="circular", groups=2), torch.randn(3, 4, 9)),
-        (nn.ConvTranspose1d(4, 6, 4, stride=2, groups=2), torch.randn(3, 4, 9)),
-    ):
-        model = frozen(nn.Sequential(layer), x, bits=bits)
-        record = export(model, tmp_path / "m.onnx", x, round_outputs=False)
-        assert record.max_error < (1e-3 if layer.bias is not None else 1e-6), (layer, record)  # biases are int32 codes
-        assert not record.rounded_again
+    layer, x = (make() for make in LAYERS[name])
+    model = frozen(nn.Sequential(layer), x, bits=bits)
+    record = export(model, tmp_path / "m.onnx", x, round_outputs=False)
+    assert record.max_error < (1e-3 if layer.bias is not None else 1e-6), record  # biases are int32 codes
+    assert not record.rounded_again
 
 
 @pytest.mark.slow(reason="of single layers what test_a_residual_network shows of a network")
@@ -216,6 +220,7 @@ def test_gpt2_with_tied_embeddings_and_conv1d(tmp_path):
 # -- what is in the file --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(reason="a second export, in floating point; codes of each number of bits are always read below")
 def test_weights_are_integers_and_the_file_is_small(tmp_path):
     x = torch.randn(16, 64)
     model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))

@@ -165,7 +165,8 @@ def test_no_encoder_decoder_returns_a_cache_while_it_is_exported(kind):
         assert "past_key_values" in model(**inputs)
 
 
-@breadth("kind", ["t5", "encoder-decoder"], always=["t5"])
+@pytest.mark.slow(reason="two inputs of free lengths; one always is below")
+@pytest.mark.parametrize("kind", ["t5", "encoder-decoder"])
 def test_encoder_decoders_of_any_length(tmp_path, kind):
     torch.manual_seed(0)
     model = nested() if kind == "encoder-decoder" else seq2seq(kind)

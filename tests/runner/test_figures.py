@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from breadth import breadth
 from PIL import Image
 from tiny import printed
 from torch import nn
@@ -40,7 +41,7 @@ def ldp():
     return trained()
 
 
-@pytest.mark.parametrize("kind", figures.FIGURES)
+@breadth("kind", figures.FIGURES, always=["schedule", "allocation"], reason="the others always are drawn below")
 def test_every_kind_is_drawn(ldp, kind):
     figure = ldp.plot(kind)
     assert isinstance(figure, matplotlib.figure.Figure)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
+from breadth import breadth
 from datasets import Dataset
 from tiny_text import BERT, GPT2, SMALL, make
 from transformers import AutoConfig, AutoTokenizer
@@ -201,7 +202,7 @@ def test_the_objective_follows_from_the_model():
     )
 
 
-@pytest.mark.parametrize(("model", "more"), [("gpt2", GPT2), ("bert", BERT), ("bert", [*BERT, "dataset.objective=causal"])])
+@breadth("model, more", [("gpt2", GPT2), ("bert", BERT), ("bert", [*BERT, "dataset.objective=causal"])], always=2)
 def test_a_run(model, more, folder, tmp_path):
     words = ["task=text", folder, f"model={model}", *WORDS, *more, "limit=32", f"output={tmp_path / 'run'}", "data_workers=1"]
     assert main(words) == 0

@@ -23,7 +23,7 @@ from ldp_search.config.resolve import resolve
 from ldp_search.core import Allocation, Bits, Trajectory
 from ldp_search.core.bits.specs import SplitBits
 from ldp_search.report import main
-from ldp_search.runner.report import ReportError, load_run, one, several, write_report
+from ldp_search.runner.report import ReportError, load_run, write_report
 from ldp_search.runner.report.groups import group_runs
 from ldp_search.runner.report.layers import layers_of
 from ldp_search.runner.report.one import command
@@ -100,16 +100,6 @@ def png_pixels(data: bytes) -> np.ndarray:
         place += 12 + length
     assert kind == b"IEND"
     return np.frombuffer(zlib.decompress(body), dtype=np.uint8)
-
-
-@pytest.fixture
-def unpainted(monkeypatch):
-    """For tests on words alone: pictures, which take most of the time, are replaced by one pixel."""
-    pixel = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010806000000")
-    for name in ("schedule_figure", "layers_figure", "course_figure"):
-        monkeypatch.setattr(one, name, lambda *args, **options: pixel)
-    for name in ("scatter_figure", "curves_figure", "schedules_figure"):
-        monkeypatch.setattr(several, name, lambda *args, **options: pixel)
 
 
 # ---- one run ----

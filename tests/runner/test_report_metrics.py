@@ -87,7 +87,7 @@ def test_metrics_where_a_class_is_absent():
     assert metrics.matthews(one_sided) == 0.0 == sk.matthews_corrcoef([0] * 4, [0] * 4) and metrics.f1(one_sided) == 0.0
 
 
-def test_different_metrics_have_axes_of_their_own(tmp_path):
+def test_different_metrics_have_axes_of_their_own(tmp_path, unpainted):
     folders = [
         of_metric(tmp_path / "seg", "mean_iou", [0.3, 0.5]),
         of_metric(tmp_path / "lm", "perplexity", [90, 80.0], words=["lr=0.2"]),

@@ -54,11 +54,11 @@ def test_a_search_shows_and_reports_everything(tmp_path, capsys, monkeypatch):
     """Artifacts before the end of a trial, a note with the commands, the best settings as YAML, one page."""
     drawn, pictures = finish.write_report_page, {"schedule.png", "layers.png", "training.png"}
     monkeypatch.setattr(finish, "write_report_page", lambda output: drawn(output) if output.name == "0000" else None)
-    assert search("trials=4", "model=resnet20") == 0
+    assert search("trials=3", "model=resnet20") == 0
     out, rows = capsys.readouterr().out, trials()
-    assert [t.state for t in rows] == [TrialState.COMPLETE] * 4
+    assert [t.state for t in rows] == [TrialState.COMPLETE] * 3
     assert rows[0].params == {"lr": 0.1, "policy.grad_rate": 1.0, "policy.freeze": 0.1}  # the defaults come first
-    assert len({str(t.params) for t in rows}) == 4
+    assert len({str(t.params) for t in rows}) == 3
     for row in rows:
         attrs, folder = row.user_attrs, tmp_path / "s" / "trials" / f"{row.number:04d}"
         shown = [json.loads(v)["filename"] for k, v in row.system_attrs.items() if k.startswith("artifacts:")]
@@ -68,12 +68,12 @@ def test_a_search_shows_and_reports_everything(tmp_path, capsys, monkeypatch):
         result = json.loads((folder / "result.json").read_text())
         assert row.value == result["accuracy"] and attrs["inference_cost"] == pytest.approx(result["inference_cost"])
         assert row.constraints["training_cost"] == pytest.approx(attrs["training_cost"] - 0.3165 * 1.005)
-    assert len(list((tmp_path / "s" / "artifacts").iterdir())) >= 4 * len(shown)
+    assert len(list((tmp_path / "s" / "artifacts").iterdir())) >= 3 * len(shown)
     study = best.load_study("s.journal")
     attrs = study._storage.get_study_system_attrs(study._study_id)
     notes = "".join(str(value) for key, value in sorted(attrs.items()) if "note_str" in key)
     assert "python -m ldp_search.run" in notes and "--artifact-dir s/artifacts" in notes and "**Best: trial" in notes
-    for text in ("best settings: s/best.yaml", "report: s/report.html", "optuna-dashboard s.journal", "[4 of 4]"):
+    for text in ("best settings: s/best.yaml", "report: s/report.html", "optuna-dashboard s.journal", "[3 of 3]"):
         assert text in out
     assert {"front.png", "history.png", "coordinates.png", "importance.png", "schedules.png"} <= {
         p.name for p in (tmp_path / "s").iterdir()
