@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from sklearn import metrics as sk
-from test_report import make_run, png_pixels, text_of, unpainted  # noqa: F401 (a fixture)
+from test_report import make_run, png_pixels, text_of
 
 from ldp_search.runner.report import write_report
 from ldp_search.runner.report.comparison import metrics_of, scatter_figure
