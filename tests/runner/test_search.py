@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -18,7 +19,7 @@ from tiny import WORDS
 import ldp_search
 from ldp_search.report import main as report
 from ldp_search.run import main
-from ldp_search.runner.search import best, run_trial
+from ldp_search.runner.search import best, launch, run_trial
 from ldp_search.runner.training import finish, loop
 
 SEARCH = [*WORDS, "space=quick", "epochs=2"]
@@ -54,11 +55,11 @@ def test_a_search_shows_and_reports_everything(tmp_path, capsys, monkeypatch):
     """Artifacts before the end of a trial, a note with the commands, the best settings as YAML, one page."""
     drawn, pictures = finish.write_report_page, {"schedule.png", "layers.png", "training.png"}
     monkeypatch.setattr(finish, "write_report_page", lambda output: drawn(output) if output.name == "0000" else None)
-    assert search("trials=3", "model=resnet20") == 0
+    assert search("trials=4", "model=resnet20") == 0
     out, rows = capsys.readouterr().out, trials()
-    assert [t.state for t in rows] == [TrialState.COMPLETE] * 3
+    assert [t.state for t in rows] == [TrialState.COMPLETE] * 4
     assert rows[0].params == {"lr": 0.1, "policy.grad_rate": 1.0, "policy.freeze": 0.1}  # the defaults come first
-    assert len({str(t.params) for t in rows}) == 3
+    assert len({str(t.params) for t in rows}) == 4
     for row in rows:
         attrs, folder = row.user_attrs, tmp_path / "s" / "trials" / f"{row.number:04d}"
         shown = [json.loads(v)["filename"] for k, v in row.system_attrs.items() if k.startswith("artifacts:")]
@@ -68,12 +69,12 @@ def test_a_search_shows_and_reports_everything(tmp_path, capsys, monkeypatch):
         result = json.loads((folder / "result.json").read_text())
         assert row.value == result["accuracy"] and attrs["inference_cost"] == pytest.approx(result["inference_cost"])
         assert row.constraints["training_cost"] == pytest.approx(attrs["training_cost"] - 0.3165 * 1.005)
-    assert len(list((tmp_path / "s" / "artifacts").iterdir())) >= 3 * len(shown)
+    assert len(list((tmp_path / "s" / "artifacts").iterdir())) >= 4 * len(shown)
     study = best.load_study("s.journal")
     attrs = study._storage.get_study_system_attrs(study._study_id)
     notes = "".join(str(value) for key, value in sorted(attrs.items()) if "note_str" in key)
     assert "python -m ldp_search.run" in notes and "--artifact-dir s/artifacts" in notes and "**Best: trial" in notes
-    for text in ("best settings: s/best.yaml", "report: s/report.html", "optuna-dashboard s.journal", "[3 of 3]"):
+    for text in ("best settings: s/best.yaml", "report: s/report.html", "optuna-dashboard s.journal", "[4 of 4]"):
         assert text in out
     assert {"front.png", "history.png", "coordinates.png", "importance.png", "schedules.png"} <= {
         p.name for p in (tmp_path / "s").iterdir()
@@ -254,15 +255,40 @@ def test_killed_and_stopped_and_gone_on_with(tmp_path):
         tiny.same_result(tmp_path / "calm" / "s" / "trials" / number, tmp_path / "s" / "trials" / number)
 
 
-@pytest.mark.slow(reason="five processes that start; workers side by side are always run, forked, in test_search_faults.py")
-def test_two_workers_and_a_process_for_every_trial(capsys, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", tiny.environment()["PYTHONPATH"])
-    assert search("trials=2", "workers=2", "isolation=process", "epochs=1") == 0
-    out = capsys.readouterr().out
+class Forked:
+    """In place of `subprocess.Popen`: the same words in a fork, which need not import anew."""
+
+    def __init__(self, command, stdout, env, **options):
+        def run():
+            os.environ |= env
+            return main(command[3:])
+
+        self.child = tiny.Child(Path(stdout.name), run)
+        self.pid = self.child.pid
+
+    def poll(self):
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+
+def check_two_workers(out):
     assert [t.state.name for t in trials()] == ["COMPLETE"] * 2 and "[2 of 2]" in out
     assert sorted(os.listdir("s/workers")) == ["worker-1.log", "worker-2.log"]
     machines = {t.system_attrs["ldp_search:owner"]["token"] for t in trials()}
     assert len(machines) == 2
+
+
+def test_two_forked_workers(capsys, monkeypatch):
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=None, DEVNULL=None))
+    assert search("trials=2", "workers=2", "isolation=process", "epochs=1") == 0
+    check_two_workers(capsys.readouterr().out)
+
+
+@pytest.mark.slow(reason="three processes that import all; the same always is shown of forks")
+def test_two_workers_and_a_process_for_every_trial(capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", tiny.environment()["PYTHONPATH"])
+    assert search("trials=2", "workers=2", "isolation=process", "epochs=1") == 0
+    check_two_workers(capsys.readouterr().out)
 
 
 def test_reports_on_studies_without_results(capsys):
