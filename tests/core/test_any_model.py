@@ -128,8 +128,8 @@ def test_near_at_many_bits(name):
         ldp_search.remove(model)
 
 
-@pytest.mark.parametrize(
-    "space", [{"target_cost": 0.5}, {"policy": "bit_gradient", "target_cost": 0.5}], ids=["learned", "bit_gradient"]
+@breadth(
+    "space", [{"target_cost": 0.5}, {"policy": "bit_gradient", "target_cost": 0.5}], always=1, ids=["learned", "bit_gradient"]
 )
 @pytest.mark.parametrize("name", MODELS)
 def test_every_bit_learns(name, space):

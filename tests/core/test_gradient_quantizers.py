@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from breadth import breadth
 from torch import nn
 
 import ldp_search
@@ -334,7 +335,7 @@ def test_kernels_are_the_formula_with_random_numbers_of_their_own(quantizer, lay
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("channels", [True, False], ids=["channels", "places"])
-@pytest.mark.parametrize("size", [2, 5, 32, 5000])
+@breadth("size", [2, 5, 32, 5000], always=[5, 32])
 def test_the_kernel_of_blocks_is_the_formula(size, channels, layout, dtype, monkeypatch):
     shape, arranged = LAYOUTS[layout]
     g, ran, blocks = arranged(heavy_tailed(*shape)).to(dtype), [], kernels.blocks

@@ -76,6 +76,7 @@ def test_a_retry_after_out_of_memory_begins_with_the_bits_of_the_first_begin(tmp
     assert ldp.cost().mean_relative == pytest.approx(0.5, abs=0.01) or "target_cost" not in space
 
 
+@pytest.mark.slow(reason="of frozen bits what a retry always shows of learned ones")
 def test_a_retry_begins_with_frozen_bits_where_the_first_did(tmp_path):
     made = trainer(tmp_path, others=[OutOfMemoryAt(3)], auto_find_batch_size=True, save_strategy="no")
     ldp = controller(made.model)
@@ -139,8 +140,8 @@ def test_another_optimizer_goes_on_with_the_bits_and_says_so():
 # -- another length -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("step", "options", "stands", "here"),
+@breadth(
+    "step, options, stands, here",
     [
         (4, {"max_steps": 24}, r"33% of its training \(step 4 of 12\)", "24 steps, of which step 4 is 17%"),
         (12, {"max_steps": 13}, r"100% of its training \(step 12 of 12\)", "13 steps, of which step 12 is 92%"),
@@ -151,6 +152,7 @@ def test_another_optimizer_goes_on_with_the_bits_and_says_so():
             "100 steps, of which step 8 is 8%",
         ),
     ],
+    always=1,
 )
 def test_a_longer_training_is_refused_before_its_first_step(tmp_path, whole, step, options, stands, here):
     resumed = trainer(tmp_path, **options)

@@ -48,6 +48,7 @@ def test_nothing_between_integer_layers_is_floating_point(tmp_path):
     assert counts["QuantizeLinear"] == 2 and counts["DequantizeLinear"] == 1  # of the picture, and about the mean
 
 
+@pytest.mark.slow(reason="of 4 bits what is shown of 8 above; few bits always are in the two tests of max-pools and bounds")
 def test_with_few_bits_a_sum_keeps_its_values_and_relu6_its_kernel(tmp_path):
     x = torch.randn(16, 3, 12, 12)
     record = export(stages(4, x), tmp_path / "m.onnx", x)
