@@ -12,6 +12,9 @@ from torch import nn
 import ldp_search
 
 torch.set_num_threads(1)
+# Autograd begins with the devices that it finds: begun after a test with fake CUDA tensors it would start a thread for CUDA,
+# and refuse every backward in a fork.
+torch.zeros((), requires_grad=True).backward()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from breadth import breadth
 from test_export import export, frozen, onnx, optimized, ort, run
 from torch import nn
 
@@ -63,12 +64,13 @@ def test_bytes_hold_the_first_code_lowest():
     assert nbits.packed(np.array([1, 15, 7], np.uint8), 4).tolist() == [0xF1, 0x07]
 
 
-@pytest.mark.parametrize(
-    ("quantizer", "bits", "container"),
+@breadth(
+    "quantizer, bits, container",
     [
         ("symmetric", 2, 2), ("symmetric", 3, 4), ("symmetric", 4, 4), ("clip", 4, 4), ("mse", 2, 2), ("mse", 4, 4),
         (CENTRED, 2, 4), (CENTRED, 3, 4),
     ],
+    always=[("symmetric", 3, 4), ("mse", 2, 2)],
 )  # fmt: skip
 def test_the_weights_in_the_file_are_those_of_training(tmp_path, quantizer, bits, container):
     torch.manual_seed(0)
@@ -117,7 +119,7 @@ class Words(nn.Module):
         return self.head(self.plain(self.first(x).sigmoid()).relu().mean(1))
 
 
-@pytest.mark.parametrize("quantizer", ["symmetric", "minmax"])
+@breadth("quantizer", ["symmetric", "minmax"], always=["minmax"])
 def test_a_network_decides_as_its_int8_file_does(tmp_path, quantizer):
     torch.manual_seed(0)
     x = torch.randn(64, 3, 144)
@@ -133,6 +135,7 @@ def test_a_network_decides_as_its_int8_file_does(tmp_path, quantizer):
     assert run(few.path, x[:1])[0].shape == (1, 12) and few.free_batch
 
 
+@pytest.mark.slow(reason="two exports of GPT-2; a network of three layers always is exported above")
 def test_gpt2_with_conv1d_and_a_tied_head(tmp_path):
     transformers = pytest.importorskip("transformers")
     ends = {"bos_token_id": 0, "eos_token_id": 0}
@@ -170,12 +173,13 @@ def test_what_cannot_be_written_so_stays_int8_and_says_why(tmp_path):
     assert counts["QLinearConv"] == 1 and counts["MatMulNBits"] == 1 and counts["QGemm"] == 1
 
 
-@pytest.mark.parametrize(
-    ("quantizer", "bits", "why"),
+@breadth(
+    "quantizer, bits, why",
     [
         ("minmax", 4, "zero lies between the levels"), ("symmetric", 5, "more than 4 bits, which win nothing"),
         ("symmetric", 8, "more than 4 bits"), (CENTRED, 4, "more than 4 bits"),
     ],
+    always=2,
 )  # fmt: skip
 def test_grids_without_codes_stay_as_the_plain_file_has_them(tmp_path, quantizer, bits, why):
     torch.manual_seed(0)
