@@ -110,7 +110,7 @@ def controller_to_fake(mode, ldp) -> None:
         record = ldp.sensor.record
         record.levels, record.places = mode.from_tensor(record.levels), mode.from_tensor(record.places)
         record.curves, record.scalars, record.sketch = (mode.from_tensor(tensor) for tensor in record.tensors())
-    problem = {name: mode.from_tensor(getattr(ldp.problem, name)) for name in ("low", "high", "macs", "group", "weight_numel")}
+    problem = {name: mode.from_tensor(value) for name, value in vars(ldp.problem).items() if isinstance(value, torch.Tensor)}
     ldp.problem = ldp.policy.problem = dataclasses.replace(ldp.problem, **problem)
     ldp.policy.state = pytree.tree_map_only(torch.Tensor, mode.from_tensor, ldp.policy.state)
 
