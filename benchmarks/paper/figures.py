@@ -9,6 +9,7 @@ allocation-*.png    the bits at the end, layer by layer, mean and range over the
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from .table import GROUP
 FAMILIES = {"learned": 0, "uniform": 1, "static": 1, "cpt": 2, "random": 3, "replay": 4, "without": 5, "fp32": 6}
 MOMENTS = 400  # columns of a schedule
 UNIT = 1e15  # bit operations
+JOINED = re.compile(r"learned_(\d\.\d+|as_\d+)"), re.compile(r"uniform_\d+")
+"""Rows that differ in their budget alone."""
 FULL_PRECISION_COST = 2.0  # rows above cost as much as no quantized one: a line instead of a point
 
 
@@ -93,7 +96,7 @@ def _style(row: str) -> dict[str, Any]:
 
 
 def front(cells: list[dict], means: list[dict], metric: str) -> bytes:
-    """Score against training BitOPs; learned rows joined in the order of their cost."""
+    """Score against training BitOPs; learned rows, and uniform ones, joined in the order of their cost."""
     with drawing(9.0, 5.5) as (figure, png):
         axis = figure.subplots()
         axis.grid(color=GRID)
@@ -114,11 +117,11 @@ def front(cells: list[dict], means: list[dict], metric: str) -> bytes:
             spread = line["score_sd"] if line["seeds"] > 1 else None
             axis.errorbar(x, line["score"], spread, capsize=3, linestyle="none", markersize=6, **style)
             axis.annotate(line["row"], (x, line["score"]), (6, 4), textcoords="offset points", fontsize=8)
-        budgets = [line for line in means if line["row"].removeprefix("learned_").replace(".", "").isdigit()]
-        if len(budgets) > 1:
-            axis.plot(
-                *zip(*((b["training_bitops"] / UNIT, b["score"]) for b in budgets), strict=True), color=SERIES[0], linewidth=1
-            )
+        for rows in JOINED:
+            budgets = [line for line in means if rows.fullmatch(line["row"])]
+            if len(budgets) > 1:
+                points = zip(*((b["training_bitops"] / UNIT, b["score"]) for b in budgets), strict=True)
+                axis.plot(*points, color=_style(budgets[0]["row"])["color"], linewidth=1)
         axis.set_xlim(left=0)
         axis.set_xlabel("bit operations of the training, 10^15")
         axis.set_ylabel("test accuracy, %" if metric == "accuracy" else metric)
