@@ -149,3 +149,18 @@ def test_a_trial_draws_the_same_again():
     again = optuna.create_study(sampler=make_sampler("tpe", 30, False, seed=3))
     again.add_trials(study.trials[:8])
     assert again.ask().suggest_float("x", 0, 1) == first
+
+
+@pytest.mark.parametrize("name", ["tpe", "random"])
+def test_a_trial_that_is_taken_up_between_two_parameters_draws_the_rest_as_it_would_have(name):
+    """Of a killed worker's trial the storage has the parameters drawn so far; they are not drawn again."""
+
+    def drawn(trial, *parameters):
+        return [trial.suggest_float(parameter, 0.0, 1.0) for parameter in parameters]
+
+    whole, cut = (optuna.create_study(sampler=make_sampler(name, 30, False, seed=3)) for _ in range(2))
+    expected = drawn(whole.ask(), "a", "b", "c")
+    begun = cut.ask()
+    assert drawn(begun, "a") == expected[:1]
+    taken_up = optuna.Trial(cut, begun._trial_id)
+    assert drawn(taken_up, "a", "b", "c") == expected and len(set(expected)) == 3

@@ -29,14 +29,17 @@ MOST_CELLS = 100_000
 
 
 class Seeded(BaseSampler):
-    """Another sampler, made anew for every trial, with a seed of its own."""
+    """Another sampler, made anew for every trial, with a seed of its own; and for every parameter that is drawn by itself.
+
+    A trial that is taken up again does not draw what it had drawn before: the rest must not depend on how much that was.
+    """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int):
         self.make, self.seed = make, seed
         self.inner = make(seed)
 
     def before_trial(self, study: Any, trial: Any) -> None:
-        self.inner = self.make(random.Random(f"{self.seed}/{trial.number}").getrandbits(32))
+        self.inner = self._made_for(f"{trial.number}")
         self.inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
@@ -46,7 +49,11 @@ class Seeded(BaseSampler):
         return self.inner.sample_relative(study, trial, search_space)
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        return self.inner.sample_independent(study, trial, param_name, param_distribution)
+        alone = self._made_for(f"{trial.number}/{param_name}")
+        return alone.sample_independent(study, trial, param_name, param_distribution)
+
+    def _made_for(self, what: str) -> BaseSampler:
+        return self.make(random.Random(f"{self.seed}/{what}").getrandbits(32))
 
     def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
         self.inner.after_trial(study, trial, state, values)
