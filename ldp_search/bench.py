@@ -45,7 +45,7 @@ class BenchOptions:
 def main(words: Sequence[str] | None = None, as_program: bool = False) -> int:
     """Measure and print; returns the exit status. What a user can mend comes as one message, without a traceback."""
     words = list(sys.argv[1:] if words is None else words)
-    return exit_status("ldp_search.bench", "Stopped.", lambda: _bench(words, as_program))
+    return exit_status("ldp_search.bench", "Stopped.", lambda: _bench(words, as_program), writes=False)
 
 
 def _bench(words: list[str], as_program: bool) -> int:

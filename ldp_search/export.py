@@ -36,7 +36,7 @@ aside as *.rejected, with the reason.
 def main(words: Sequence[str] | None = None) -> int:
     """Do what the words ask for; returns the exit status. What a user can mend comes as one message, without a traceback."""
     words = list(sys.argv[1:] if words is None else words)
-    return exit_status("ldp_search.export", "Stopped; no file was put in place.", lambda: _export(words))
+    return exit_status("ldp_search.export", "Stopped; what was not put in place yet is left out.", lambda: _export(words))
 
 
 def _export(words: list[str]) -> int:

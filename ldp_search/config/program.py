@@ -60,16 +60,22 @@ def _shown(f: dataclasses.Field) -> str:
     return "" if default in (None, []) else str(default).lower().replace("'", "").replace(" ", "")
 
 
-def exit_status(program: str, stopped: str, do: Callable[[], int]) -> int:
+def exit_status(program: str, stopped: str, do: Callable[[], int], writes: bool = True) -> int:
     """What `do` returns. What a user can mend comes as one message without a traceback: 2; a failed write: 1; Ctrl-C: 130.
 
-    stopped: what is said at Ctrl-C.
+    stopped: what is said at Ctrl-C. writes: the program writes files; what else an OSError says is no business of the user's.
     """
     try:
         return do()
-    except (ConfigError, FileNotFoundError, ImportError, LookupError) as error:
+    except ConfigError as error:
+        return _tell(program, str(error), 2)
+    except (FileNotFoundError, ImportError, LookupError) as error:
+        if not writes or isinstance(error, KeyError | IndexError):  # mistakes of a program, which want their traceback
+            raise
         return _tell(program, str(error), 2)
     except OSError as error:
+        if not writes:
+            raise
         return _tell(program, f"writing failed: {error}", 1)
     except KeyboardInterrupt:
         return _tell(program, stopped, 130)

@@ -154,15 +154,95 @@ def test_a_profile_of_before_counts_all_three():
     assert all(layer.backward_macs == (layer.macs, layer.macs) for layer in ldp.layers.values())
 
 
-def test_what_is_frozen_after_the_counting_is_named():
+def _stepping(model, x, ldp, until):
+    model(x).sum().backward()
+    ldp.step(until)
+
+
+def test_what_is_frozen_or_unfrozen_after_the_counting_is_named_once():
     model = ldp_search.apply(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), "static", example_inputs=torch.zeros(1, 4))
+    ldp, x = ldp_search.controller(model), torch.randn(3, 4)
     model[0].requires_grad_(False)
-    model(torch.randn(3, 4)).sum().backward()
-    with pytest.warns(UserWarning, match=r"costs are those of before: 0\. Freeze first, then apply"):
-        ldp_search.controller(model).step(0.5)
+    with pytest.warns(UserWarning, match=r"unfrozen after apply\(\); their costs are those of before: 0\. Freeze first"):
+        _stepping(model, x, ldp, 0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ldp_search.controller(model).step(1.0)
+        _stepping(model, x, ldp, 0.2)
+    model[0].requires_grad_(True)
+    with pytest.warns(UserWarning, match="those of before: 0"):  # at steps 1, 2, 4, 8, ...
+        for step in range(3, 6):
+            _stepping(model, x, ldp, step / 10)
+
+
+def test_a_weight_computed_from_frozen_and_trained_ones_is_no_surprise():
+    class Merged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 4), requires_grad=False)
+            self.a, self.b = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(4, 2))
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.w + self.b @ self.a)
+
+    model = ldp_search.apply(Merged(), "static", example_inputs=torch.zeros(2, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _stepping(model, torch.randn(3, 4), ldp_search.controller(model), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("space", "products", "over"),
+    [
+        ({"policy": "bit_gradient", "target_cost": 0.5}, 6, 0),
+        ({"policy": "static", "weight_quantizer": "clip", "input_quantizer": "clip"}, 6, 0),
+        ({"policy": "static", "weight_quantizer": "clip"}, 6, 1),  # the first layer's dL/dx
+        ({"policy": "static", "input_quantizer": "clip"}, 4, 0),
+        ({"policy": "static", "input_quantizer": "mse"}, 1, 0),
+    ],
+)
+def test_what_bits_and_clips_learn_by_gradient_is_computed_everywhere(space, products, over):
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    for parameter in model[:4].parameters():
+        parameter.requires_grad_(False)
+    x = torch.randn(BATCH, 6)
+    ldp = ldp_search.controller(ldp_search.apply(model, space | {"bits": (3, 8)}, example_inputs=x))
+    model.train()(x)  # clips begin
+    with FlopCounterMode(display=False) as counter:
+        loss = model(x).square().mean()
+        forward = counter.get_total_flops()
+        loss.backward()
+    computed = (counter.get_total_flops() - forward) // 2
+    counted = sum(sum(layer.backward_macs) for layer in ldp.layers.values())
+    assert (counted, computed) == (36 * products, 36 * BATCH * (products - over))
+
+
+class Alias(nn.Module):
+    """A view taken before something trained is written into what it is a view of."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        cache = x.new_zeros(x.shape)
+        view = cache[:]
+        cache.copy_(self.a(x))
+        return self.b(view)
+
+
+@pytest.mark.parametrize("detach", [torch.detach, lambda x: x.detach(), lambda x: x.data, lambda x: (x * 1).detach_()])
+def test_ways_of_cutting_gradients_off(detach):
+    class Cut(Alias):
+        def forward(self, x):
+            return self.b(detach(self.a(x)))
+
+    layers = ldp_search.controller(ldp_search.apply(Cut(), "static", example_inputs=torch.zeros(3, 4))).layers
+    assert layers["b"].backward_macs == (0, 8)
+
+
+def test_a_view_of_what_was_written_is_trained():
+    layers = ldp_search.controller(ldp_search.apply(Alias(), "static", example_inputs=torch.zeros(3, 4))).layers
+    assert layers["b"].backward_macs == (8, 8) and layers["a"].backward_macs == (0, 16)
 
 
 def test_the_accounting_is_one_of_two():

@@ -7,6 +7,8 @@ from torch import nn
 
 import ldp_search
 from ldp_search.bench import main
+from ldp_search.config.overlay import ConfigError
+from ldp_search.config.program import exit_status
 from ldp_search.core.backends import saved_activations
 from ldp_search.run import main as run
 from ldp_search.runner.bench import overhead, timing
@@ -103,3 +105,16 @@ def test_a_short_run_is_not_measured(tmp_path, capsys, monkeypatch):
     assert run([*tiny.WORDS, f"output={tmp_path}", "backend=int8"]) == 0
     out = capsys.readouterr().out
     assert "of the plain step (" not in out and "integer arithmetic: " in out and "of 3 layers" in out
+
+
+def test_a_mistake_of_a_program_keeps_its_traceback():
+    def fails(error):
+        raise error
+
+    for error in (KeyError("layer4"), IndexError("3"), RuntimeError("shapes")):
+        with pytest.raises(type(error)):
+            exit_status("ldp_search.export", "Stopped.", lambda error=error: fails(error))
+    with pytest.raises(OSError, match="unhappy"):
+        exit_status("ldp_search.bench", "Stopped.", lambda: fails(OSError("CUDA driver is unhappy")), writes=False)
+    ends = [(ConfigError("c"), 2), (LookupError("l"), 2), (ImportError("i"), 2), (OSError("o"), 1), (KeyboardInterrupt(), 130)]
+    assert [exit_status("p", "Stopped.", lambda error=error: fails(error)) for error, _ in ends] == [code for _, code in ends]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..bits.policies import Policy, Problem
 from ..bits.space import FINAL_BUDGETS, SearchSpace
 from ..bits.specs import Coverage
+from ..model.sites import SiteSpec
 
 if TYPE_CHECKING:
     from .controller import Controller
@@ -64,14 +65,11 @@ def check_step(controller: Controller, progress: float, before: float, loss: Ten
 
 
 def warn_where_frozen(controller: Controller) -> None:
-    """Name the weights that were frozen, or trained again, since operations were counted: the costs do not know it."""
+    """Name, once, the weights that were frozen or unfrozen since operations were counted: the costs do not know it."""
     if not controller.profiled or controller.space.accounting != "exact":
         return
-    changed = []
-    for name, spec in controller.specs.items():
-        trained = [weight.requires_grad for weight in spec.weights if isinstance(weight, nn.Parameter)]
-        if spec.macs and trained and any(trained) != (spec.uncomputed[1] < spec.macs):
-            changed.append(name)
+    before, controller.trained = controller.trained, trained_weights(controller.specs)
+    changed = [name for name, flags in controller.trained.items() if before.get(name, flags) != flags]
     if changed:
         some = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
         warnings.warn(
@@ -79,6 +77,11 @@ def warn_where_frozen(controller: Controller) -> None:
             "apply: ldp_search.remove(model), ldp_search.apply(model, ...).",
             stacklevel=5,
         )
+
+
+def trained_weights(specs: dict[str, SiteSpec]) -> dict[str, tuple[bool, ...]]:
+    """{site: whether each of its weights asks for a gradient}."""
+    return {name: tuple(weight.requires_grad for weight in spec.weights) for name, spec in specs.items()}
 
 
 def check_coverage(controller: Controller, found: Coverage | None = None) -> None:

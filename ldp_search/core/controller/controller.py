@@ -40,7 +40,7 @@ from .distributed import agree_on_choices, average_over_ranks
 from .finalize import finalize, frozen_norms
 from .forecast import Damage, Front, damage, front
 from .rollback import controller_kept
-from .search_problem import backward_macs
+from .search_problem import always_computed, backward_macs
 from .strays import apart, warn_of_strays
 from .summary import Summary, summarize
 from .tensors import BitTensors, leaf
@@ -78,6 +78,9 @@ class Controller:
         self.hooks: dict[str, RemovableHandle] = {}
         self._names: list[str] = []
         self._weights: list[int] = []
+        self.trained: dict[
+            str, tuple[bool, ...]
+        ] = {}  # {site: which of its weights ask for a gradient}, when they were counted
         self.bypassed: dict[str, str] = {}  # {site: why its products are not quantized}, found by `apply`
         self.frozen_norms: set[str] | None = None  # names of batch norms, as the first step finds them; None: before it
         self.profile = profile
@@ -179,12 +182,12 @@ class Controller:
         self.tensors.zero_gradients()
         if self.trajectory.seen.bit_count() == 1:  # steps 1, 2, 4, ...: new kinds of calls become rare
             agree_on_choices(self.backend)
+            warn_where_frozen(self)
 
     def _look_around(self) -> None:
         """At the first step of a process: name what has come between `apply` and the training."""
         check_coverage(self)
         warn_of_strays(self)
-        warn_where_frozen(self)
         self.frozen_norms = frozen_norms(self.model)
 
     def senses_at(self, steps: int) -> bool:
@@ -213,8 +216,9 @@ class Controller:
     @property
     def layers(self) -> dict[str, LayerSpec]:
         """{layer name: LayerSpec}; MACs are 0 until they are counted (at `apply` with inputs, else at the first forward)."""
+        always = always_computed(self.space)
         return {
-            name: LayerSpec(name, spec.kind, spec.macs, numel, spec.input_numel, spec.calls, backward_macs(spec, self.space))
+            name: LayerSpec(name, spec.kind, spec.macs, numel, spec.input_numel, spec.calls, backward_macs(spec, always))
             for (name, spec), numel in zip(self.specs.items(), self._weights, strict=True)
         }
 

@@ -42,7 +42,7 @@ class DamageSensor:
         self._silent += not self.ready
         if self._silent == PATIENCE and not self.ready:
             warnings.warn(
-                f"{PATIENCE} measurements told nothing of what rounding costs, so the bits stay as they began: no backward "
+                f"{PATIENCE} measurements told nothing of what rounding costs, so bits are chosen without it: no backward "
                 "pass has reached a quantized layer, or all of them overflowed. Call loss.backward() before ldp.step(); "
                 "torch.autograd.grad(loss, parameters) leaves nothing behind.",
                 stacklevel=6,

@@ -10,6 +10,7 @@ from ..bits.latency import Latency
 from ..bits.policies import Problem
 from ..bits.space import SearchSpace
 from ..model.sites import SiteSpec, holders, owned_numel
+from ..registry import build
 
 
 def problem_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) -> Problem:
@@ -42,12 +43,28 @@ def backward_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) 
     """(sites, 2) MACs of dL/dx and of dL/dw, as the space's accounting has them; None until they are counted."""
     if not profiled:
         return None
-    return torch.tensor([backward_macs(spec, space) for spec in specs.values()], dtype=torch.float64, device="cpu")
+    rows = [backward_macs(spec, always_computed(space)) for spec in specs.values()]
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
-def backward_macs(spec: SiteSpec, space: SearchSpace) -> tuple[int, int]:
-    """MACs of a site's dL/dx and dL/dw, as the space's accounting has them."""
-    return spec.backward_macs if space.accounting == "exact" else (spec.macs, spec.macs)
+def always_computed(space: SearchSpace) -> tuple[bool, bool]:
+    """Whether every layer counts its dL/dx, and its dL/dw, whatever is trained.
+
+    By the published accounting; and where backward needs them for bits or clips that are learned by gradient. Clips of weights
+    are in every layer, so that gradients pass through all of them (but for the first one's dL/dx, which is counted too).
+    """
+    if space.accounting == "published" or build("policy", space.policy).needs_gradients:
+        return True, True
+    of_input, of_weight = (build("quantizer", name).learned_clip for name in (space.input_quantizer, space.weight_quantizer))
+    return of_input or of_weight, of_weight
+
+
+def backward_macs(spec: SiteSpec, always: tuple[bool, bool]) -> tuple[int, int]:
+    """MACs of a site's dL/dx and dL/dw that count. always: as `always_computed` has it."""
+    of_input, of_weight = (
+        spec.macs if all_of_them else own for all_of_them, own in zip(always, spec.backward_macs, strict=True)
+    )
+    return of_input, of_weight
 
 
 def numel_of(specs: dict[str, SiteSpec]) -> Tensor:

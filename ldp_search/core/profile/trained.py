@@ -1,17 +1,21 @@
 """Which tensors of a forward have a gradient in training: those that something trained has gone into.
 
-The profiler runs without gradient, so that nothing of it stays behind in the model; autograd cannot be asked. What comes from
-code that torch does not show is taken for trained.
+The profiler runs without gradient, so that nothing of it stays behind in the model; autograd cannot be asked. Where it cannot
+be told, a tensor is taken for trained: what comes from code that torch does not show, tensors that a module holds beside its
+buffers, what is computed within the model's own `torch.no_grad()`, and what stands before a `detach`.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from .provenance import is_written, tensors_of
+
+DETACHING = (Tensor.detach, Tensor.detach_, torch.detach, torch.detach_, Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
 class Trained:
@@ -34,17 +38,26 @@ class Trained:
     def record(self, function, args: tuple, kwargs: dict, out) -> None:
         """Note what a function has made."""
         given = tensors_of([*args, *kwargs.values()])
-        through = function is not Tensor.detach and any(self.needs_gradient(x) for x in given)
+        through = function not in DETACHING and any(self.needs_gradient(x) for x in given)
         if is_written(function, args):
             if through:
-                for tensor in (args[0], args[0]._base):
-                    self.untrained.pop(id(tensor), None)
+                self._forget(args[0])
+            elif function in DETACHING:
+                self._note(args[0])
             return
         for tensor in tensors_of([out]):
             if not through or not (tensor.is_floating_point() or tensor.is_complex()):
                 self._note(tensor)
             else:
                 self.untrained.pop(id(tensor), None)
+
+    def _forget(self, written: Tensor) -> None:
+        """What shares its memory with a tensor that something trained was written into."""
+        root = written if written._base is None else written._base
+        for key, held in list(self.untrained.items()):
+            tensor = held()
+            if tensor is None or tensor is root or tensor._base is root:
+                del self.untrained[key]
 
     def _note(self, tensor: Tensor) -> None:
         if not tensor.requires_grad:
@@ -58,5 +71,5 @@ def _tensors_within(value) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors_within(item)
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):  # transformers' BatchEncoding too
         yield from _tensors_within(list(value.values()))
