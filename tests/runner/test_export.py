@@ -369,3 +369,15 @@ def test_without_onnxruntime_the_file_is_written_but_not_claimed_to_run(tmp_path
     assert record.max_error is None and record.kernels is None
     assert "onnxruntime is missing" in record.float_layers["stem"] and record.integer_layers == ["a", "fc"]
     run(record.path, x)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [(torch.full((2, 8), float("nan")), "values that are infinite or not"), (torch.zeros(0, 8), r"of shape \(0, 8\)")],
+)
+@pytest.mark.parametrize("format", ["onnx", "torch", "packed"])
+def test_example_inputs_that_would_show_nothing_are_refused(tmp_path, mlp, format, x, message):
+    model = frozen(mlp(), torch.randn(4, 8), bits=8)
+    with pytest.raises(ValueError, match=f"example_inputs must be a batch of real data; received.*{message}"):
+        ldp_search.export(model, tmp_path / "m", x, format=format)
+    assert not list(tmp_path.iterdir())

@@ -63,6 +63,7 @@ def export(
     for name, asked in (("nbits", nbits), ("cache", cache)):
         if asked and format != "onnx":
             raise ValueError(f"{name} belongs to format='onnx'; received format={format!r}. Leave {name} out.")
+    _check_example(example_inputs)
     if format == "onnx":
         return export_onnx(model, path, example_inputs, round_outputs=round_outputs, nbits=nbits, cache=cache)
     if not path.absolute().parent.is_dir():
@@ -71,6 +72,17 @@ def export(
         return write_torch(model, path, example_inputs)
     record = write_packed(model, path)
     return record if example_inputs is None else record._replace(max_error=_error_of_packed(ldp.model, path, example_inputs))
+
+
+def _check_example(example_inputs) -> None:
+    """ValueError where a comparison on these inputs would show nothing."""
+    for x in torch.utils._pytree.tree_leaves(example_inputs):
+        if not isinstance(x, torch.Tensor):
+            continue
+        if not x.numel():
+            raise ValueError(f"example_inputs must be a batch of real data; received one of shape {tuple(x.shape)}.")
+        if x.is_floating_point() and not x.isfinite().all():
+            raise ValueError("example_inputs must be a batch of real data; received values that are infinite or not a number.")
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

@@ -230,6 +230,16 @@ def token_by_token(run: Callable[[dict], list[np.ndarray]], feed: dict[str, np.n
     return [np.concatenate(logits, 1), *past.values()]
 
 
-def same_tokens(found: np.ndarray, expected: np.ndarray) -> float:
-    """Share of places with the same next token, of logits (batch, sequence, words)."""
-    return float((found.argmax(-1) == expected.argmax(-1)).mean())
+def same_tokens(found: np.ndarray, expected: np.ndarray, feed: dict[str, np.ndarray]) -> float:
+    """Share of places with the same next token, of logits (batch, sequence, words), padding left out."""
+    same = found.argmax(-1) == expected.argmax(-1)
+    return float(np.average(same, weights=feed[MASK][:, -same.shape[1] :] if MASK in feed else None))
+
+
+def without_padding(outputs: list[np.ndarray], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Logits, keys and values with zeros where the mask lets nothing through: nobody reads what is there."""
+    if MASK not in feed:
+        return outputs
+    mask, (logits, *present) = feed[MASK] != 0, outputs
+    held = [np.where(mask[:, None, -array.shape[2] :, None], array, 0) for array in present]
+    return [np.where(mask[:, -logits.shape[1] :, None], logits, 0), *held]

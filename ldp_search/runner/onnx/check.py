@@ -143,7 +143,10 @@ def _compared(made: str, optimized: str, inputs: dict, expected: list[np.ndarray
         ways = [run(inputs)] + ([cache.token_by_token(run, inputs)] if cached else [])
     counts = Counter(node.op_type for node in ir.load(optimized).graph)
     kernels = {op: counts[op] for op in INTEGER_KERNELS if counts[op]}
-    same = min(cache.same_tokens(found[0], expected[0]) for found in ways) if cached else None
+    same = None
+    if cached:
+        same = min(cache.same_tokens(found[0], expected[0], inputs) for found in ways)
+        expected, *ways = (cache.without_padding(outputs, inputs) for outputs in (expected, *ways))
     return Checked(max(difference(found, expected) for found in ways), kernels, same)
 
 
