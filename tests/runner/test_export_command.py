@@ -284,3 +284,30 @@ def test_what_an_export_will_need_is_checked_before_the_training(tmp_path, monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run_main([*words, "export=onnx"]) == 2 and "pip install 'ldp_search[onnx]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_without_the_packages_of_onnx_the_other_formats_are_there_and_the_remedy_is_told(tmp_path):
+    """As after an installation without extras."""
+    program = f"""
+import sys
+for name in ("onnx", "onnxscript", "onnxruntime"):
+    sys.modules[name] = None  # an import would fail
+import torch, ldp_search
+from ldp_search.export import main
+assert main(["--help"]) == 0
+model, x = torch.nn.Sequential(torch.nn.Linear(8, 4)), torch.randn(4, 8)
+ldp_search.apply(model, "static", bits=4, example_inputs=x)
+ldp_search.controller(model).finalize([x])
+for format, name in (("packed", "m.packed.safetensors"), ("torch", "m.pt2")):
+    ldp_search.export(model, {str(tmp_path)!r} + "/" + name, x, format=format)
+try:
+    ldp_search.export(model, {str(tmp_path)!r} + "/m.onnx", x)
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, env=tiny.environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert "needs onnx and onnxscript: pip install 'ldp_search[onnx]'" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"m.packed.safetensors", "m.pt2"}

@@ -13,7 +13,7 @@ from ldp_search import controller
 from ldp_search.runner.onnx import float_graph
 from ldp_search.runner.onnx.check import difference
 from ldp_search.runner.onnx.dynamic_shapes import Freedom
-from ldp_search.runner.onnx.float_graph import ready
+from ldp_search.runner.onnx.exported_forward import ready
 
 ir = pytest.importorskip("onnxscript").ir
 transformers = pytest.importorskip("transformers")

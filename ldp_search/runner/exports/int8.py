@@ -17,7 +17,7 @@ from ...api import controller, remove
 from ...core.apply import as_call
 from ...core.bits.space import FULL_PRECISION
 from ...core.products.bilinear import padded
-from ..onnx.float_graph import ready
+from ..onnx.exported_forward import ready
 from ..onnx.integer_codes import CONTAINER_BITS, float_weight, input_codes, weight_codes
 from .fuse import fold_norms, fuse
 from .outputs import difference

@@ -30,7 +30,8 @@ def check_possible(model: nn.Module, example_inputs: Any, formats: list[str]) ->
 
 
 def _try(name: str, model: nn.Module, args: tuple, kwargs: dict) -> None:
-    from ..onnx.float_graph import float_graph, output_names, ready
+    from ..onnx.exported_forward import ready
+    from ..onnx.float_graph import float_graph, output_names
     from .export import plain_copy
     from .int8 import trace
     from .peers import quiet

@@ -107,7 +107,8 @@ def write_float(plain: nn.Module, path: Path, subject: Subject) -> None:
     """The network in fp32, as an ONNX file that onnxruntime's own quantizers take."""
     from onnxscript import ir, optimizer
 
-    from ..onnx.float_graph import float_graph, output_names, ready
+    from ..onnx.exported_forward import ready
+    from ..onnx.float_graph import float_graph, output_names
 
     args, kwargs = subject.inputs(4)
     with ready(plain):

@@ -3,6 +3,7 @@
 export          the one way in: ldp_search.export
 trace           the float graph, its layers' nodes, and inputs to compare on
 float_graph     the float graph that torch makes
+exported_forward  the model while it is exported; needs torch alone
 dynamic_shapes  which dimensions of its inputs are free
 writer          nodes of quantization put into it
 integer_codes   weights stored as integers

@@ -9,6 +9,7 @@ from onnxscript import ir
 from torch import nn
 
 from . import cache, check, float_graph
+from .exported_forward import ready
 
 
 class Traced(NamedTuple):
@@ -29,7 +30,7 @@ class Traced(NamedTuple):
 
 def plain(ldp, args: tuple, kwargs: dict) -> Traced:
     """The model as it is called."""
-    with float_graph.ready(ldp.model):
+    with ready(ldp.model):
         expected = ldp.model(*args, **kwargs)
         own_error = check.own_error(ldp, lambda: ldp.model(*args, **kwargs), expected)
         with ldp.disabled():
@@ -46,7 +47,7 @@ def with_cache(ldp, args: tuple, kwargs: dict) -> Traced:
         ValueError: the model has no such cache, or fixes a length.
     """
     cache.check_model(ldp.model)
-    with float_graph.ready(ldp.model):
+    with ready(ldp.model):
         shown, model = cache.example(ldp.model, args, kwargs), cache.CachedModel(ldp.model)
         expected = model(*shown)
         own_error = check.own_error(ldp, lambda: model(*shown), expected)
