@@ -10,7 +10,6 @@ from torch import Tensor
 from ..bits.policies import Policy, Problem
 from ..bits.space import FINAL_BUDGETS, SearchSpace
 from ..bits.specs import Coverage
-from ..model.sites import SiteSpec
 
 if TYPE_CHECKING:
     from .controller import Controller
@@ -62,26 +61,6 @@ def check_step(controller: Controller, progress: float, before: float, loss: Ten
             "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
             stacklevel=5,
         )
-
-
-def warn_where_frozen(controller: Controller) -> None:
-    """Name, once, the weights that were frozen or unfrozen since operations were counted: the costs do not know it."""
-    if not controller.profiled or controller.space.accounting != "exact":
-        return
-    before, controller.trained = controller.trained, trained_weights(controller.specs)
-    changed = [name for name, flags in controller.trained.items() if before.get(name, flags) != flags]
-    if changed:
-        some = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
-        warnings.warn(
-            f"Weights were frozen or unfrozen after apply(); their costs are those of before: {some}. Freeze first, then "
-            "apply: ldp_search.remove(model), ldp_search.apply(model, ...).",
-            stacklevel=5,
-        )
-
-
-def trained_weights(specs: dict[str, SiteSpec]) -> dict[str, tuple[bool, ...]]:
-    """{site: whether each of its weights asks for a gradient}."""
-    return {name: tuple(weight.requires_grad for weight in spec.weights) for name, spec in specs.items()}
 
 
 def check_coverage(controller: Controller, found: Coverage | None = None) -> None:

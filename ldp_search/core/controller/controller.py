@@ -32,7 +32,7 @@ from ..quantize.quantizers import Quantizer
 from ..registry import build
 from . import controller_state, counting
 from .accounting import cost_of
-from .checks import check_budgets, check_coverage, check_learnable, check_step, warn_where_frozen
+from .checks import check_budgets, check_coverage, check_learnable, check_step
 from .damage_sensor import DamageSensor
 from .defaults import own_defaults
 from .display import as_html, drawn
@@ -41,7 +41,7 @@ from .finalize import finalize, frozen_norms
 from .forecast import Damage, Front, damage, front
 from .rollback import controller_kept
 from .search_problem import always_computed, backward_macs
-from .strays import apart, warn_of_strays
+from .strays import apart, warn_of_strays, warn_where_frozen
 from .summary import Summary, summarize
 from .tensors import BitTensors, leaf
 
@@ -55,6 +55,7 @@ class Controller:
 
     specs: dict[str, SiteSpec]
     problem: Problem
+    trained: dict[str, tuple[bool, ...]]  # which weights of each site asked for a gradient when they were counted
     sites: list[Site]
     tensors: BitTensors
     trajectory: Trajectory
@@ -78,9 +79,6 @@ class Controller:
         self.hooks: dict[str, RemovableHandle] = {}
         self._names: list[str] = []
         self._weights: list[int] = []
-        self.trained: dict[
-            str, tuple[bool, ...]
-        ] = {}  # {site: which of its weights ask for a gradient}, when they were counted
         self.bypassed: dict[str, str] = {}  # {site: why its products are not quantized}, found by `apply`
         self.frozen_norms: set[str] | None = None  # names of batch norms, as the first step finds them; None: before it
         self.profile = profile

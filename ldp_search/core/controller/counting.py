@@ -14,9 +14,9 @@ from ..bits.reachable import check_limits
 from ..bits.trajectory import Trajectory
 from ..model.coverage import coverage
 from ..model.site import Site
-from ..model.sites import SiteSpec, check_some, find_sites, owned_numel
+from ..model.sites import SiteSpec, check_some, find_sites, owned_numel, trained_weights
 from ..profile.records import ModelProfile
-from .checks import check_coverage, trained_weights
+from .checks import check_coverage
 from .damage_sensor import DamageSensor
 from .search_problem import backward_of, latency_of, macs_of, numel_of, problem_of
 from .tensors import BitTensors
@@ -29,7 +29,7 @@ def build(controller: Controller, specs: dict[str, SiteSpec]) -> None:
     """Problem, sites, tensors, trajectory and sensor anew, of these specs."""
     c = controller
     check_some(c.model, specs, c.space)
-    c.specs, c._names, c.trained = specs, list(specs), trained_weights(specs)
+    c.specs, c._names, c.trained = specs, list(specs), trained_weights(specs.values())
     c.problem = problem_of(specs, c.space, c.profiled)
     highest = map(tuple, c.problem.high.tolist())
     c.sites = [
@@ -77,7 +77,7 @@ def _count_anew(c: Controller, specs: dict[str, SiteSpec]) -> None:
     problem = dataclasses.replace(
         c.problem, macs=macs, weight_numel=numel, latency=latency, counted=c.profiled, backward=backward
     )
-    c.specs, c.problem, c.trained = specs, problem.to(device), trained_weights(specs)
+    c.specs, c.problem, c.trained = specs, problem.to(device), trained_weights(specs.values())
     c.policy.problem = c.problem
     c.tensors = copy.copy(c.tensors)
     c.tensors.resize_ranges([*specs.values()])

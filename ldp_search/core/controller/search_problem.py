@@ -43,7 +43,8 @@ def backward_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) 
     """(sites, 2) MACs of dL/dx and of dL/dw, as the space's accounting has them; None until they are counted."""
     if not profiled:
         return None
-    rows = [backward_macs(spec, always_computed(space)) for spec in specs.values()]
+    always = always_computed(space)
+    rows = [backward_macs(spec, always) for spec in specs.values()]
     return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
@@ -61,10 +62,8 @@ def always_computed(space: SearchSpace) -> tuple[bool, bool]:
 
 def backward_macs(spec: SiteSpec, always: tuple[bool, bool]) -> tuple[int, int]:
     """MACs of a site's dL/dx and dL/dw that count. always: as `always_computed` has it."""
-    of_input, of_weight = (
-        spec.macs if all_of_them else own for all_of_them, own in zip(always, spec.backward_macs, strict=True)
-    )
-    return of_input, of_weight
+    of_input, of_weight = spec.backward_macs
+    return spec.macs if always[0] else of_input, spec.macs if always[1] else of_weight
 
 
 def numel_of(specs: dict[str, SiteSpec]) -> Tensor:

@@ -16,6 +16,7 @@ from ..model.interception import InterceptionPlan
 from ..model.layers import kind_of
 from ..model.patched import is_patched
 from ..model.site import Site
+from ..model.sites import trained_weights
 from ..model.swap import ATTRIBUTE, Swapped
 from ..products.foreign import foreign_weight
 
@@ -107,6 +108,20 @@ def warn_of_strays(controller: Controller) -> None:
         _warn(f"in floating point, since they came in after apply(): {_some(found.newcomers)}")
     if used:
         _warn(f"reached by no forward so far, though their operations were counted: {_some(used)}")
+
+
+def warn_where_frozen(controller: Controller) -> None:
+    """Name, once, the weights that were frozen or unfrozen since operations were counted: the costs do not know it."""
+    if not controller.profiled or controller.space.accounting != "exact":
+        return
+    before, controller.trained = controller.trained, trained_weights(controller.specs.values())
+    changed = [name for name, flags in controller.trained.items() if before.get(name, flags) != flags]
+    if changed:
+        warnings.warn(
+            f"Weights were frozen or unfrozen after apply(); their costs are those of before: {_some(changed)}. Freeze first, "
+            "then apply: ldp_search.remove(model), ldp_search.apply(model, ...).",
+            stacklevel=5,
+        )
 
 
 def _warn(what: str) -> None:

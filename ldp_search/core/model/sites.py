@@ -124,6 +124,11 @@ def owned_numel(specs: Iterable[SiteSpec]) -> list[int]:
     return out
 
 
+def trained_weights(specs: Iterable[SiteSpec]) -> dict[str, tuple[bool, ...]]:
+    """{site: whether each of its weights asks for a gradient}."""
+    return {spec.name: tuple(weight.requires_grad for weight in spec.weights) for spec in specs}
+
+
 def holders(specs: dict[str, SiteSpec]) -> list[str]:
     """For each spec the first one with the same weight: itself, but for ties."""
     first: dict[int, str] = {}
