@@ -1,5 +1,6 @@
 """Causal language models with their cache in the file: texts read in pieces give what they give at once, and go on the same."""
 
+import functools
 import json
 import os
 import subprocess
@@ -64,10 +65,21 @@ class File:
         return np.concatenate(logits, 1), list(past.values())
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama, with a mask"])
-def file(request, tmp_path_factory) -> File:
-    mask = request.param != "gpt2"
-    return File(llama if mask else gpt2, tmp_path_factory.mktemp("files"), mask)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """name -> File, made once whatever the order of the tests."""
+
+    @functools.cache
+    def made(name: str) -> File:
+        mask = name != "gpt2"
+        return File(llama if mask else gpt2, tmp_path_factory.mktemp("files"), mask)
+
+    return made
+
+
+@pytest.fixture(params=["gpt2", "llama, with a mask"])
+def file(request, files) -> File:
+    return files(request.param)
 
 
 # -- what is in the file ------------------------------------------------------------------------------------------------
