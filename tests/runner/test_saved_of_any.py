@@ -226,7 +226,7 @@ def test_saving_that_stops_anywhere_leaves_folder_and_model_as_they_were(tmp_pat
     unchanged(model, before)
 
 
-@pytest.mark.parametrize(("moved", "error"), enumerate([OSError, KeyboardInterrupt] * 2 + [OSError]))
+@pytest.mark.parametrize(("moved", "error"), list(enumerate([OSError, KeyboardInterrupt] * 2 + [OSError])))
 def test_files_are_put_in_place_together(tmp_path, monkeypatch, moved, error):
     model = train(bert(), {"input_ids": TOKENS}, steps=1)
     save_pretrained(model, tmp_path / "saved")
