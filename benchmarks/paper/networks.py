@@ -124,13 +124,12 @@ def _init_transformer(model: nn.Module, depth: int) -> None:
 
 
 class ViT(nn.Module):
-    """A vision transformer whose patches cut a picture into 8 x 8 tokens; the mean of the tokens is classified."""
+    """A vision transformer with patches of 4 x 4 pixels; the mean of the tokens is classified."""
 
     def __init__(self, pixels: int, classes: int, width: int = 96, depth: int = 4, heads: int = 3):
         super().__init__()
-        patch = pixels // 8
-        self.patches = nn.Conv2d(3, width, patch, patch)
-        self.positions = nn.Parameter(torch.zeros(1, 64, width))
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.positions = nn.Parameter(torch.zeros(1, (pixels // 4) ** 2, width))
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads, False) for _ in range(depth)))
         self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, classes)
         _init_transformer(self, depth)

@@ -57,7 +57,7 @@ _TEXT = {"data": "wikitext2", "batch": 16, "classes": 4096, "lr": 2e-3, "weight_
 CHANGES = {
     "mobilenetv2": {"*": {}},
     "vit": {"*": _ADAM, "full": {"cycles": 32}},
-    "gpt": {"*": _ADAM | _TEXT, "proxy": {"steps": 2000}, "short": {"steps": 8000}, "full": {"steps": 64_000}},
+    "gpt": {"*": _ADAM | _TEXT, "proxy": {"steps": 1000}, "short": {"steps": 8000}, "full": {"steps": 64_000}},
 }
 """{network: {size, or * for all: what its recipe has otherwise}}."""
 
