@@ -118,11 +118,13 @@ class LDPCallback(TrainerCallback, ExportableState):
         if logs is None or "loss" not in logs:
             return
         ldp = controller(model)
-        bits, cost = [b for b in ldp.bits().values() if b.weight < FULL_PRECISION], ldp.cost()
+        named, layers, cost = ldp.bits(), ldp.layers, ldp.cost()
+        bits = [b for b in named.values() if b.weight < FULL_PRECISION]
+        gradients = [b.grad for name, b in named.items() if b.weight < FULL_PRECISION and layers[name].computes(b)[2]]
         row = {
             "ldp_weight_bits": sum(b.weight for b in bits) / len(bits),
             "ldp_input_bits": sum(b.input for b in bits) / len(bits),
-            "ldp_grad_bits": sum(b.grad for b in bits) / len(bits),
+            "ldp_grad_bits": sum(gradients) / max(1, len(gradients)),
             "ldp_cost": cost.relative,
             "ldp_mean_cost": cost.mean_relative,
         }

@@ -14,10 +14,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import ldp_search
+from ldp_search.core.controller.finalize import allocation
 from ldp_search.runner.report import figures, load_run
-from ldp_search.runner.report.layers import layers_of
+from ldp_search.runner.report.heatmap import draw_heatmap, scale_of
+from ldp_search.runner.report.layers import layers_of, shown
 from ldp_search.runner.report.live import run_of
-from ldp_search.runner.report.style import BitScale
+from ldp_search.runner.report.one import run_sections
+from ldp_search.runner.report.schedule import KINDS, Schedule
+from ldp_search.runner.report.style import BitScale, drawing
 
 
 def trained(steps: int = 20, until: int | None = None, counted: bool = True, **options):
@@ -58,8 +62,11 @@ def test_the_schedule_is_the_trajectory(ldp):
     ]
     scale, bits = BitScale(list(range(2, 9))), ldp.trajectory.bits.numpy()
     for kind, axis in enumerate(pictures):
-        shown = np.asarray(axis.images[0].get_array())
-        assert (shown[:, 0] == scale.index(bits[0, :, kind])).all() and (shown[:, -1] == scale.index(bits[-1, :, kind])).all()
+        drawn = axis.images[0].get_array()
+        assert np.ma.getmaskarray(drawn).any(1).tolist() == [kind == 2, False, False]  # the first layer's dL/dx: never computed
+        computed = ~np.ma.getmaskarray(drawn)[:, 0]
+        for moment in (0, -1):
+            assert (drawn[computed, moment] == scale.index(bits[moment, :, kind])[computed]).all()
     spent = next(line for line in below.axes[0].lines if str(line.get_label()).startswith("this run"))
     assert spent.get_ydata()[-1] == pytest.approx(100 * ldp.cost().mean_relative)
     assert any(str(line.get_label()) == "target: 50 %" for line in below.axes[0].lines)
@@ -110,13 +117,15 @@ def test_split_gradients_are_both_shown_and_both_counted(tmp_path):
     titles = [axis.get_title(loc="left") for axis in split.plot().subfigs[0].axes if axis.images]
     assert titles == ["Weight bits", "Input bits", "Gradient bits, dL/dx", "Gradient bits, dL/dw"]
     layers = layers_of(run_of(split))
-    assert [(one.weight, one.input, one.grad, one.weight_grad) for one in layers] == [*split.bits().values()]
+    rows = [(one.weight, one.input, one.grad, one.weight_grad) for one in layers]
+    assert rows[1:] == list(split.bits().values())[1:]
+    assert rows[0] == pytest.approx((4, 5, np.nan, 7), nan_ok=True)  # nobody computes its dL/dx
     spans = torch.tensor(np.diff(split.trajectory.progress, prepend=0.0))
     costs = (split.problem.layer_costs(split.trajectory.bits.double()) * spans[:, None]).sum(0)
     assert [one.cost_share for one in layers] == pytest.approx((costs / costs.sum()).tolist())
     left = split.plot("allocation").axes[0]
     places = {c.get_label(): c.get_offsets()[:, 0].tolist() for c in left.collections}
-    assert places["gradients, dL/dx"] == [3, 8, 5] and places["dL/dw"] == [7, 2, 5]
+    assert places["gradients, dL/dx"][1:] == [8, 5] and places["dL/dw"] == [7, 2, 5]
     labels = [text.get_text().partition(":")[0] for text in split.plot("damage").axes[0].get_legend().get_texts()]
     assert labels == ["weights", "inputs", "gradients, dL/dx", "gradients, dL/dw"]
     split.trajectory.save(tmp_path / "schedule.parquet")
@@ -211,3 +220,45 @@ def test_report_refuses_what_is_no_run(tmp_path):
         ldp_search.report([])
     with pytest.raises(ValueError, match="No run folder"):
         ldp_search.report(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_bits_of_gradients_that_are_never_computed_are_shown_nowhere(split):
+    """The first layer's dL/dx everywhere; with its weights frozen, its dL/dw too."""
+    whole = trained(split_gradient=split)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    model[0].requires_grad_(False)
+    frozen = ldp_search.controller(ldp_search.apply(model, "ldp", example_inputs=torch.randn(1, 8), split_gradient=split))
+    F.cross_entropy(model(torch.randn(8, 8)), torch.arange(8) % 3).backward()
+    frozen.step(1.0)
+    for ldp, hidden in ((whole, [2] if split else []), (frozen, [2, 3] if split else [2])):
+        kinds = 4 if split else 3
+        rows = {row[0]: row[4 : 4 + kinds] for row in ldp.summary().rows}
+        assert [k for k, shown in enumerate(rows["0"]) if shown == "-"] == hidden
+        run = run_of(ldp)
+        first, *_ = layers_of(run)
+        columns = [shown(run).bits[kind][:, 0] for kind in KINDS[:kinds]]
+        for k, kind in enumerate(KINDS[:kinds]):
+            assert np.isnan(getattr(first, kind)) == np.isnan(columns[k]).all() == np.isnan(columns[k]).any() == (k in hidden)
+        assert not np.isnan(run.schedule.bits["grad"]).any()  # what was in force is still recorded
+        assert allocation(ldp)._repr_html_().count(">-<") == sum(row.count("-") for row in rows.values())
+        caption = next(text for text in run_sections(run, scale_of(run), {}) if "first on top" in text)
+        assert ("empty: a gradient that is never computed" in caption) == bool(hidden)
+    rest = shown(run_of(whole)).bits["grad"][:, 1:]
+    assert not any("-" in row[4:8] for row in whole.summary().rows[1:]) and not np.isnan(rest).any()
+
+
+def test_rows_of_layers_without_a_bit_are_left_out_of_a_mean():
+    bits = np.array([[np.nan, 4.0, np.nan, np.nan, 6.0, 8.0]], dtype=np.float32)
+    schedule = Schedule(np.array([1.0]), list("abcdef"), {kind: bits for kind in KINDS[:3]})
+    drawn = []
+
+    class Scale(BitScale):
+        def index(self, values):
+            drawn.append(values[:, 0].copy())
+            return super().index(values)
+
+    with drawing(4, 4) as (figure, _):
+        draw_heatmap(figure.subplots(), schedule, "grad", Scale([4, 6, 8]), True, most=3)
+    assert np.array_equal(drawn[0], [4, np.nan, 7], equal_nan=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import html_table
-from .specs import AnyBits, Bits, SplitBits, as_bits
+from .specs import AnyBits, Bits, SplitBits, as_bits, computed
 
 
 @dataclass
@@ -43,12 +43,18 @@ class Allocation:
             raise ValueError(f"An allocation is JSON with layers -> weight, input, grad; {path} is not: {error}.") from error
         return cls(layers, rows, data)
 
+    def _shown(self, name: str, kinds: tuple[str, ...]) -> tuple[int | str, ...]:
+        """A layer's bits of these kinds; a dash for those of a gradient that is never computed."""
+        bits, details = self.layers[name], self.details.get(name, {})
+        macs = details.get("macs", 0)
+        used = dict(zip(bits._fields, computed(len(bits), macs, details.get("backward_macs", (macs, macs))), strict=True))
+        return tuple((getattr(bits, kind) if used[kind] else "-") if kind in used else "" for kind in kinds)
+
     def _repr_html_(self) -> str:
         kinds = max((bits._fields for bits in self.layers.values()), key=len, default=Bits._fields)
         rows = [
-            (name, *(self.details.get(name, {}).get(key, "") for key in ("kind", "macs")))
-            + tuple(getattr(bits, kind, "") for kind in kinds)
-            for name, bits in self.layers.items()
+            (name, *(self.details.get(name, {}).get(key, "") for key in ("kind", "macs"))) + self._shown(name, kinds)
+            for name in self.layers
         ]
         columns = ["layer", "kind", "MACs", *(f"{kind.replace('_', ' ')} bits" for kind in kinds)]
         shown = {key: value for key, value in self.summary.items() if isinstance(value, int | float)}

@@ -33,6 +33,15 @@ def as_bits(row: Sequence[int]) -> AnyBits:
     return Bits(*row) if len(row) == 3 else SplitBits(*row)
 
 
+def computed(kinds: int, macs: float, backward_macs: Sequence[float]) -> list[bool]:
+    """Which of a layer's kinds of bits (3, or 4 where the gradient's are split) are in a product that training computes.
+
+    The gradient's are in none where nobody asks for that gradient. All are, while no operations are counted.
+    """
+    gradients = [part > 0 or not macs > 0 for part in backward_macs]
+    return [True, True, *(gradients if kinds == 4 else [any(gradients)])]
+
+
 class LayerSpec(NamedTuple):
     """What the cost of a layer depends on.
 
@@ -48,6 +57,10 @@ class LayerSpec(NamedTuple):
     input_numel: int
     calls: int
     backward_macs: tuple[int, int]
+
+    def computes(self, bits: AnyBits) -> list[bool]:
+        """As `computed`, of this layer."""
+        return computed(len(bits), self.macs, self.backward_macs)
 
 
 class LeftOut(NamedTuple):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .. import html_table
 from ..bits.cost import Cost
+from ..bits.specs import AnyBits, LayerSpec
 from .strays import find_strays
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def summarize(controller: Controller) -> Summary:
     """Layers with their MACs, ranges and bits; then the cost and the coverage."""
     problem, bits = controller.problem, controller.bits()
     ranges = [_ranges(low, high) for low, high in zip(problem.low.tolist(), problem.high.tolist(), strict=True)]
-    rows = [
-        (name, spec.kind, spec.macs, spec.weight_numel, *bits[name], each)
+    rows: list[tuple] = [
+        (name, spec.kind, spec.macs, spec.weight_numel, *_shown(bits[name], spec), each)
         for (name, spec), each in zip(controller.layers.items(), ranges, strict=True)
     ]
     kinds = KINDS[problem.low.shape[1]]
@@ -54,6 +55,11 @@ def summarize(controller: Controller) -> Summary:
     notes = _notes(controller)
     columns = ("layer", "kind", "MACs", "weights", *kinds, "range")
     return Summary("\n".join([*lines, *notes]), columns, rows, notes)
+
+
+def _shown(bits: AnyBits, spec: LayerSpec) -> list[int | str]:
+    """The bits of a layer, and a dash for those of a gradient that is never computed."""
+    return [number if used else "-" for number, used in zip(bits, spec.computes(bits), strict=True)]
 
 
 def _notes(controller: Controller) -> list[str]:

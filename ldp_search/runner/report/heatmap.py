@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .layers import shown
 from .load import Run
 from .schedule import GRADIENTS, Schedule
 from .style import DPI, FAINT, NOT_YET, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges, say_on_top
@@ -22,12 +23,17 @@ def scale_of(*runs: Run) -> BitScale:
 
 
 def draw_heatmap(axis, schedule: Schedule, kind: str, scale: BitScale, finished: bool, most: int) -> np.ndarray:
-    """Bits of one kind, layers (first on top) x progress. Returns the edges of the rows: layers may share a row."""
+    """Bits of one kind, layers (first on top) x progress; empty where there are none.
+
+    Returns the edges of the rows: layers may share a row.
+    """
     when = (np.arange(COLUMNS) + 0.5) / COLUMNS
     edges = row_edges(len(schedule.layers), most)
     bits = schedule.at(kind, when)
     if len(edges) <= len(schedule.layers):
-        bits = np.add.reduceat(bits, edges[:-1], axis=1) / np.diff(edges)
+        known = np.add.reduceat(~np.isnan(bits), edges[:-1], axis=1, dtype=int)
+        sums = np.add.reduceat(np.nan_to_num(bits), edges[:-1], axis=1)
+        bits = np.where(known, sums / np.maximum(known, 1), np.nan)
     picture = scale.index(bits.T)
     if not finished:
         picture = np.ma.masked_where(np.broadcast_to(when > schedule.progress[-1], picture.shape), picture)
@@ -70,7 +76,7 @@ def height_of(schedule: Schedule) -> float:
 
 def draw_schedule(figure, run: Run, scale: BitScale, inner: float) -> None:
     """The panels of `schedule_figure`, `inner` inches high, on a figure or a part of one."""
-    schedule, count = run.schedule, len(run.schedule.layers)
+    schedule, count = shown(run), len(run.schedule.layers)
     axes = figure.subplots(1, len(schedule.panels), sharey=True, squeeze=False)[0]
     for axis, kind in zip(axes, schedule.panels, strict=True):
         edges = draw_heatmap(axis, schedule, kind, scale, run.finished, most=int(inner * DPI / 2))

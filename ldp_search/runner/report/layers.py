@@ -9,15 +9,17 @@ import numpy as np
 import torch
 
 from ...core.bits.cost import training_bitops
+from ...core.bits.specs import computed
 from .load import Run, number
-from .schedule import KINDS
+from .schedule import KINDS, Schedule
 
 NONE = math.nan
 
 
 @dataclass
 class Layer:
-    """A quantized layer of a run. Unknown numbers are NaN; shares are fractions of the whole model.
+    """A quantized layer of a run. Unknown numbers are NaN, and bits of a gradient that is never computed; shares are fractions
+    of the whole model.
 
     weight_grad: bits of the gradient in dL/dw, where the run splits them (`grad` then: in dL/dx); else NaN. backward_macs: of
     dL/dx and dL/dw.
@@ -54,6 +56,7 @@ def layers_of(run: Run) -> list[Layer]:
             setattr(layer, kind, float(last) if value is None else value)
         layers.append(layer)
     _add_shares(run, layers, recorded)
+    _hide_uncomputed(layers)
     return layers
 
 
@@ -84,6 +87,15 @@ def _add_shares(run: Run, layers: list[Layer], recorded: dict[str, int]) -> None
         layer.cost_share = float(cost / spent) if spent > 0 else NONE
 
 
+def _hide_uncomputed(layers: list[Layer]) -> None:
+    """Take away the bits of gradients that are never computed: they round nothing."""
+    for layer in layers:
+        kinds = KINDS[:3] if math.isnan(layer.weight_grad) else KINDS
+        for kind, used in zip(kinds, computed(len(kinds), layer.macs, layer.backward_macs), strict=True):
+            if not used:
+                setattr(layer, kind, NONE)
+
+
 def _mean_cost(run: Run, layer: Layer, recorded: dict[str, int]) -> float:
     """Bit operations of a layer in a training step, averaged over the run (see `core.bits.cost.training_bitops`)."""
     if layer.name in recorded:
@@ -97,6 +109,18 @@ def _bitops(layer: Layer, bits: np.ndarray) -> np.ndarray:
     """Bit operations of a layer at bits (..., kinds)."""
     macs, backward = (torch.tensor(of, dtype=torch.float64) for of in (layer.macs, layer.backward_macs))
     return training_bitops(macs, torch.from_numpy(bits.astype(np.float64)), backward).numpy()
+
+
+def shown(run: Run) -> Schedule:
+    """The schedule of a run without the bits of gradients that are never computed: NaN."""
+    schedule = run.schedule
+    bits = {kind: values.copy() for kind, values in schedule.bits.items()}
+    layers = {layer.name: layer for layer in layers_of(run)}
+    for column, name in enumerate(schedule.layers):
+        for kind in bits:
+            if math.isnan(getattr(layers[name], kind)):
+                bits[kind][:, column] = NONE
+    return Schedule(schedule.progress, schedule.layers, bits)
 
 
 def _backward(value, macs: float) -> tuple[float, ...]:

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
 from ...config.resolve import resolve
 from ...core.bits.space import FINAL_BUDGETS
 from . import html
 from .bars import layers_figure
 from .curves import course_figure
 from .heatmap import schedule_figure
-from .layers import Layer, layers_of, left_out, total_macs
+from .layers import Layer, layers_of, left_out, shown, total_macs
 from .load import Run, named, number
 from .style import BitScale
 from .words import count, describe, digits, duration, percent, score
@@ -45,7 +47,7 @@ def run_sections(run: Run, scale: BitScale, pictures: Pictures, prefix: str = ""
     yield html.heading("The schedule")
     yield html.paragraph(describe(run, layers))
     if run.schedule is not None:
-        yield show("schedule.png", schedule_figure(run, scale), "Bits of every layer (first on top) over the training")
+        yield show("schedule.png", schedule_figure(run, scale), _schedule_caption(run))
     if layers:
         yield html.heading("The layers at the end" if run.finished else "The layers now")
         caption = "Bits of every layer, and its share of the bit operations that the training took and of the MACs"
@@ -120,6 +122,11 @@ def _deviation(reached: float, target: float) -> str:
     """By how much a cost misses its target, relative to the target."""
     off = (reached - target) / target if target else 0.0
     return "on target" if abs(off) < 0.0005 else f"{100 * abs(off):.1f} % {'above' if off > 0 else 'below'}"
+
+
+def _schedule_caption(run: Run) -> str:
+    empty = any(bool(np.isnan(values).any()) for values in shown(run).bits.values())
+    return "Bits of every layer (first on top) over the training" + "; empty: a gradient that is never computed" * empty
 
 
 def _coverage(run: Run, layers: list[Layer]) -> Iterator[str]:
