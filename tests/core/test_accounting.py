@@ -174,6 +174,29 @@ def test_what_is_frozen_or_unfrozen_after_the_counting_is_named_once():
             _stepping(model, x, ldp, step / 10)
 
 
+@pytest.mark.parametrize("by", ["state", "folder"])
+def test_what_was_frozen_at_the_counting_is_known_where_a_training_goes_on(by, tmp_path):
+    """Costs counted with a frozen layer stay so in a checkpoint, and are named where that layer is trained afterwards."""
+
+    def built():
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+    model = built()
+    model[0].requires_grad_(False)
+    ldp, x = ldp_search.controller(ldp_search.apply(model, "static", example_inputs=torch.zeros(1, 4))), torch.randn(3, 4)
+    _stepping(model, x, ldp, 0.1)
+    if by == "state":
+        other = ldp_search.apply(built(), "static", example_inputs=torch.zeros(1, 4))
+        ldp_search.controller(other).load_state_dict(ldp.state_dict())
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a class of the test's own has no recipe
+            ldp_search.save_pretrained(model, tmp_path / "out")
+        other = ldp_search.load_pretrained(tmp_path / "out", model=built()).train()
+    with pytest.warns(UserWarning, match="those of before: 0"):
+        _stepping(other, x, ldp_search.controller(other), 0.2)
+
+
 def test_a_weight_computed_from_frozen_and_trained_ones_is_no_surprise():
     class Merged(nn.Module):
         def __init__(self):

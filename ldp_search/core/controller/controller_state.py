@@ -15,6 +15,7 @@ def of(controller: Controller) -> dict:
     """The state: tensors on the CPU and plain data."""
     return {
         "layers": list(controller.specs),
+        "trained": {name: list(flags) for name, flags in controller.trained.items()},
         "profile": controller.profile and controller.profile.to_dict(),
         "tensors": controller.tensors.state_dict(),
         "clip_optimizer": controller.tensors.optimizer_state(),
@@ -64,5 +65,6 @@ def _take(controller: Controller, state: dict) -> None:
         controller.backend.load_state_dict(state["backend"])
     controller._progress, controller.frozen = state["progress"], state["frozen"]
     controller._steps = state.get("steps", 0)
+    controller.trained |= {name: tuple(flags) for name, flags in state.get("trained", {}).items()}
     controller.sensing = controller.senses_at(controller._steps)
     controller.bind_views()

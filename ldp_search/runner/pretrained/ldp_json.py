@@ -41,6 +41,7 @@ def make_record(ldp: Controller, how: dict[str, Any], weights: dict[str, Any]) -
         "frozen": state["frozen"],
         "progress": state["progress"],
         "profile": ldp.profile.to_dict() if ldp.profiled else None,
+        "trained": state["trained"],
         "state": {name: _plain(value) for name, value in state["tensors"].items() if name not in _TRANSIENT},
     }
 
@@ -136,4 +137,5 @@ def restore(model: nn.Module, record: dict[str, Any]) -> None:
         if math.prod(own.shape) != torch.tensor(values).numel():
             raise ValueError(f"{name} of the record must have the shape {tuple(own.shape)}: the model has other layers.")
         own.copy_(torch.tensor(values, dtype=own.dtype).view(own.shape))
-    ldp.load_state_dict(state | {"frozen": record["frozen"], "progress": record["progress"]})
+    kept = {name: record[name] for name in ("frozen", "progress", "trained") if name in record}
+    ldp.load_state_dict(state | kept)
