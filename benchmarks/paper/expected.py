@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ldp_search.core.controller.forecast import _search
+from ldp_search.core.controller.forecast import search_now
 
 from .cells import Cell
 from .training import Training
@@ -23,7 +23,7 @@ TRIPLES = ((8, 8, 8), (5, 5, 4), (4, 4, 4), (4, 5, 3), (4, 4, 3), (3, 3, 3))
 
 def lines(training: Training) -> list[str]:
     """A table: cost, expected loss of a triple, and of the best bits at the same cost."""
-    search, problem = _search(training.ldp), training.ldp.problem.to("cpu")
+    search, problem = search_now(training.ldp), training.ldp.problem.to("cpu")
     out = ["| w/x/g everywhere | cost | expected loss | of the best bits at that cost |", "|---|---|---|---|"]
     for w, x, g in TRIPLES:
         bits = torch.tensor([w, x, g, g], dtype=torch.float64).expand(problem.low.shape).clone()

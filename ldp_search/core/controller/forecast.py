@@ -64,7 +64,7 @@ class Front(NamedTuple):
 
 def damage(controller: Controller) -> Damage:
     """`Damage` of a controller whose training has measured it."""
-    found = _search(controller).damage(torch.round(controller.tensors.bits).cpu().double())
+    found = search_now(controller).damage(torch.round(controller.tensors.bits).cpu().double())
     kinds = KINDS[found.shape[1]]
     layers = {name: dict(zip(kinds, row, strict=True)) for name, row in zip(controller.specs, found.tolist(), strict=True)}
     return Damage(layers, dict(zip(kinds, found.sum(0).tolist(), strict=True)), float(found.sum()))
@@ -72,7 +72,7 @@ def damage(controller: Controller) -> Damage:
 
 def front(controller: Controller, points: int) -> Front:
     """`Front` of a controller whose training has measured it."""
-    search = _search(controller)
+    search = search_now(controller)
     now = search.choice(torch.round(controller.tensors.bits).cpu().double())
     return Front([_point(controller, choice) for choice in search.front(points)], _point(controller, now))
 
@@ -96,7 +96,7 @@ def sensor_of(controller: Controller) -> DamageSensor:
     return controller.sensor
 
 
-def _search(controller: Controller) -> LeastDamage:
+def search_now(controller: Controller) -> LeastDamage:
     """Raises ValueError where nothing is measured."""
     sensor, every = sensor_of(controller), controller.space.sense_every
     if not sensor.ready:

@@ -201,7 +201,9 @@ def command(run: Run) -> str:
 def _few_words(values: dict[str, Any]) -> list[str]:
     """Those words alone that the task's recipe does not already say; none where that cannot be told any more."""
     try:
-        words = [f"{key}={_word(values[key])}" for key in ("task", "space", "recipe")]
+        words = [f"{key}={_word(values[key])}" for key in ("task", "space")]
+        if resolve(words).values["recipe"] != values["recipe"]:
+            words.append(f"recipe={_word(values['recipe'])}")
         base = resolve(words).values
         words += [f"{key}={_word(value)}" for key, value in values.items() if base[key] != value]
         words.append(f"seed={_word(values['seed'])}")

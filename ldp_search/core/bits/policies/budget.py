@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..problem import Problem
 
-TOLERANCE = 1e-9
+ROUNDING = 1e-9
 """Of progress. A part of a plan that is to begin with a step would otherwise begin one step late."""
 STARTS = {"low": 0.0, "middle": 0.5, "high": 1.0, "target": 0.5}
 """Where the bits may begin -> how far from the lowest to the highest; those of `target` are then moved to the budget."""
@@ -91,7 +91,7 @@ def allocation_at_cost(problem: Problem, bits: Tensor, target: float) -> tuple[T
 
 def plan_at(plan: list[tuple[float, Tensor]], progress: float) -> Tensor:
     """The bits of the last part of a plan that has begun. Progress is a sum of steps: it may fall short by its last digits."""
-    return [bits for start, bits in plan if progress >= start - TOLERANCE][-1]
+    return [bits for start, bits in plan if progress >= start - ROUNDING][-1]
 
 
 def split_budget(below: Tensor, above: Tensor, problem: Problem, target: float, start: float = 0.0):

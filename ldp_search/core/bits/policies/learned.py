@@ -25,7 +25,7 @@ from ..within_limits import search_of
 from .base import Policy
 from .budget import STARTS, allocation_at_cost, check_shares, check_within, split_budget, start_at
 
-TOLERANCE = 0.015  # share of what is left to spend that the bits in force may miss it by; it is made up for later
+SLACK = 0.015  # share of what is left to spend that the bits in force may miss it by; it is made up for later
 
 LONGEST_WARM_UP = 0.2  # share of the run that a rising learning rate may hold the bits for
 
@@ -88,7 +88,7 @@ class Learned(Policy):
             return 1.0
         now = float(p.relative_cost(bits))
         end = float(p.relative_cost(p.low if now > p.target_cost else dearest))
-        if abs(now - p.target_cost) < TOLERANCE:
+        if abs(now - p.target_cost) < SLACK:
             return 1.0
         return 0.0 if end == now else max(0.0, (end - p.target_cost) / (end - now))
 
@@ -157,7 +157,7 @@ class Learned(Policy):
             return search.moved(s["price"], now, self.inertia).bits
         left = self._left(signals)
         _, _, s["price"] = search.around(left, now, s["price"])
-        return search.towards(search.moved(s["price"], now, self.inertia).bits, left, TOLERANCE, now).bits
+        return search.towards(search.moved(s["price"], now, self.inertia).bits, left, SLACK, now).bits
 
     def _decide_within(self, signals):
         """As `_decide`. The budgets of the final bits hold for those in force too: bits that change late do harm."""
@@ -165,7 +165,7 @@ class Learned(Policy):
         left = self._left(signals) if self.problem.target_cost is not None else None
         _, s["price"] = search.settle(left, now, self._weighted_price() if left is None else s["price"])
         s["prices"] = search.prices
-        return search.towards(search.moved(s["price"], now, self.inertia).bits, left, TOLERANCE, now).bits
+        return search.towards(search.moved(s["price"], now, self.inertia).bits, left, SLACK, now).bits
 
     def _weighted_price(self) -> float:
         """Of the relative cost, in loss, as `cost_weight` sets it; 0 without one."""
