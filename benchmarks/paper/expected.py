@@ -1,8 +1,8 @@
 """What a training says, while it runs, of bits that it does not use: the expected loss of uniform triples, and of its own.
 
-    python -m benchmarks.paper.expected checkpoint=CELL/checkpoint.pt row=learned_0.25 data=FOLDER [seed=0] [size=proxy]
+    python -m benchmarks.paper.expected checkpoint=CELL/checkpoint.pt row=learned_0.25 data=FOLDER [network=resnet20] [seed=0] [size=proxy]
 
-Read from the checkpoint of a row that learns, of the network resnet20. Compare it with what those triples turn out to do when
+Read from the checkpoint of a row that learns. Compare it with what those triples turn out to do when
 they are trained: the difference of their final training losses from that of 8 bits everywhere.
 """
 
@@ -34,7 +34,7 @@ def lines(training: Training) -> list[str]:
 
 
 def main(words: list[str]) -> None:
-    options = {"checkpoint": "", "row": "learned_0.3165", "data": "data", "size": "proxy", "seed": "0"}
+    options = {"checkpoint": "", "row": "learned_0.3165", "data": "data", "network": "resnet20", "size": "proxy", "seed": "0"}
     for word in words:
         key, _, value = word.partition("=")
         if key not in options:
@@ -44,7 +44,7 @@ def main(words: list[str]) -> None:
     if not path.is_file():
         sys.exit(f"checkpoint must be a file that a training has left; received {options['checkpoint']!r}.")
     torch.set_num_threads(1)
-    cell = Cell("resnet20", options["row"], options["size"], int(options["seed"]))
+    cell = Cell(options["network"], options["row"], options["size"], int(options["seed"]))
     training = Training(cell, Path(options["data"]), torch.device("cpu"))
     if not training.load(path):
         sys.exit(f"The checkpoint must be of {cell.name} as it is trained today; {path} has other settings.")
