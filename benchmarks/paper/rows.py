@@ -16,6 +16,7 @@ A_SAMPLE = NEW | {"grad_quantizer": "per_sample"}
 """The same with one scale a sample."""
 SEARCHED = {"bits": (2, 8), "grad_bits": (2, 8), "split_gradient": True}
 ONE_GRADIENT = {"bits": (2, 8), "grad_bits": (3, 8), "split_gradient": False}
+LOWEST = 27 / 192  # the cost of 3/3/3 bits everywhere
 OLD_SIGNAL = {"policy": "bit_gradient", "bits": (2, 8), "grad_bits": 8}
 
 
@@ -62,7 +63,7 @@ ROWS = {
         Row("uniform_333", _static(3, 3, 3, NEW), 1),
         Row("learned_as_554", _learned(65 / 192), 1, beside="uniform_554"),
         Row("learned_as_443", _learned(40 / 192), 1, beside="uniform_443"),
-        Row("learned_as_333", _learned(27 / 192), 1, beside="uniform_333"),
+        Row("learned_as_333", _learned(LOWEST), 1, beside="uniform_333"),
         Row("random_as_443", NEW | SEARCHED | {"policy": "random", "target_cost": 40 / 192}, beside="uniform_443"),
         Row("random_0.3165", NEW | SEARCHED | {"policy": "random", "target_cost": 0.3165}),
         Row("replay_0.20", NEW | SEARCHED | {"policy": "replay"}, replays="learned_0.20"),
@@ -76,7 +77,14 @@ ROWS = {
         Row("static8_new", _static(8, 8, 8, NEW)),
         Row("learned_0.633", _learned(0.633)),
         Row("uniform_554_sample_scales", _static(5, 5, 4, A_SAMPLE)),
-        # One part of the method taken out, or changed, at a time.
+        # One part of the method taken out, or changed, at a time: where rounding costs most, and at the default's budget.
+        Row("as_333_one_gradient", _learned(LOWEST, **ONE_GRADIENT | {"grad_bits": (2, 8)}), 3),
+        Row("as_333_sample_scales", _learned(LOWEST, **A_SAMPLE), 3),
+        Row("as_333_without_input_clip", _learned(LOWEST, input_quantizer="minmax"), 3),
+        Row("as_333_without_weight_grid", _learned(LOWEST, weight_quantizer="minmax"), 3),
+        Row("as_333_grad_rate_0.25", _learned(LOWEST, policy={"name": "learned", "grad_rate": 0.25}), 3),
+        Row("as_333_grad_rate_4", _learned(LOWEST, policy={"name": "learned", "grad_rate": 4.0}), 3),
+        Row("as_333_without_freeze", _learned(LOWEST, policy={"name": "learned", "freeze": 0.0}), 3),
         Row("learned_0.3165_three_bits", _learned(0.3165, grad_bits=(3, 8)), 3),
         Row("learned_0.3165_one_gradient", _learned(0.3165, **ONE_GRADIENT), 3),
         Row("learned_0.3165_sample_scales", _learned(0.3165, **A_SAMPLE, **ONE_GRADIENT), 3),
