@@ -1,6 +1,6 @@
 """What a training says, while it runs, of bits that it does not use: the expected loss of uniform triples, and of its own.
 
-    python -m benchmarks.paper.expected checkpoint=CELL/checkpoint.pt row=learned_0.25 data=FOLDER [network=resnet20] [seed=0] [size=proxy]
+    python -m benchmarks.paper.expected checkpoint=CELL/checkpoint.pt row=learned_0.25 data=FOLDER [network=resnet20] [seed=0]
 
 Read from the checkpoint of a row that learns. Compare it with what those triples turn out to do when
 they are trained: the difference of their final training losses from that of 8 bits everywhere.
