@@ -25,7 +25,7 @@ class Row:
     """space: fields of the SearchSpace, None for plain fp32. priority: 1 runs first.
 
     replays: row whose final allocation it takes. cyclic: the policy's `cycles` come from the recipe. beside: row of uniform
-    bits at exactly its cost.
+    bits at exactly its cost. part_of: the row of the whole method, from which it differs in one part.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Row:
     replays: str | None = None
     cyclic: bool = False
     beside: str | None = None
+    part_of: str | None = None
 
 
 def _static(weight: int, inputs: int, grad: int, quantizers: dict) -> dict:
@@ -78,24 +79,29 @@ ROWS = {
         Row("learned_0.633", _learned(0.633)),
         Row("uniform_554_sample_scales", _static(5, 5, 4, A_SAMPLE)),
         # One part of the method taken out, or changed, at a time: where rounding costs most, and at the default's budget.
-        Row("as_333_one_gradient", _learned(LOWEST, **ONE_GRADIENT | {"grad_bits": (2, 8)}), 3),
-        Row("as_333_sample_scales", _learned(LOWEST, **A_SAMPLE), 3),
-        Row("as_333_without_input_clip", _learned(LOWEST, input_quantizer="minmax"), 3),
-        Row("as_333_without_weight_grid", _learned(LOWEST, weight_quantizer="minmax"), 3),
-        Row("as_333_grad_rate_0.25", _learned(LOWEST, policy={"name": "learned", "grad_rate": 0.25}), 3),
-        Row("as_333_grad_rate_4", _learned(LOWEST, policy={"name": "learned", "grad_rate": 4.0}), 3),
-        Row("as_333_without_freeze", _learned(LOWEST, policy={"name": "learned", "freeze": 0.0}), 3),
-        Row("learned_0.3165_three_bits", _learned(0.3165, grad_bits=(3, 8)), 3),
-        Row("learned_0.3165_one_gradient", _learned(0.3165, **ONE_GRADIENT), 3),
-        Row("learned_0.3165_sample_scales", _learned(0.3165, **A_SAMPLE, **ONE_GRADIENT), 3),
-        Row("learned_0.25_sample_scales", _learned(0.25, **A_SAMPLE, **ONE_GRADIENT), 3),
-        Row("learned_0.386_sample_scales", _learned(0.386, **A_SAMPLE, **ONE_GRADIENT), 3),
-        Row("grad_rate_0.25", _learned(0.3165, policy={"name": "learned", "grad_rate": 0.25}), 3),
-        Row("grad_rate_4", _learned(0.3165, policy={"name": "learned", "grad_rate": 4.0}), 3),
-        Row("without_input_clip", _learned(0.3165, input_quantizer="minmax"), 3),
-        Row("without_weight_grid", _learned(0.3165, weight_quantizer="minmax"), 3),
-        Row("without_fine_scales", _learned(0.3165, grad_quantizer="symmetric"), 3),
-        Row("without_freeze", _learned(0.3165, policy={"name": "learned", "freeze": 0.0}), 3),
+        Row("as_333_one_gradient", _learned(LOWEST, **ONE_GRADIENT | {"grad_bits": (2, 8)}), 3, part_of="learned_as_333"),
+        Row("as_333_sample_scales", _learned(LOWEST, **A_SAMPLE), 3, part_of="learned_as_333"),
+        Row("as_333_without_input_clip", _learned(LOWEST, input_quantizer="minmax"), 3, part_of="learned_as_333"),
+        Row("as_333_without_weight_grid", _learned(LOWEST, weight_quantizer="minmax"), 3, part_of="learned_as_333"),
+        Row(
+            "as_333_grad_rate_0.25",
+            _learned(LOWEST, policy={"name": "learned", "grad_rate": 0.25}),
+            3,
+            part_of="learned_as_333",
+        ),
+        Row("as_333_grad_rate_4", _learned(LOWEST, policy={"name": "learned", "grad_rate": 4.0}), 3, part_of="learned_as_333"),
+        Row("as_333_without_freeze", _learned(LOWEST, policy={"name": "learned", "freeze": 0.0}), 3, part_of="learned_as_333"),
+        Row("learned_0.3165_three_bits", _learned(0.3165, grad_bits=(3, 8)), 3, part_of="learned_0.3165"),
+        Row("learned_0.3165_one_gradient", _learned(0.3165, **ONE_GRADIENT), 3, part_of="learned_0.3165"),
+        Row("learned_0.3165_sample_scales", _learned(0.3165, **A_SAMPLE, **ONE_GRADIENT), 3, part_of="learned_0.3165"),
+        Row("learned_0.25_sample_scales", _learned(0.25, **A_SAMPLE, **ONE_GRADIENT), 3, part_of="learned_0.25"),
+        Row("learned_0.386_sample_scales", _learned(0.386, **A_SAMPLE, **ONE_GRADIENT), 3, part_of="learned_0.386"),
+        Row("grad_rate_0.25", _learned(0.3165, policy={"name": "learned", "grad_rate": 0.25}), 3, part_of="learned_0.3165"),
+        Row("grad_rate_4", _learned(0.3165, policy={"name": "learned", "grad_rate": 4.0}), 3, part_of="learned_0.3165"),
+        Row("without_input_clip", _learned(0.3165, input_quantizer="minmax"), 3, part_of="learned_0.3165"),
+        Row("without_weight_grid", _learned(0.3165, weight_quantizer="minmax"), 3, part_of="learned_0.3165"),
+        Row("without_fine_scales", _learned(0.3165, grad_quantizer="symmetric"), 3, part_of="learned_0.3165"),
+        Row("without_freeze", _learned(0.3165, policy={"name": "learned", "freeze": 0.0}), 3, part_of="learned_0.3165"),
     )
 }
 

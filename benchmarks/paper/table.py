@@ -4,7 +4,8 @@
 
 table.csv, table.parquet: a line a cell, failed ones with their error. summary.md, summary.csv: a line a row of the benchmark,
 with mean and standard deviation over its seeds, and the mean difference to `static8` and `cpt` over the seeds that both have,
-and to the uniform bits of its own cost, with its standard error. figures/: see `figures`.
+to the uniform bits of its own cost, and to the whole method where a row lacks one part of it,
+with its standard error. figures/: see `figures`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ GROUP = ("network", "size", "cut", "row")
 RIVALS = ("static8", "cpt")
 UNIFORM = "uniform"
 """In the place of a rival: the row of uniform bits at exactly a row's cost."""
+WHOLE = "whole"
+"""In the place of a rival: the row of the whole method, where a row differs from it in one part."""
+
+
+LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 
 
 def tidy(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -57,16 +63,22 @@ def summary(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
     for key, members in groups.items():
         line = dict(zip(GROUP, key, strict=True)) | {"seeds": len(members), "metric": _metric(members[0])}
-        for name in ("score", "train_loss", "cost", "inference_cost", "training_bitops"):
-            values = [_score(row) if name == "score" else row[name] for row in members]
+        for name in ("score", "train_loss", "test_loss", "cost", "inference_cost", "training_bitops"):
+            values = [_score(row) if name == "score" else row[name] or float("nan") for row in members]
             line[name], line[f"{name}_sd"] = mean_and_spread(values)
         for rival in RIVALS:
             line |= _against(rival, members, groups.get((*key[:3], rival), []))
-        beside = ROWS[key[3]].beside if key[3] in ROWS else None
-        line |= _against(UNIFORM, members, groups.get((*key[:3], beside), []))
+        for rival, name in _of_its_own(key[3]).items():
+            line |= _against(rival, members, groups.get((*key[:3], name), []))
         line["commits"] = " ".join(sorted({row["commit"] for row in members}))
         out.append(line)
     return sorted(out, key=lambda line: (*(line[name] for name in GROUP[:3]), -line["cost"], line["row"]))
+
+
+def _of_its_own(name: str) -> dict[str, str | None]:
+    """{rival that is another row for each: that row}, of a row."""
+    rule = ROWS.get(name)
+    return {UNIFORM: rule and rule.beside, WHOLE: rule and rule.part_of}
 
 
 def _metric(row: dict) -> str:
@@ -92,13 +104,14 @@ def markdown(lines: list[dict[str, Any]], failed: list[dict[str, Any]]) -> str:
     out = []
     for place in dict.fromkeys(tuple(line[name] for name in GROUP[:3]) for line in lines):
         members = [line for line in lines if tuple(line[name] for name in GROUP[:3]) == place]
-        head = ["row", "seeds", members[0]["metric"], "training loss", "training cost", "inference cost"]
-        head += [*(f"minus {rival}" for rival in RIVALS), "minus uniform bits of its cost"]
+        loss = "train_loss" if members[0]["metric"] == "accuracy" else "test_loss"  # a text is read less than once
+        head = ["row", "seeds", members[0]["metric"], LOSSES[loss], "training cost", "inference cost"]
+        head += [*(f"minus {rival}" for rival in RIVALS), "minus uniform bits of its cost", "minus the whole method"]
         out += [f"## {' '.join(filter(None, place))}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for line in members:
             cells = [line["row"], str(line["seeds"]), _pm(line["score"], line["score_sd"], 2)]
-            cells += [_pm(line["train_loss"], line["train_loss_sd"], 3), f"{line['cost']:.4f}", f"{line['inference_cost']:.3f}"]
-            cells += [_pm(line[f"minus_{rival}"], line[f"minus_{rival}_se"], 2, True) for rival in (*RIVALS, UNIFORM)]
+            cells += [_pm(line[loss], line[f"{loss}_sd"], 3), f"{line['cost']:.4f}", f"{line['inference_cost']:.3f}"]
+            cells += [_pm(line[f"minus_{rival}"], line[f"minus_{rival}_se"], 2, True) for rival in (*RIVALS, UNIFORM, WHOLE)]
             out.append(f"| {' | '.join(cells)} |")
         out.append("")
     out += [f"Failed: {row['cell']}: {row['error']}" for row in failed]

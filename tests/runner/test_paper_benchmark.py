@@ -18,7 +18,7 @@ from benchmarks.paper.cells import Cell, choose
 from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.recipes import recipe_of
 from benchmarks.paper.store import Store
-from benchmarks.paper.table import report, summary
+from benchmarks.paper.table import markdown, report, summary
 from benchmarks.paper.training import Training
 from benchmarks.paper.work import Worker
 
@@ -264,7 +264,7 @@ def test_settings_are_plain_data_and_tell_cells_apart():
 
 def test_differences_are_of_paired_seeds_with_their_standard_error():
     place = {"network": "resnet20", "size": "proxy", "cut": "", "status": "done", "perplexity": None, "commit": "a"}
-    place |= {"train_loss": 1.0, "cost": 0.5, "inference_cost": 0.5, "training_bitops": 1e12}
+    place |= {"train_loss": 1.0, "test_loss": 1.0, "cost": 0.5, "inference_cost": 0.5, "training_bitops": 1e12}
     scores = {"cpt": {0: 70.0, 1: 71.0, 2: 75.0}, "learned": {0: 71.0, 1: 73.0}}
     table = [place | {"row": row, "seed": s, "accuracy": a} for row, found in scores.items() for s, a in found.items()]
     table.append(place | {"row": "learned", "seed": 2, "status": "failed", "accuracy": None})
@@ -276,6 +276,26 @@ def test_differences_are_of_paired_seeds_with_their_standard_error():
     uniform, learned = summary(table)[::-1]
     assert learned["minus_uniform"] == pytest.approx(1.1) and learned["minus_uniform_se"] == pytest.approx(0.1)
     assert uniform["minus_uniform"] is None
+    scores = {"learned_as_333": {0: 70.0, 1: 70.5}, "as_333_one_gradient": {0: 69.0, 1: 69.7}}
+    table = [place | {"row": row, "seed": s, "accuracy": a} for row, found in scores.items() for s, a in found.items()]
+    part, whole = sorted(summary(table), key=lambda line: line["row"])
+    assert part["minus_whole"] == pytest.approx(-0.9) and whole["minus_whole"] is None
+
+
+def test_texts_are_compared_by_the_loss_on_the_test_set():
+    """A text is read less than once, so the mean over its only epoch begins at that of no training."""
+    place = {"network": "gpt", "size": "proxy", "cut": "", "status": "done", "accuracy": None, "commit": "a", "row": "cpt"}
+    place |= {"cost": 0.5, "inference_cost": 0.5, "training_bitops": 1e12}
+    table = [place | {"seed": s, "perplexity": 90.0 + s, "train_loss": 5.5, "test_loss": 4.5 + s / 100} for s in (0, 2)]
+    head, *_, row, _, _ = markdown(summary(table), []).splitlines()[2:]
+    assert head.startswith("| row | seeds | perplexity | test loss |") and "| 91.00 ± 1.41 | 4.510 ± 0.014 |" in row
+
+
+def test_a_part_is_taken_out_of_a_row_that_there_is():
+    for row in rows.ROWS.values():
+        if row.part_of is not None:
+            whole = rows.ROWS[row.part_of].space
+            assert row.space != whole and row.space.get("target_cost") == whole["target_cost"]
 
 
 def test_the_uniform_bits_beside_a_learned_row_cost_what_it_costs():
