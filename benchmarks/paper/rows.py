@@ -68,6 +68,7 @@ ROWS = {
         Row("random_as_443", NEW | SEARCHED | {"policy": "random", "target_cost": 40 / 192}, beside="uniform_443"),
         Row("random_0.3165", NEW | SEARCHED | {"policy": "random", "target_cost": 0.3165}),
         Row("replay_0.20", NEW | SEARCHED | {"policy": "replay"}, replays="learned_0.20"),
+        Row("replay_as_333", NEW | SEARCHED | {"policy": "replay"}, replays="learned_as_333"),
         Row("static448", _static(4, 4, 8, PUBLISHED)),
         Row("cpt_g5", NEW | _CPT | {"grad_bits": 5}, cyclic=True),
         Row("learned_0.20", _learned(0.20)),
