@@ -26,7 +26,8 @@ def lines(training: Training) -> list[str]:
     search, problem = search_now(training.ldp), training.ldp.problem.to("cpu")
     out = ["| w/x/g everywhere | cost | expected loss | of the best bits at that cost |", "|---|---|---|---|"]
     for w, x, g in TRIPLES:
-        bits = torch.tensor([w, x, g, g], dtype=torch.float64).expand(problem.low.shape).clone()
+        kinds = problem.low.shape[1]
+        bits = torch.tensor([w, x, g, g][:kinds], dtype=torch.float64).expand(problem.low.shape).clone()
         uniform = search.choice(bits)
         best, _, _ = search.at_budget(uniform.cost, problem.high.double())
         out.append(f"| {w}/{x}/{g} | {uniform.cost:.3f} | {uniform.damage:.4f} | {best.damage:.4f} |")

@@ -116,6 +116,7 @@ def remove(model: nn.Module) -> nn.Module:
         hook.remove()
     controller.hooks.clear()
     controller.model.__dict__.pop(ATTRIBUTE, None)
+    controller.removed = True
     return model
 
 

@@ -168,10 +168,23 @@ def test_what_is_frozen_or_unfrozen_after_the_counting_is_named_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _stepping(model, x, ldp, 0.2)
-    model[0].requires_grad_(True)
-    with pytest.warns(UserWarning, match="those of before: 0"):  # at steps 1, 2, 4, 8, ...
+        model[0].requires_grad_(True)  # as it was counted
         for step in range(3, 6):
             _stepping(model, x, ldp, step / 10)
+        model[1].requires_grad_(False)
+        _stepping(model, x, ldp, 0.7)  # looked for at steps 1, 2, 4, 8, ..., at those that measure, and at the end
+    assert "so that their costs are wrong: 1" in ldp.summary()
+    with pytest.warns(UserWarning, match="those of before: 1"):
+        ldp.finalize()
+
+
+def test_bits_of_what_is_trained_after_all_are_shown():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    ldp = ldp_search.controller(ldp_search.apply(model, "ldp", example_inputs=torch.zeros(1, 4)))
+    assert ldp.summary().rows[0][6:8] == ("-", "-")
+    model.requires_grad_(True)
+    assert "-" not in ldp.summary().rows[0] and "so that their costs are wrong: 0" in ldp.summary()
 
 
 @pytest.mark.parametrize("by", ["state", "folder"])
@@ -186,7 +199,7 @@ def test_what_was_frozen_at_the_counting_is_known_where_a_training_goes_on(by, t
     ldp, x = ldp_search.controller(ldp_search.apply(model, "static", example_inputs=torch.zeros(1, 4))), torch.randn(3, 4)
     _stepping(model, x, ldp, 0.1)
     if by == "state":
-        other = ldp_search.apply(built(), "static", example_inputs=torch.zeros(1, 4))
+        other = ldp_search.apply(built(), "static")
         ldp_search.controller(other).load_state_dict(ldp.state_dict())
     else:
         with warnings.catch_warnings():
@@ -195,6 +208,20 @@ def test_what_was_frozen_at_the_counting_is_known_where_a_training_goes_on(by, t
         other = ldp_search.load_pretrained(tmp_path / "out", model=built()).train()
     with pytest.warns(UserWarning, match="those of before: 0"):
         _stepping(other, x, ldp_search.controller(other), 0.2)
+
+
+def test_a_state_of_other_counts_leaves_those_that_there_are():
+    models = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)) for _ in range(2)]
+    models[0][0].requires_grad_(False)
+    frozen, whole = (ldp_search.controller(ldp_search.apply(m, "static", example_inputs=torch.zeros(1, 4))) for m in models)
+    _stepping(models[0], torch.randn(3, 4), frozen, 0.1)
+    counted = whole.layers
+    with pytest.warns(UserWarning, match="in which other weights were frozen: what it has spent"):
+        whole.load_state_dict(frozen.state_dict())
+    assert whole.layers == counted
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # its own costs are right
+        _stepping(models[1], torch.randn(3, 4), whole, 0.2)
 
 
 def test_a_weight_computed_from_frozen_and_trained_ones_is_no_surprise():

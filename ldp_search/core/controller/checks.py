@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..bits.policies import Policy, Problem
@@ -44,8 +45,35 @@ def check_budgets(policy: Policy, space: SearchSpace) -> None:
         )
 
 
+def finite_loss(loss: Tensor, before: Tensor | None) -> Tensor:
+    """A loss as policies read it: the last finite one where it is not finite itself; 1 where there is none yet."""
+    return torch.where(loss.isfinite(), loss, torch.ones_like(loss) if before is None else before.to(loss))
+
+
+def check_present(controller: Controller) -> None:
+    """Raises RuntimeError where the controller was taken off its model."""
+    if controller.removed:
+        raise RuntimeError(
+            "This controller was removed from its model and moves nothing: take the one of today, ldp_search.controller(model)."
+        )
+
+
+def warn_where_nothing_was_learned(controller: Controller) -> None:
+    """Where bits that should have been searched are final as they began, or were chosen without any measurement."""
+    if controller.frozen or controller.policy.name == "static" or not controller.problem.searched.any():
+        return
+    if controller.trajectory.seen == 0:
+        what = "no ldp.step() was called, so they are those of the beginning. Call it once per optimizer step, after backward"
+    elif controller.sensor is not None and not controller.sensor.ready:
+        what = "nothing was measured of what rounding costs. Train in training mode, with loss.backward() before ldp.step()"
+    else:
+        return
+    warnings.warn(f"These bits were not learned; {what}.", stacklevel=4)
+
+
 def check_step(controller: Controller, progress: float, before: float, loss: Tensor | float | None) -> None:
     """Raises ValueError where a step comes out of order, or lacks what the policy reads. before: the progress so far."""
+    check_present(controller)
     if not before < progress <= 1 + 1e-9:
         raise ValueError(
             f"progress must rise from 0 to 1, once per optimizer step; received {progress} after {before}. "

@@ -32,7 +32,7 @@ from ..quantize.quantizers import Quantizer
 from ..registry import build
 from . import controller_state, counting
 from .accounting import cost_of
-from .checks import check_budgets, check_coverage, check_learnable, check_step
+from .checks import check_budgets, check_coverage, check_learnable, check_step, finite_loss
 from .damage_sensor import DamageSensor
 from .defaults import own_defaults
 from .display import as_html, drawn
@@ -76,6 +76,9 @@ class Controller:
         self.policy: Policy = build("policy", space.policy)
         self.generator = torch.Generator("cpu").manual_seed(space.seed)
         self._progress, self._steps, self.frozen, self.counting = 0.0, 0, False, False
+        self._loss: Tensor | None = None  # the last one that was finite
+        self.named_refrozen: set[str] = set()  # sites that a warning has named
+        self.removed = False  # by `remove`: it is the handle of nothing any more
         self.hooks: dict[str, RemovableHandle] = {}
         self._names: list[str] = []
         self._weights: list[int] = []
@@ -162,14 +165,15 @@ class Controller:
             self._look_around()
         loss = None if loss is None else torch.as_tensor(loss, device=self.tensors.bits.device).detach().clone()
         average_over_ranks([*self.tensors.of_the_batch(self.sensing), *([] if loss is None else [loss])])
+        loss = self._loss = None if loss is None else finite_loss(loss, self._loss)
         if self.sensing and self.sensor is not None:
-            self.sensor.measure(optimizer)
+            self.sensor.measure(optimizer, self.model.training)
         self.tensors.spent += self.problem.relative_cost(self.tensors.bits) * (progress - self._progress)
         self.trajectory.append(progress, self.tensors.bits)
         self._progress, self._steps = progress, self._steps + 1
         self.sensing = self.senses_at(self._steps)
         if not self.frozen and progress < 1 - 1e-9:  # after the last step its bits stay: they are the result
-            grads = self.tensors.grads if self.policy.needs_gradients else None
+            grads = self.tensors.finite_gradients() if self.policy.needs_gradients else None
             warming_up = self.sensor is not None and self.sensor.warming_up
             signals = Signals(
                 progress, self.tensors.bits.clone(), grads, loss, self.tensors.spent, self._damages(), warming_up
@@ -180,12 +184,14 @@ class Controller:
         self.tensors.zero_gradients()
         if self.trajectory.seen.bit_count() == 1:  # steps 1, 2, 4, ...: new kinds of calls become rare
             agree_on_choices(self.backend)
+        if self.trajectory.seen.bit_count() == 1 or self.sensing:
             warn_where_frozen(self)
 
     def _look_around(self) -> None:
         """At the first step of a process: name what has come between `apply` and the training."""
         check_coverage(self)
         warn_of_strays(self)
+        warn_where_frozen(self)
         self.frozen_norms = frozen_norms(self.model)
 
     def senses_at(self, steps: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from ..profile.records import ModelProfile
@@ -15,6 +16,7 @@ def of(controller: Controller) -> dict:
     """The state: tensors on the CPU and plain data."""
     return {
         "layers": list(controller.specs),
+        "weights": dict(zip(controller.specs, controller._weights, strict=True)),
         "trained": {name: list(flags) for name, flags in controller.trained.items()},
         "profile": controller.profile and controller.profile.to_dict(),
         "tensors": controller.tensors.state_dict(),
@@ -38,7 +40,8 @@ def load(controller: Controller, state: dict) -> None:
     missing = {"layers", "profile", "tensors", "policy", "trajectory", "progress"} - set(state)
     if missing:
         raise ValueError(f"The state must be what state_dict() gave; it lacks {sorted(missing)}.")
-    profile = controller.profile
+    _check_sizes(controller, state.get("weights", {}))
+    profile, flags = controller.profile, {name: tuple(each) for name, each in state.get("trained", {}).items()}
     if state["profile"] is None and profile is not None:
         counting.forget(controller)
         _take(controller, state)
@@ -46,7 +49,23 @@ def load(controller: Controller, state: dict) -> None:
         return
     if profile is None and state["profile"] is not None:
         controller.adopt_profile(ModelProfile.from_dict(state["profile"]))
+        controller.trained |= flags  # of these counts
+    elif any(controller.trained.get(name, each) != each for name, each in flags.items()):
+        warnings.warn(
+            "The state is of a training in which other weights were frozen: what it has spent so far was counted by that.",
+            stacklevel=5,
+        )
     _take(controller, state)
+
+
+def _check_sizes(controller: Controller, weights: dict[str, int]) -> None:
+    """Raises ValueError where layers of the same names have other weights. weights: {site: elements} of a state."""
+    here = dict(zip(controller.specs, controller._weights, strict=True))
+    other = [
+        f"{name} ({size:,} weights, here {here[name]:,})" for name, size in weights.items() if here.get(name, size) != size
+    ]
+    if other:
+        raise ValueError(f"The state must be of the same quantized layers; these have other sizes: {', '.join(other[:10])}.")
 
 
 def _take(controller: Controller, state: dict) -> None:
@@ -65,6 +84,5 @@ def _take(controller: Controller, state: dict) -> None:
         controller.backend.load_state_dict(state["backend"])
     controller._progress, controller.frozen = state["progress"], state["frozen"]
     controller._steps = state.get("steps", 0)
-    controller.trained |= {name: tuple(flags) for name, flags in state.get("trained", {}).items()}
     controller.sensing = controller.senses_at(controller._steps)
     controller.bind_views()

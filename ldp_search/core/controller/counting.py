@@ -78,6 +78,7 @@ def _count_anew(c: Controller, specs: dict[str, SiteSpec]) -> None:
         c.problem, macs=macs, weight_numel=numel, latency=latency, counted=c.profiled, backward=backward
     )
     c.specs, c.problem, c.trained = specs, problem.to(device), trained_weights(specs.values())
+    c.named_refrozen = set()
     c.policy.problem = c.problem
     c.tensors = copy.copy(c.tensors)
     c.tensors.resize_ranges([*specs.values()])

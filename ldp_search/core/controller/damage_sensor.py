@@ -28,18 +28,25 @@ class DamageSensor:
         self._rate: float | None = None  # at the last measurement
         self._silent = 0  # measurements in this process before the first that told anything
 
-    def measure(self, optimizer=None) -> None:
-        """Take in what the backward passes since the last step have recorded."""
+    def measure(self, optimizer=None, training: bool = True) -> None:
+        """Take in what the backward passes since the last step have recorded. training: whether the model is in that mode."""
         average_over_ranks(self.record.tensors())
         self.meter.update(self.record)
         self.record.clear()
-        self._warn_of_silence()
+        self._warn_of_silence(training)
         self.rates = self._agreed(effective_rates([_weights(spec) for spec in self.specs], optimizer))
         rate = learning_rate(optimizer)
         self.warming_up, self._rate = self._rate is None or rate > self._rate, rate
 
-    def _warn_of_silence(self) -> None:
+    def _warn_of_silence(self, training: bool) -> None:
         self._silent += not self.ready
+        if self._silent == 1 and not training and not self.ready:
+            self._silent = PATIENCE + 1  # said
+            warnings.warn(
+                "The model is in evaluation mode, in which nothing is measured of what rounding costs: bits are chosen without "
+                "it, and ranges stay as they are. Call model.train() before the training.",
+                stacklevel=6,
+            )
         if self._silent == PATIENCE and not self.ready:
             warnings.warn(
                 f"{PATIENCE} measurements told nothing of what rounding costs, so bits are chosen without it: no backward "

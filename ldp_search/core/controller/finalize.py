@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..bits.allocation import Allocation
 from ..profile.sandbox import buffers_kept, on_trial
+from .checks import check_present, warn_where_nothing_was_learned
 from .distributed import all_succeed, average_over_ranks
 from .rollback import controller_kept
-from .strays import warn_of_strays
+from .strays import warn_of_strays, warn_where_frozen
 
 if TYPE_CHECKING:
     from .controller import Controller
@@ -36,13 +37,16 @@ def finalize(model: nn.Module, controller: Controller, loader=None, forward=None
         loader: batches as a tuple (inputs, ...) or a dict of keyword inputs; None leaves the statistics as they are.
         forward: called with a batch, where it is neither. batches: how many to use at most.
     """
+    check_present(controller)
     forward = forward or _forward(model)
     chosen = None if loader is None else _begun(model, controller, loader, forward, batches)
+    warn_where_nothing_was_learned(controller)
     with controller_kept(controller):
         controller.freeze()
         if chosen is not None:
             _reestimate(model, controller, chosen, forward)
     warn_of_strays(controller)
+    warn_where_frozen(controller)
     return allocation(controller)
 
 

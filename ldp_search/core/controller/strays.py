@@ -110,16 +110,22 @@ def warn_of_strays(controller: Controller) -> None:
         _warn(f"reached by no forward so far, though their operations were counted: {_some(used)}")
 
 
-def warn_where_frozen(controller: Controller) -> None:
-    """Name, once, the weights that were frozen or unfrozen since operations were counted: the costs do not know it."""
+def refrozen(controller: Controller) -> list[str]:
+    """The sites whose weights were frozen or unfrozen since operations were counted, where the costs depend on it."""
     if not controller.profiled or controller.space.accounting != "exact":
-        return
-    before, controller.trained = controller.trained, trained_weights(controller.specs.values())
-    changed = [name for name, flags in controller.trained.items() if before.get(name, flags) != flags]
-    if changed:
+        return []
+    now = trained_weights(controller.specs.values())
+    return [name for name, flags in now.items() if controller.trained.get(name, flags) != flags]
+
+
+def warn_where_frozen(controller: Controller) -> None:
+    """Name, each once, the sites that `refrozen` finds: the costs do not know it."""
+    changed = refrozen(controller)
+    new, controller.named_refrozen = set(changed) - controller.named_refrozen, set(changed)
+    if new:
         warnings.warn(
-            f"Weights were frozen or unfrozen after apply(); their costs are those of before: {_some(changed)}. Freeze first, "
-            "then apply: ldp_search.remove(model), ldp_search.apply(model, ...).",
+            f"Weights were frozen or unfrozen after apply(); their costs are those of before: {_some(sorted(new))}. "
+            "Freeze first, then apply: ldp_search.remove(model), ldp_search.apply(model, ...).",
             stacklevel=5,
         )
 

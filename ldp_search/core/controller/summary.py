@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .. import html_table
 from ..bits.cost import Cost
 from ..bits.specs import AnyBits, LayerSpec
-from .strays import find_strays
+from .strays import find_strays, refrozen
 
 if TYPE_CHECKING:
     from .controller import Controller
@@ -40,10 +40,10 @@ class Summary(str):
 
 def summarize(controller: Controller) -> Summary:
     """Layers with their MACs, ranges and bits; then the cost and the coverage."""
-    problem, bits = controller.problem, controller.bits()
+    problem, bits, changed = controller.problem, controller.bits(), refrozen(controller)
     ranges = [_ranges(low, high) for low, high in zip(problem.low.tolist(), problem.high.tolist(), strict=True)]
     rows: list[tuple] = [
-        (name, spec.kind, spec.macs, spec.weight_numel, *_shown(bits[name], spec), each)
+        (name, spec.kind, spec.macs, spec.weight_numel, *_shown(bits[name], None if name in changed else spec), each)
         for (name, spec), each in zip(controller.layers.items(), ranges, strict=True)
     ]
     kinds = KINDS[problem.low.shape[1]]
@@ -57,8 +57,10 @@ def summarize(controller: Controller) -> Summary:
     return Summary("\n".join([*lines, *notes]), columns, rows, notes)
 
 
-def _shown(bits: AnyBits, spec: LayerSpec) -> list[int | str]:
-    """The bits of a layer, and a dash for those of a gradient that is never computed."""
+def _shown(bits: AnyBits, spec: LayerSpec | None) -> list[int | str]:
+    """The bits of a layer, and a dash for those of a gradient that is never computed. spec: None: all are shown."""
+    if spec is None:
+        return [*bits]
     return [number if used else "-" for number, used in zip(bits, spec.computes(bits), strict=True)]
 
 
@@ -97,7 +99,10 @@ def _uncomputed(controller: Controller) -> list[str]:
     layers = controller.layers.values()
     counts = [sum(layer.macs > layer.backward_macs[which] for layer in layers) for which in (0, 1)]
     each = [f"{name} of {count}" for name, count in zip(("dL/dx", "dL/dw"), counts, strict=True) if count]
-    return [f"never computed, and so not counted: {', '.join(each)} of {len(layers)} layers"] if each else []
+    lines = [f"never computed, and so not counted: {', '.join(each)} of {len(layers)} layers"] if each else []
+    if changed := refrozen(controller):
+        lines.append(f"frozen or unfrozen since they were counted, so that their costs are wrong: {', '.join(changed)}")
+    return lines
 
 
 def _budgets(controller: Controller, cost: Cost) -> list[str]:

@@ -91,6 +91,10 @@ class BitTensors:
             self.clips.grad = torch.nan_to_num(self.clip_grads, 0.0, 0.0, 0.0)
             self._optimizer.step()
 
+    def finite_gradients(self) -> Tensor:
+        """(layers, kinds) dL/dbits; zeros where one is not finite: a step that overflows tells nothing."""
+        return torch.where(self.grads.isfinite().all(), self.grads, 0.0)
+
     def zero_gradients(self) -> None:
         self.grads.zero_()
         self.clip_grads.zero_()

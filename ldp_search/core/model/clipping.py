@@ -34,8 +34,13 @@ def look(
         return unclipped_errors(quantizer, values, stats, levels)
     bounds, errors = search(quantizer, values, stats, levels, numel)
     if move:
-        table.lerp_(torch.cat([torch.ones_like(bounds[:1]), bounds]), MOMENTUM)
+        moved_by_finite(table, torch.cat([torch.ones_like(bounds[:1]), bounds]), MOMENTUM)
     return errors
+
+
+def moved_by_finite(average: Tensor, now: Tensor, momentum: float) -> None:
+    """Move an average in place, unless a number of `now` is not finite: one broken batch must not stay in it."""
+    average.lerp_(torch.where(now.isfinite().all(), now, average), momentum)
 
 
 def bound_at(table: Tensor, bits: Tensor, levels: Tensor) -> Tensor:

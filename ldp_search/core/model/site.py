@@ -313,7 +313,7 @@ class Site:
         if ranges is None:
             return batch
         if training or self.controller.calibrating:
-            ranges.lerp_(torch.stack([*batch, torch.ones_like(batch.low)]).to(ranges.dtype), MOMENTUM)
+            clipping.moved_by_finite(ranges, torch.stack([*batch, torch.ones_like(batch.low)]).to(ranges.dtype), MOMENTUM)
             return batch
         known = ranges[3] > 0  # before any training there is no average: the batch's own range serves
         average = (ranges[:3] / ranges[3].clamp_min(1e-12)).to(batch.low.dtype)

@@ -19,7 +19,7 @@ void ldp_grid(const void *x, int type, shape_t s, int form, const float *bits, f
         float *low, float *slope, int threads) {
     float *high = slope; /* until its value is used */
     ldp_measure(x, type, s, low, high, 0, threads);
-    if (ranges) {
+    if (ranges && isfinite(*low) && isfinite(*high)) { /* one broken batch must not stay in an average */
         float now[4] = {*low, *high, *high, 1};
         for (int i = 0; i < 4; i++) ranges[i] += momentum * (now[i] - ranges[i]);
     }

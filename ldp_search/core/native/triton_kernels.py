@@ -209,6 +209,7 @@ def _finish(
     else:
         _write_grid(out, at, mask, channels, lowest, highest, tl.load(bits + which), FORM)
         if averages is not None:
+            mask = mask & (tl.abs(lowest) + tl.abs(highest) < float("inf"))  # one broken batch must not stay in an average
             _move(averages + at, lowest, momentum, mask)
             _move(averages + 1 + at, highest, momentum, mask)
             _move(averages + 2 + at, highest, momentum, mask)
