@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +31,9 @@ _VIEW_NAMES = (
     "transpose", "t", "permute", "swapaxes", "movedim", "chunk", "split", "unbind", "squeeze", "unsqueeze", "view", "reshape",
     "flatten", "contiguous", "expand", "narrow", "select", "__getitem__",
 )  # fmt: skip
-_VIEWS = frozenset(getattr(space, name) for space in (Tensor, torch) for name in _VIEW_NAMES if hasattr(space, name))
+_VIEWS = frozenset(getattr(space, name) for space in (Tensor, torch) for name in _VIEW_NAMES if hasattr(space, name)) | {
+    getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH")
+}
 
 
 @dataclass
@@ -40,7 +43,8 @@ class InterceptionPlan:
     tensors: (module, attribute, site) of the parameters and buffers that are operands, themselves or in views; looked up anew
     in each forward, since whoever shards or moves a model may replace them. computed: {(function, which operand, trailing
     shape): {place among such calls: site}} of weights that are computed first, from parameters alone. generated: {function:
-    site} of weights that depend on the input. activations: the site of the products of two activations.
+    site} of weights that depend on the input. activations: the site of the products of two activations. always: on while
+    quantization is off too, for whoever only looks at the products (an export).
     """
 
     name: str
@@ -49,10 +53,11 @@ class InterceptionPlan:
     computed: dict[tuple, dict[int, Site | None]] = field(default_factory=dict)
     generated: dict[str, Site | None] = field(default_factory=dict)
     activations: Site | None = None
+    always: bool = False
 
     @property
     def on(self) -> bool:
-        return self.controller.enabled
+        return self.always or self.controller.enabled
 
     @property
     def empty(self) -> bool:
@@ -66,6 +71,21 @@ class InterceptionPlan:
         computed = [site for places in self.computed.values() for site in places.values()]
         every = [*(site for _, _, site in self.tensors), *computed, *self.generated.values(), self.activations]
         return [site for site in every if site is not None]
+
+    def with_sites(self, other: Callable[[Site], Any]) -> InterceptionPlan:
+        """The same products, computed by what `other` gives for their sites, whether quantization is on or off."""
+
+        def of(site: Site | None) -> Any:
+            return None if site is None else other(site)
+
+        return replace(
+            self,
+            tensors=[(module, attribute, of(site)) for module, attribute, site in self.tensors],
+            computed={call: {place: of(site) for place, site in places.items()} for call, places in self.computed.items()},
+            generated={function: of(site) for function, site in self.generated.items()},
+            activations=of(self.activations),
+            always=True,
+        )
 
     def known(self) -> list[tuple[Tensor, Site | None]]:
         """(tensor, its site), as the modules hold them now."""
@@ -134,9 +154,9 @@ class InterceptProducts(TorchFunctionMode):
         for which, found in ((1, second), (0, first)):
             if found:
                 return found[0], which
-        for which in (1, 0):
+        for which in (1, 0) if self.plan.computed else ():
             key = (product.name, which, trailing(product, pair[which]))
-            if key in self.plan.computed:
+            if not _is_symbolic(key[2]) and key in self.plan.computed:
                 return self._computed(key), which
         if not product.second_is_weight:
             return self.plan.activations, None
@@ -163,6 +183,11 @@ class InterceptProducts(TorchFunctionMode):
         found = self._site_of(tensor)
         if found:
             self.known += [(view, found[0]) for view in (views if isinstance(views, list | tuple) else [views])]
+
+
+def _is_symbolic(shape: tuple) -> bool:
+    """Whether torch.export traces this shape as one of any size: no weight's is."""
+    return not torch.compiler.is_dynamo_compiling() and any(isinstance(n, torch.SymInt) for n in shape)
 
 
 def _warn_of_the_unknown(plan: InterceptionPlan, product: TorchProduct) -> None:

@@ -251,9 +251,13 @@ class Site:
 
     # -- and as functions of bits ---------------------------------------------------------------------------------
 
-    def weight_grid(self, w: Tensor) -> Grid:
-        """The grid of a layer's weight at the bits in force."""
-        return self._weight_grid(w, (self.axis,))(self.bits[0].detach())
+    def weight_grid(self, w: Tensor, *axes: int) -> Grid:
+        """The grid of a weight at the bits in force; axes: of its output channels, where they are not a layer's."""
+        return self._weight_grid(w, axes or (self.axis,))(self.bits[0].detach())
+
+    def weight_bound(self) -> Tensor | None:
+        """What the weight's quantizer takes as `clip` at the bits in force, of a weight that is no layer's."""
+        return None if self.w_bounds is None else self._bound(self.w_bounds, self.bits[0].detach())
 
     def input_grid(self, call_site: int = 0) -> Grid:
         """The grid of the input at the bits in force, in evaluation; call_site: which call of the forward."""

@@ -211,6 +211,20 @@ def _name_dimensions(graph: ir.Graph) -> None:
                 value.shape[index] = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dim.value)
 
 
+def as_file(model: CachedModel) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
+    """The model called as a file with its cache is, feed -> outputs."""
+
+    @torch.no_grad()
+    def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        device = next(model.parameters()).device
+        given = {name: torch.from_numpy(value).to(device) for name, value in feed.items()}
+        past = [value for name, value in given.items() if name.startswith(PAST)]
+        outputs = model(given[IDS], given.get(MASK), list(zip(past[::2], past[1::2], strict=True)))
+        return [x.cpu().numpy() for x in outputs]
+
+    return run
+
+
 def token_by_token(run: Callable[[dict], list[np.ndarray]], feed: dict[str, np.ndarray], last: int = STEPS) -> list[np.ndarray]:
     """Outputs of a file with a cache, as of one call, when it reads the last tokens one at a time and those before at once.
 

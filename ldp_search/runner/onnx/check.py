@@ -111,13 +111,16 @@ def ranges(graph: ir.Model, values: list[ir.Value], inputs: dict) -> dict[str, t
     return {value.name: (float(low), float(high)) for value, (low, high) in zip(values, pairs, strict=True)}
 
 
-def save(graph: ir.Model, path: Path, inputs: dict, expected, names: list[str], runs: bool, cached: bool) -> Checked:
+def save(
+    graph: ir.Model, path: Path, inputs: dict, expected, names: list[str], runs: bool, by_token: list[np.ndarray] | None
+) -> Checked:
     """Write next to `path`, run and compare, then put in place: a file at `path` is one that runs.
 
     Args:
         names: of the graph's outputs.
         runs: whether onnxruntime is there.
-        cached: it has a cache (see `cache`), and is also compared when it reads its last tokens one at a time.
+        by_token: what is expected of a file with a cache (see `cache`) when it reads its last tokens one at a time; None: it
+            has none.
 
     Raises:
         RuntimeError: onnxruntime cannot run what was made.
@@ -129,25 +132,27 @@ def save(graph: ir.Model, path: Path, inputs: dict, expected, names: list[str], 
         made, optimized = os.path.join(folder, "model.onnx"), os.path.join(folder, "optimized.onnx")
         ir.save(graph, made)
         if runs:
-            checked = _compared(made, optimized, inputs, _arrays(expected), cached)
+            checked = _compared(made, optimized, inputs, _arrays(expected), by_token)
         else:
             warnings.warn("The exported file was not run, since onnxruntime is missing: pip install onnxruntime", stacklevel=3)
         os.replace(made, path)
     return checked
 
 
-def _compared(made: str, optimized: str, inputs: dict, expected: list[np.ndarray], cached: bool) -> Checked:
+def _compared(made: str, optimized: str, inputs: dict, expected: list[np.ndarray], by_token) -> Checked:
     """A file beside the model. optimized: where onnxruntime's own form of the graph goes, whose operators are counted."""
     with _explained():
         run = partial(_session(made, optimized).run, None)
-        ways = [run(inputs)] + ([cache.token_by_token(run, inputs)] if cached else [])
+        ways = [(run(inputs), expected)]
+        if by_token is not None:
+            ways.append((cache.token_by_token(run, inputs), by_token))
     counts = Counter(node.op_type for node in ir.load(optimized).graph)
     kernels = {op: counts[op] for op in INTEGER_KERNELS if counts[op]}
     same = None
-    if cached:
-        same = min(cache.same_tokens(found[0], expected[0], inputs) for found in ways)
-        expected, *ways = (cache.without_padding(outputs, inputs) for outputs in (expected, *ways))
-    return Checked(max(difference(found, expected) for found in ways), kernels, same)
+    if by_token is not None:
+        same = min(cache.same_tokens(found[0], wanted[0], inputs) for found, wanted in ways)
+        ways = [tuple(cache.without_padding(outputs, inputs) for outputs in way) for way in ways]
+    return Checked(max(difference(*way) for way in ways), kernels, same)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from onnxscript import ir
 
-from .conv_outputs import only_reader
+from .conv_outputs import only_reader, rounds_to_fixed_grid
 from .writer import Writer
 
 
@@ -16,7 +16,7 @@ def bound_codes(writer: Writer) -> None:
     """Clip codes instead of values, wherever a Clip stands alone before a QuantizeLinear."""
     for clip in [node for node in writer.graph if node.op_type == "Clip" and not node.outputs[0].is_graph_output()]:
         quantize, bounds = only_reader(clip), [constant_of(value) for value in clip.inputs[1:]]
-        if quantize is not None and quantize.op_type == "QuantizeLinear" and len(bounds) == 2 and None not in bounds:
+        if rounds_to_fixed_grid(quantize) and len(bounds) == 2 and None not in bounds:
             _bound(writer, quantize, *bounds)
             quantize.replace_input_with(0, clip.inputs[0])
             writer.graph.remove(clip, safe=True)

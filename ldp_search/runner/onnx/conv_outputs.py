@@ -96,7 +96,7 @@ def _take_shift(convolution: Convolution, end: ir.Value) -> Convolution:
 
 def _rounded_already(end: ir.Value) -> bool:
     users = [user for user, _ in end.uses()]
-    return len(users) == 1 and users[0].op_type == "QuantizeLinear" and not end.is_graph_output()
+    return len(users) == 1 and rounds_to_fixed_grid(users[0]) and not end.is_graph_output()
 
 
 def _of_real_data(convolution: Convolution, found: tuple, inputs: tuple | None) -> tuple[float, float]:
@@ -107,7 +107,7 @@ def _of_real_data(convolution: Convolution, found: tuple, inputs: tuple | None) 
     if convolution.spread is not None:
         return min(found[0], convolution.spread[0]), max(found[1], convolution.spread[1])
     last = convolution.node.inputs[0].producer()
-    if inputs is None or last is None or last.op_type != "DequantizeLinear":
+    if inputs is None or last is None or last.op_type != "DequantizeLinear" or last.inputs[1].const_value is None:
         return found
     codes = last.inputs[0].producer()
     bounds = (0, 255)
@@ -121,7 +121,7 @@ def _of_real_data(convolution: Convolution, found: tuple, inputs: tuple | None) 
 def full_grid(value: ir.Value) -> FullGrid | None:
     """That of the first reader with one."""
     for user, _ in value.uses():
-        if user.op_type == "QuantizeLinear":
+        if rounds_to_fixed_grid(user):
             low, high, end = 0, 255, only_reader(user)
             if end is not None and end.op_type == "Clip":
                 low, high = (int(bound.const_value.numpy()) for bound in end.inputs[1:])
@@ -130,6 +130,11 @@ def full_grid(value: ir.Value) -> FullGrid | None:
                 scale, zero = (float(constant.const_value.numpy()) for constant in user.inputs[1:])
                 return FullGrid(user, end.outputs[0], scale * (low - zero), scale * (high - zero))
     return None
+
+
+def rounds_to_fixed_grid(node: ir.Node | None) -> bool:
+    """Whether a node is the rounding of a layer's input; attention's operands have grids that the graph computes."""
+    return node is not None and node.op_type == "QuantizeLinear" and all(v.const_value is not None for v in node.inputs[1:])
 
 
 def only_reader(node: ir.Node) -> ir.Node | None:

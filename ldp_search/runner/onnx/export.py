@@ -110,7 +110,7 @@ def export(
     traced = (trace.with_cache if cache else trace.plain)(ldp, args, kwargs)
     graph, feed, runs = traced.graph, traced.feed, _has("onnxruntime")
     float_graph.cast_by_type(graph.graph)
-    writer, float_layers, rounded_again, *few_bits = _write(ldp, graph, traced.nodes, nbits)
+    writer, float_layers, rounded_again, *few_bits = _write(ldp, graph, traced, nbits)
     conv_outputs.write_biases(writer)
     measure = (lambda values: check.ranges(graph, values, feed)) if round_outputs and runs else None
     why = f"its output is read in floating point, and {'round_outputs=False' if runs else 'onnxruntime is missing'}"
@@ -119,7 +119,7 @@ def export(
     if measure is not None:
         sums.round_sums(writer, measure)
     clips.bound_codes(writer)
-    error, kernels, same = check.save(graph, path, feed, traced.expected, traced.outputs, runs, cached=cache)
+    error, kernels, same = check.save(graph, path, feed, traced.expected, traced.outputs, runs, traced.by_token)
     integers, size = [name for name in traced.nodes if name not in float_layers], path.stat().st_size
     free, layers = (traced.free_batch, traced.free_length), traced.cached_layers
     known = path, error, traced.own_error, integers, float_layers, rounded_again, size
@@ -180,20 +180,27 @@ class _Written(NamedTuple):
     not_nbits: dict[str, str]
 
 
-def _write(ldp, graph, nodes: dict[str, list], nbits: bool) -> _Written:
-    """Quantized nodes for every layer that has an integer form."""
+def _write(ldp, graph, traced, nbits: bool) -> _Written:
+    """Quantized nodes for every layer that has an integer form, and for products outside of layers."""
+    from . import own_products
     from .writer import Writer
 
-    made = _Written(Writer(graph.graph), {}, [], {}, {})
+    made, nodes = _Written(Writer(graph.graph), {}, [], {}, {}), traced.nodes
     writer, float_layers, bits = made.writer, made.float_layers, ldp.bits()
+    outside, again = own_products.write(writer, ldp, traced.markers, {name for name in nodes if nodes[name]})
+    made.rounded_again.extend(again)
     for site, (name, spec) in zip(ldp.sites, ldp.specs.items(), strict=True):
         layer = spec.module
-        reason = _why_float(bits[name], spec, nodes[name])
+        reason = outside[name] if name in outside and not nodes[name] else _why_float(bits[name], spec, nodes[name])
         if reason is not None:
             float_layers[name] = reason
             if bits[name].weight < FULL_PRECISION and layer is not None:
                 for node in nodes[name]:
                     _replace_weight(writer, node, name, float_weight(site, layer).cpu().numpy())
+            continue
+        if outside.get(name) is not None:
+            float_layers[name] = f"outside of its layer {outside[name]}"
+        if not nodes[name]:
             continue
         w = (_few_bits(made, site, layer, nodes[name][0]) if nbits else None) or weight_codes(site, layer.weight)
         bias = None if getattr(layer, "bias", None) is None else layer.bias.detach().double().cpu().numpy()

@@ -126,7 +126,7 @@ def product_nodes(graph, model: nn.Module, kinds: dict[str, str]) -> dict[str, l
         first.setdefault(id(module), name)
     canonical = {name: first[id(module)] for name, module in model.named_modules(remove_duplicate=False)}
     found: dict[str, list] = {name: [] for name in kinds}
-    varying = _varying(graph)
+    varying = varying_values(graph)
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
         owner = canonical.get(re.sub(r"@\d+$", "", scopes[-2])) if len(scopes) > 1 else None
@@ -159,7 +159,7 @@ def _names_of_tensors(model: nn.Module) -> dict[str, set[str]]:
     }
 
 
-def _varying(graph) -> set:
+def varying_values(graph) -> set:
     """The values that depend on an input of the graph."""
     varying = set(graph.inputs)
     for node in graph:

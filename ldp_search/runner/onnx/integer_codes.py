@@ -139,13 +139,13 @@ def _place(first: int, last: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def weight_codes(site, weight: torch.Tensor) -> WeightCodes:
-    """Codes of a layer's weight at its bits (at most 8)."""
-    w = weight.detach().float()
-    grid = site.weight_grid(w)
+def weight_codes(site, weight: torch.Tensor, axis: int | None = None) -> WeightCodes:
+    """Codes of a weight at its bits (at most 8). axis: of its output channels; None: as in the site's layer."""
+    w, axis = weight.detach().float(), site.axis if axis is None else axis
+    grid = site.weight_grid(w, axis)
     values = rounded(w, grid).double()
-    others = [d for d in range(w.dim()) if d != site.axis]
-    scale = grid.scale.double().expand([w.shape[site.axis] if d == site.axis else 1 for d in range(w.dim())])
+    others = [d for d in range(w.dim()) if d != axis]
+    scale = grid.scale.double().expand([n if d == axis else 1 for d, n in enumerate(w.shape)])
     symmetric = values.abs().amax(others, keepdim=True) / MAX_CODE
     if grid.offset is None:
         fits = torch.round(symmetric * MAX_CODE / scale) <= MAX_CODE
@@ -153,7 +153,7 @@ def weight_codes(site, weight: torch.Tensor) -> WeightCodes:
         fits = torch.zeros_like(scale, dtype=torch.bool)
     scale = torch.where(fits, scale, symmetric.clamp_min(SMALLEST_NORMAL))
     codes = torch.round(values / scale).to(torch.int8)
-    return WeightCodes(codes.cpu().numpy(), scale.flatten().cpu().numpy(), site.axis, bool(fits.all()))
+    return WeightCodes(codes.cpu().numpy(), scale.flatten().cpu().numpy(), axis, bool(fits.all()))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxscript import ir
 
-from .conv_outputs import full_grid, only_reader, redirect
+from .conv_outputs import full_grid, only_reader, redirect, rounds_to_fixed_grid
 from .writer import Writer
 
 
@@ -28,7 +28,7 @@ def round_before(writer: Writer, measure) -> None:
 
 def _has_one_reader(pool: ir.Node) -> bool:
     reader = only_reader(pool)
-    return reader is not None and reader.op_type == "QuantizeLinear" and not pool.outputs[0].is_graph_output()
+    return rounds_to_fixed_grid(reader) and not pool.outputs[0].is_graph_output()
 
 
 def _round(writer: Writer, pool: ir.Node, quantize: ir.Node) -> None:

@@ -8,13 +8,15 @@ import numpy as np
 from onnxscript import ir
 from torch import nn
 
-from . import cache, check, float_graph
+from . import cache, check, float_graph, marks
 from .exported_forward import ready
+from .marks import Marker
 
 
 class Traced(NamedTuple):
     """nodes: {layer: its products}. feed: {input of the graph: value}. expected: outputs of the quantized model for it, called
-    `outputs` in the graph. own_error, free_batch, free_length, cached_layers: as of `Export`.
+    `outputs` in the graph. own_error, free_batch, free_length, cached_layers: as of `Export`. markers: see `marks`.
+    by_token: with a cache, what is expected where the last tokens are read one by one.
     """
 
     graph: ir.Model
@@ -25,7 +27,9 @@ class Traced(NamedTuple):
     own_error: float
     free_batch: bool
     free_length: bool
+    markers: dict[str, Marker]
     cached_layers: int = 0
+    by_token: list[np.ndarray] | None = None
 
 
 def plain(ldp, args: tuple, kwargs: dict) -> Traced:
@@ -33,11 +37,13 @@ def plain(ldp, args: tuple, kwargs: dict) -> Traced:
     with ready(ldp.model):
         expected = ldp.model(*args, **kwargs)
         own_error = check.own_error(ldp, lambda: ldp.model(*args, **kwargs), expected)
-        with ldp.disabled():
+        with ldp.disabled(), marks.marked(ldp) as markers:
+            ldp.model(*args, **kwargs)
             outputs = float_graph.output_names(expected)
             graph, freedom = float_graph.float_graph(ldp.model, args, kwargs, outputs)
     nodes, feed = _nodes(graph, ldp.model, ldp), check.feed(graph.graph, args, kwargs)
-    return Traced(graph, nodes, feed, expected, outputs, own_error, freedom.batch is not None, bool(freedom.lengths))
+    free = freedom.batch is not None, bool(freedom.lengths)
+    return Traced(graph, nodes, feed, expected, outputs, own_error, *free, markers)
 
 
 def with_cache(ldp, args: tuple, kwargs: dict) -> Traced:
@@ -51,10 +57,12 @@ def with_cache(ldp, args: tuple, kwargs: dict) -> Traced:
         shown, model = cache.example(ldp.model, args, kwargs), cache.CachedModel(ldp.model)
         expected = model(*shown)
         own_error = check.own_error(ldp, lambda: model(*shown), expected)
-        with ldp.disabled():
+        by_token = cache.token_by_token(cache.as_file(model), shown.feed)
+        with ldp.disabled(), marks.marked(ldp) as markers:
+            model(*shown)
             graph = cache.graph(model, shown)
     nodes = _nodes(graph, model, ldp, model.PREFIX)
-    return Traced(graph, nodes, shown.feed, expected, shown.outputs, own_error, True, True, len(shown.past))
+    return Traced(graph, nodes, shown.feed, expected, shown.outputs, own_error, True, True, markers, len(shown.past), by_token)
 
 
 def _nodes(graph: ir.Model, model: nn.Module, ldp, prefix: str = "") -> dict[str, list[ir.Node]]:
