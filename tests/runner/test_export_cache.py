@@ -15,6 +15,7 @@ from torch import nn
 import ldp_search
 from ldp_search.export import main
 from ldp_search.runner.exports import peers
+from ldp_search.runner.exports.onnx_model import OnnxModel
 from ldp_search.runner.onnx.check import difference
 
 cache = pytest.importorskip("ldp_search.runner.onnx.cache")
@@ -117,6 +118,35 @@ def codes(path) -> list:
     """(name, bytes) of the integer constants and their scales."""
     stored = sorted(onnx.load(path).graph.initializer, key=lambda value: value.name)
     return [(i.name, onnx.numpy_helper.to_array(i).tobytes()) for i in stored if i.name.endswith((".codes", ".scale"))]
+
+
+@pytest.mark.parametrize("file", ["llama, with a mask"], indirect=True)
+def test_short_ids_and_masks_of_truth_values_become_what_runtimes_feed(tmp_path, monkeypatch, file):
+    given = texts(4, mask=True)
+    kept, short = [], {"input_ids": given["input_ids"].int(), "attention_mask": given["attention_mask"].bool()}
+    monkeypatch.setattr(cache, "graph", lambda model, shown: kept.append(shown) or stop())
+    with pytest.raises(KeyboardInterrupt):
+        export(file.model, tmp_path / "m.onnx", short, cache=True)
+    assert {value.dtype for value in kept[0].feed.values()} == {np.dtype("int64"), np.dtype("float32")}
+    called = OnnxModel(file.record.path)
+    assert torch.equal(called(**short).logits, called(**given).logits)
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_texts_filled_up_on_the_right_are_those_of_the_model_without_a_cache(make):
+    """At their own tokens; what is computed at the padding nobody reads."""
+    torch.manual_seed(0)
+    model, given = make().eval(), texts(3, mask=True)
+    given["attention_mask"][0, 8:] = given["attention_mask"][1, 5:] = 0
+    with torch.no_grad():
+        plain = model(**given, use_cache=False).logits
+        cached = cache.CachedModel(model)(given["input_ids"], given["attention_mask"], [])[0]
+    own = given["attention_mask"].bool()
+    assert torch.allclose(cached[own], plain[own], atol=1e-6) and not torch.allclose(cached[~own], plain[~own], atol=1e-6)
 
 
 # -- one call, or many ----------------------------------------------------------------------------------------------------

@@ -7,8 +7,11 @@ from tiny import WORDS, net
 
 import ldp_search
 from ldp_search import profile
+from ldp_search.config.overlay import ConfigError
 from ldp_search.core.bits.latency import TARGETS, LatencyTable
+from ldp_search.runner.latency import command
 from ldp_search.runner.latency.onnxruntime_nodes import CONVERSIONS, split
+from ldp_search.runner.latency.options import parse
 from ldp_search.runner.latency.runtimes import RUNTIMES
 
 SMALL = ["task=digits", "limit=160", "eval_limit=50", "model=tiny:net", "turns=5"]
@@ -95,6 +98,7 @@ def test_the_times_of_a_record_by_hand():
 
 MISTAKES = [
     (["target=onnxruntime"], "Did you mean 'onnxruntime-cpu'?"),
+    (["target=cuda"], "no exported file runs on CUDA in integers"),
     (["containers=[1]"], "bits from 2 to 32"),
     (["turns=0"], "turns must be a whole number above 0"),
     (["model=tiny:nothing"], "importable"),
@@ -111,6 +115,19 @@ def test_mistakes_end_with_2_and_one_message(words, message, tmp_path, capsys):
     assert not (tmp_path / "table.json").exists()
 
 
+def test_a_measurement_that_stops_leaves_no_folder(tmp_path, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ldp_search.runner.latency.command.build_task", stop)
+    with pytest.raises(KeyboardInterrupt):
+        command.run(parse([*SMALL, f"output={tmp_path / 'a' / 'b' / 'table.json'}"]))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="must lie in a folder that can be made, but .*file cannot be written in"):
+        parse([*SMALL, f"output={tmp_path / 'file' / 'b' / 'table.json'}"])
+
+
 def test_help(capsys):
     assert profile.main(["--help"]) == 0
     told = capsys.readouterr().out
@@ -118,7 +135,6 @@ def test_help(capsys):
 
 
 def test_the_second_objective_of_a_search_takes_every_cost(tables):
-    from ldp_search.config.overlay import ConfigError
     from ldp_search.config.resolve import resolve
 
     words = [*SMALL[:4], "trials=2", "pareto=true"]

@@ -46,6 +46,7 @@ class OnnxModel(nn.Module):
     def _run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         if not self.past:
             return self.session.run(None, feed)
+        feed = {name: value.astype(np.int64) for name, value in feed.items()}  # whatever the model took
         batch = len(feed["input_ids"])
         feed |= {name: np.zeros((batch, shape[1], 0, shape[3]), np.float32) for name, shape in self.past.items()}
         if not self.token_by_token:

@@ -22,7 +22,7 @@ class ExportOptions:
 
     folder: Path = field(default=Path("."), metadata={})
     format: list[str] = option(["onnx"], "onnx, packed, torch, or several of them")
-    nbits: bool = option(False, "of onnx: few-bit linear layers with packed weights, for one row at a time (symmetric grids)")
+    nbits: bool = option(False, "of onnx: few-bit linear layers with packed weights, for one row at a time")
     cache: bool = option(False, "of onnx: keys and values of a causal language model as inputs and outputs, to write texts")
     output: str | None = option(None, "file, or folder of several files (default: the folder itself)")
     batch: list[int] = option([1, 32], "sizes of the batches whose time is measured")

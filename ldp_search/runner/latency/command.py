@@ -13,7 +13,7 @@ from ...core.apply import as_call
 from ...core.bits.latency import FLOAT
 from ...core.bits.space import MAX_BITS
 from ...core.controller.summary import elide
-from ..io.atomic import write_whole
+from ..io.atomic import folder_made, write_whole
 from ..tasks import build_task
 from .measure import measure, named
 from .options import ProfileOptions
@@ -30,7 +30,9 @@ def run(options: ProfileOptions) -> int:
     model = task.create_model(settings.config.model, settings.config.pretrained).eval()
     inputs = as_call(task.example_inputs())
     table = measure(model, *inputs, settings, options, _tell)
-    write_whole(Path(options.output).expanduser(), json.dumps(table, indent=1) + "\n")
+    place = Path(options.output).expanduser()
+    with folder_made(place.parent):
+        write_whole(place, json.dumps(table, indent=1) + "\n")
     print(text(table))
     print(f"\ntable    {options.output}\n{_next(table, options)}")
     return 0

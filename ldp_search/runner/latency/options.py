@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,11 @@ class ProfileOptions:
 
     def check(self) -> None:
         """Raises ConfigError when a value is out of its range, or a file cannot be written."""
+        if self.target == "cuda":
+            raise ConfigError(
+                "target=cuda is not there: no exported file runs on CUDA in integers, so its layers would take the same time "
+                f"at all bits. Measure {' or '.join(TARGETS)}, or write a table with times of your own (docs/profile.md)."
+            )
         if self.target not in TARGETS:
             raise ConfigError(f"Unknown target {self.target!r}.{did_you_mean(self.target, TARGETS)}")
         for name in ("batch", "threads", "turns"):
@@ -37,10 +43,9 @@ class ProfileOptions:
         place = Path(self.output).expanduser()
         if place.is_dir():
             raise ConfigError(f"output must be a file; {self.output} is a folder. Give {place / 'latency.json'}.")
-        try:
-            place.absolute().parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"output={self.output} must lie in a folder that can be made: {error}.") from error
+        there = next(folder for folder in place.absolute().parents if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ConfigError(f"output={self.output} must lie in a folder that can be made, but {there} cannot be written in.")
 
     @property
     def measured(self) -> tuple[int, ...]:

@@ -147,7 +147,9 @@ def example(model: nn.Module, args: tuple, kwargs: dict) -> Example:
 
 
 def _tokens(model: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
-    """(ids, mask) of a forward's inputs, doubled where they are one token long."""
+    """(ids, mask) of a forward's inputs, doubled where they are one token long; of 64 bits whatever they were, as runtimes feed
+    them.
+    """
     given = dict(inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments)
     given |= given.pop("kwargs", {})
     given = {name: value for name, value in given.items() if isinstance(value, Tensor)}
@@ -160,7 +162,7 @@ def _tokens(model: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor
         )
     if ids.shape[1] == 1:
         ids, mask = torch.cat([ids, ids], 1), None if mask is None else torch.cat([mask, mask], 1)
-    return ids, mask
+    return ids.long(), None if mask is None else mask.long()
 
 
 def graph(model: CachedModel, shown: Example) -> ir.Model:

@@ -1,11 +1,10 @@
 """Weights of few bits as onnxruntime's MatMulNBits takes them, for products of one row (one token, batch 1).
 
-w_q = scale * (code - zero_point), with codes of 2 or 4 bits packed in bytes, so that such a product reads less memory. They are
-the very values that training used, also on grids that `integer_codes` rounds once more:
-
-* a grid through zero (symmetric, clip, mse): its own codes, with the zero point where zero lies;
-* a grid whose zero lies half-way between two levels (mse without exact_zero): twice the codes on half the steps, one bit more;
-* any other (minmax) has no integer form here, and codes of more than 4 bits win nothing: such a layer stays int8.
+w_q = scale * (code - zero_point) + beyond, with codes of 2 or 4 bits packed in bytes, so that such a product reads less memory.
+They are the very values that training used, also on grids that `integer_codes` rounds once more. The operator's zero points are
+whole numbers. Where zero lies between two levels (minmax, mse without exact_zero) the rest, `beyond`, is one number an output,
+whose part of the product is that number times the sum of the inputs: three small nodes. (Its zero points may be floats too, but
+then its kernels take 5 to 150 times as long.) Codes of more than 4 bits win nothing: such a layer stays int8.
 
 The operator has a scale and a zero point a block of inputs; here all blocks of an output have the same. Its kernels round each
 block of the input to int8 by the block's largest magnitude, in addition to what training did.
@@ -31,7 +30,7 @@ REMEDY = "pip install -U onnxruntime, or export without nbits"
 
 
 class NBitsCodes(NamedTuple):
-    """w_q = scale * (codes - zero): (outputs, inputs) codes below 2^bits, (outputs,) scales and zero points.
+    """w_q = scale * (codes - zero) + beyond: (outputs, inputs) codes below 2^bits, the others (outputs,).
 
     exact: these are the very values that training used.
     """
@@ -40,11 +39,13 @@ class NBitsCodes(NamedTuple):
     scale: np.ndarray
     zero: np.ndarray
     bits: int
+    beyond: np.ndarray
     exact = True
 
     def channel_sums(self) -> np.ndarray:
         """(outputs,) sums of w_q over the inputs."""
-        return (self.codes.sum(1, dtype=np.int64) - self.codes.shape[1] * self.zero.astype(np.int64)) * self.scale
+        inputs = self.codes.shape[1]
+        return (self.codes.sum(1, dtype=np.int64) - inputs * self.zero.astype(np.int64)) * self.scale + inputs * self.beyond
 
     def constants(self) -> dict[str, np.ndarray]:
         """{input of the operator: value}; the last block is filled up with zero points. No zero_points where all are the
@@ -89,23 +90,23 @@ def nbits_codes(site, weight: torch.Tensor, containers: tuple[int, ...]) -> NBit
     grid = site.weight_grid(w)
     scale = grid.scale.double().expand([n if d == site.axis else 1 for d, n in enumerate(w.shape)])
     offset = torch.zeros_like(scale) if grid.offset is None else grid.offset.double().expand_as(scale)
-    codes = torch.round((rounded(w, grid).double() - offset) / scale)
-    halves = torch.round(2 * offset / scale)  # of a step, from zero to the grid's first level
-    if not bool(((2 * offset / scale - halves).abs() <= 2 * NEGLIGIBLE_SHIFT).all()):
-        return f"zero lies between the levels of its weight's grid, where {OPERATOR} has no zero point"
-    odd = halves % 2 != 0
-    codes, scale = torch.where(odd, 2 * codes + halves, codes + halves / 2), torch.where(odd, scale / 2, scale)
+    whole = torch.floor(offset / scale + 0.5 + NEGLIGIBLE_SHIFT)  # steps from zero to the grid's first level, but for a rest
+    codes = torch.round((rounded(w, grid).double() - offset) / scale) + whole
     lowest, highest = (getattr(codes, f)(1 - site.axis, keepdim=True) for f in ("amin", "amax"))
-    lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)  # the zero point is a code too
     bits = next((bits for bits in containers if float((highest - lowest).max()) < 2**bits), None)
     if bits is None:
         return f"its weight needs codes of more than {max(containers)} bits, which win nothing over int8"
-    middle = 2 ** (bits - 1)
-    zero = torch.where((lowest >= -middle) & (highest < middle), torch.full_like(lowest, middle), -lowest)
-    codes = codes + zero
+    middle, most = 2 ** (bits - 1), 2**bits - 1
+    zero = torch.where((lowest >= -middle) & (highest < middle), torch.full_like(lowest, middle), (-lowest).clamp(0, most))
+    fits = (lowest + zero >= 0) & (highest + zero <= most)  # zero may lie outside of the codes
+    moved = torch.where(fits, torch.zeros_like(zero), -lowest - zero)
+    beyond = offset - scale * (whole + moved)
+    beyond = torch.where(beyond.abs() < NEGLIGIBLE_SHIFT * scale, torch.zeros_like(beyond), beyond)
+    codes = codes + zero + moved
     codes = codes if site.axis == 0 else codes.T
-    flat = scale.flatten().cpu().numpy(), zero.flatten().to(torch.uint8).cpu().numpy()
-    return NBitsCodes(np.ascontiguousarray(codes.to(torch.uint8).cpu().numpy()), *flat, bits)
+    scale, zero, beyond = (value.flatten().cpu().numpy() for value in (scale, zero, beyond))
+    packable = np.ascontiguousarray(codes.to(torch.uint8).cpu().numpy())
+    return NBitsCodes(packable, scale, zero.astype(np.uint8), bits, beyond)
 
 
 @functools.cache
@@ -137,7 +138,7 @@ def _computes_in_integers(bits: int) -> bool:
     outputs = 32
     codes = np.full((outputs, BLOCK), 2 ** (bits - 1), np.uint8)
     codes[:, 1] -= 1
-    w = NBitsCodes(codes, np.ones(outputs), np.full(outputs, 2 ** (bits - 1), np.uint8), bits)
+    w = NBitsCodes(codes, np.ones(outputs), np.full(outputs, 2 ** (bits - 1), np.uint8), bits, np.zeros(outputs))
     constants = [numpy_helper.from_array(value, name) for name, value in w.constants().items()]
     node = helper.make_node(OPERATOR, ["x", *(c.name for c in constants)], ["y"], domain=DOMAIN, **w.attributes())
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, n]) for name, n in (("x", BLOCK), ("y", outputs))]

@@ -44,6 +44,7 @@ class Writer:
         self.graph = graph
         self.convolutions: list[Convolution] = []
         self._inputs: dict[tuple, ir.Value] = {}
+        self._sums: dict[str, ir.Value] = {}
         self._taken = set(graph.initializers) | {node.name for node in graph}
 
     def unique(self, name: str) -> str:
@@ -161,14 +162,31 @@ class Writer:
         self.graph.opset_imports[DOMAIN] = 1
         if add is not None:
             self._skip(add, node)
-        self._add_bias(node, layer, total)
+        if not w.beyond.any():
+            self._add_bias(node, layer, total)
+            return
+        rest = self.constant(f"{layer}.beyond", w.beyond.astype(np.float32))
+        rest = self.node("Mul", [self._sum_of(node.inputs[0]), rest], f"{layer}.of_sum")
+        if total.any():
+            rest = self.node("Add", [rest, self.constant(f"{layer}.bias", total.astype(np.float32))], f"{layer}.add_bias")
+        self._add(node, layer, rest)
+
+    def _sum_of(self, x: ir.Value) -> ir.Value:
+        """The sum of an input's last dimension, which stays as one of size 1; layers that read one input share it."""
+        if x.name not in self._sums:
+            last = self.constant(f"{x.name}.last", np.array([-1]))
+            self._sums[x.name] = self.node("ReduceSum", [x, last], f"{x.name}.sum", keepdims=1)
+        return self._sums[x.name]
 
     def _add_bias(self, node: ir.Node, layer: str, bias: np.ndarray) -> None:
-        """Add a bias in floating point, where there is one, to what all others read of the node."""
-        if not bias.any():
-            return
+        """Add a bias in floating point, where there is one."""
+        if bias.any():
+            self._add(node, layer, self.constant(f"{layer}.bias", bias.astype(np.float32)))
+
+    def _add(self, node: ir.Node, layer: str, value: ir.Value) -> None:
+        """Add a value to what all others read of the node."""
         uses, exposed = list(node.outputs[0].uses()), node.outputs[0].is_graph_output()
-        out = self.node("Add", [node.outputs[0], self.constant(f"{layer}.bias", bias.astype(np.float32))], f"{layer}.add")
+        out = self.node("Add", [node.outputs[0], value], f"{layer}.add")
         for user, index in uses:
             user.replace_input_with(index, out)
         if exposed:
