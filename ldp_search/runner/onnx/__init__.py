@@ -7,6 +7,9 @@ exported_forward  the model while it is exported; needs torch alone
 dynamic_shapes  which dimensions of its inputs are free
 writer          nodes of quantization put into it
 integer_codes   weights stored as integers
+marks           operands of products outside of layers, marked in the float graph
+own_products    what becomes of these products
+own_grids       grids that the graph computes by itself
 cache           keys and values of causal language models as inputs and outputs
 nbits           weights of few bits, for MatMulNBits
 conv_outputs    outputs of convolutions

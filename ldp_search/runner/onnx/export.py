@@ -189,6 +189,9 @@ def _write(ldp, graph, traced, nbits: bool) -> _Written:
     writer, float_layers, bits = made.writer, made.float_layers, ldp.bits()
     outside, again = own_products.write(writer, ldp, traced.markers, {name for name in nodes if nodes[name]})
     made.rounded_again.extend(again)
+    if nbits:
+        fixed = [name for name, reason in outside.items() if reason is None and ldp.specs[name].weights and not nodes[name]]
+        made.not_nbits.update(dict.fromkeys(fixed, "its product is outside of a layer"))
     for site, (name, spec) in zip(ldp.sites, ldp.specs.items(), strict=True):
         layer = spec.module
         reason = outside[name] if name in outside and not nodes[name] else _why_float(bits[name], spec, nodes[name])

@@ -29,8 +29,11 @@ FLOATING = "computed in floating point, of operands rounded as in training"
 
 
 class _Operand(NamedTuple):
+    """varies: depends on an input of the graph."""
+
     node: ir.Node
     mark: Mark
+    varies: bool
 
 
 class _Product(NamedTuple):
@@ -64,16 +67,15 @@ def write(writer: Writer, ldp, markers: dict[str, Marker], layers: set[str]) -> 
     """
     varying, calls = float_graph.varying_values(writer.graph), defaultdict(list)
     for node, mark in marks.found(writer.graph):
-        calls[mark.site, mark.call].append(_Operand(node, mark))
+        calls[mark.site, mark.call].append(_Operand(node, mark, node.inputs[0] in varying))
     reasons: dict[str, str | None] = {}
     again: list[str] = []
     for (name, call), operands in calls.items():
-        marker = markers[name]
-        reason = _why_unrounded(ldp, marker.site, operands, name in layers)
+        marker, weight = markers[name], operands[0].mark.weight
+        x, w = (operands[0], operands[-1]) if weight != 0 else (operands[-1], operands[0])
+        fixed = None if weight is None or w.varies else marker.weights.get(call)
+        reason = _why_unrounded(ldp, marker.site, operands, fixed, name in layers)
         if reason is None:
-            weight = operands[0].mark.weight
-            x, w = operands[:: -1 if weight == 0 else 1]
-            fixed = None if weight is None or w.node.inputs[0] in varying else marker.weights.get(call)
             reason = _write(writer, ldp, _Product(marker.site, call, ldp.bits()[name], x, w, fixed), again)
         else:
             for operand in operands:
@@ -82,15 +84,15 @@ def write(writer: Writer, ldp, markers: dict[str, Marker], layers: set[str]) -> 
     return reasons, list(dict.fromkeys(again))
 
 
-def _why_unrounded(ldp, site, operands: list[_Operand], is_layer: bool) -> str | None:
+def _why_unrounded(ldp, site, operands: list[_Operand], fixed: Fixed | None, is_layer: bool) -> str | None:
     """Why the operands of a product stay as they are; None: they are rounded."""
     weight = operands[0].mark.weight
-    asked = (ldp.input_quantizer,) if weight is None else (ldp.weight_quantizer,)
-    strange = [type(quantizer).__name__ for quantizer in asked if not own_grids.known(quantizer)]
+    quantizer = ldp.input_quantizer if weight is None else ldp.weight_quantizer  # of grids that the graph computes
     if len(operands) != 2:
         return "one of its operands is not in the graph"
-    if strange:
-        return f"its operands stay unrounded: the grid of {strange[0]}, a quantizer of your own, has no formula in ONNX"
+    if fixed is None and not own_grids.known(quantizer):
+        kind = type(quantizer).__name__
+        return f"its operands stay unrounded: the grid of {kind}, a quantizer of your own, has no formula in ONNX"
     if weight is not None and not bool(site.ranges[:, 3].all()):
         return "its operands stay unrounded: the range of its input is not known; finalize(loader) on inputs that reach it"
     if is_layer and len(site.ranges) > 1:
@@ -208,6 +210,7 @@ def _fixed_weight(writer: Writer, product: _Product) -> ir.Value:
 def _own_weight(writer: Writer, ldp, product: _Product) -> ir.Value:
     """A weight that depends on the input, by its own range."""
     site, x = product.site, product.w.node.inputs[0]
+    x.shape = product.w.node.outputs[0].shape  # a node that was written just now does not tell it
     f = Formula(writer, f"{product.name}.{product.call}.weight")
     bound = site.weight_bound()
     grid = own_grid(f, x, ldp.weight_quantizer, product.bits.weight, product.axes, None if bound is None else float(bound))
