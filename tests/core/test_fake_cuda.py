@@ -140,7 +140,7 @@ def test_a_step_runs_on_cuda_alone(model, space, on_cuda, monkeypatch):
     ldp_search.apply(network, example_inputs=x[:1], **SPACES[space])
     ldp = ldp_search.controller(network)
     monkeypatch.setattr(damage.DamageMeter, "update", takes_in)  # fake tensors have no values to ask for
-    seen = Recorder(monkeypatch, simulate._Product, int8._Linear, int8._Convolution)
+    seen = Recorder(monkeypatch, simulate._Product, int8._Product)
     with FakeTensorMode() as mode, torch.no_grad():
         to_cuda(mode, network)
         controller_to_fake(mode, ldp)

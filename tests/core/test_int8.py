@@ -408,17 +408,6 @@ def test_an_evaluation_in_inference_mode_leaves_a_training_what_it_kept():
     assert convolution._inside.cache_info().currsize == 1 and not convolution.inside(*where).is_inference()
 
 
-def test_compiled_it_is_the_simulation():
-    outputs = []
-    for backend in ("simulate", {"name": "int8", "choose": "always"}):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(8, 4))
-        x = torch.randn(16, 8)
-        ldp_search.apply(model, "bit_gradient", x, backend=backend)
-        outputs.append(torch.compile(model, backend="eager", fullgraph=True)(x))
-    assert torch.equal(*outputs)
-
-
 def test_full_precision_gradients_are_forward_only():
     _, ldp = outcome("linear", {"name": "int8", "choose": "always"}, grad_bits=32)
     assert "1 of 1 layers (forward)" in ldp.backend.report(["layer"])

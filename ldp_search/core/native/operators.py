@@ -10,6 +10,7 @@ Results are fresh tensors, none of which is another's view, and no argument chan
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from .shapes import along
 
 NAMESPACE = "ldp_search"
 _library = torch.library.Library(NAMESPACE, "DEF")
-_DRAWS = (torch.Tag.nondeterministic_seeded,)
+DRAWS = (torch.Tag.nondeterministic_seeded,)
 
 
 class _Grid(NamedTuple):
@@ -33,7 +34,8 @@ class _Grid(NamedTuple):
     high: Tensor | None
 
 
-_GRID = "Tensor scale, Tensor? offset, Tensor? low, Tensor? high"
+GRID = "Tensor {0}scale, Tensor? {0}offset, Tensor? {0}low, Tensor? {0}high"
+_GRID = GRID.format("")
 
 
 def _there_are_kernels() -> bool:
@@ -43,22 +45,31 @@ def _there_are_kernels() -> bool:
 _there_are_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]  # `assume_constant_result` loads the compiler
 
 
+def exporting() -> bool:
+    """Whether torch.export traces, rather than torch.compile."""
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()  # since torch 2.7
+
+
 def _serve(*tensors: Tensor) -> bool:
     """Whether the kernels of a CPU may serve these, as far as can be told without their memory. An exported program gets none:
     who loads it may not have them.
     """
-    exporting = hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()  # since torch 2.7
-    if exporting or switched_off() or not _there_are_kernels():
+    if exporting() or switched_off() or not _there_are_kernels():
         return False
     return all(x.device.type == "cpu" and x.dtype in FLOATS for x in tensors)
 
 
-def _define(schema: str, run: Callable, fake: Callable, operation: Callable, tags: tuple = ()) -> None:
-    """run: takes the operation, then what the operator takes. fake: gives tensors like its results, of no values."""
+def define(schema: str, run: Callable, fake: Callable, tags: tuple = ()) -> None:
+    """An operator of CPUs. run: what it does. fake: takes the same, gives tensors like its results, of no values."""
     name = schema.partition("(")[0]
     _library.define(schema, tags=(*tags, torch.Tag.needs_fixed_stride_order))
-    _library.impl(name, lambda *args: run(operation, *args), "CPU")
+    _library.impl(name, run, "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+
+
+def _define(schema: str, run: Callable, fake: Callable, operation: Callable, tags: tuple = ()) -> None:
+    """The same where `run` takes the operation first."""
+    define(schema, partial(run, operation), fake, tags)
 
 
 # -- ranges -------------------------------------------------------------------------------------------------------------
@@ -146,7 +157,7 @@ def _define_gradient_values(operation: Callable) -> None:
         return torch.empty_like(g)
 
     schema = "gradient_values(Tensor g, Tensor bits, int kind, int[] axes, Tensor draw) -> Tensor"
-    _define(schema, run, fake, operation, _DRAWS)
+    _define(schema, run, fake, operation, DRAWS)
 
 
 def _total_variances(g: Tensor, levels: Tensor, form: kernels.Form | None, quantizer):

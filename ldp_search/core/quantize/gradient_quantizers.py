@@ -132,12 +132,12 @@ def _places(g: Tensor, grid: GradGrid) -> Tensor:
 @with_kernel(kernels.gradient_values)
 def _values(g: Tensor, bits: Tensor, form: kernels.Form | None, quantizer: GradQuantizer | None) -> Tensor:
     """g rounded by the quantizer, whose grid has this form; None: by the one that the form tells of."""
-    return _on_grid(g, (quantizer or _of_form(form)).grid(g, bits))
+    return _on_grid(g, (quantizer or of_form(form)).grid(g, bits))
 
 
 @with_kernel(kernels.total_variances)
 def _total_variances(g: Tensor, levels: Tensor, form: kernels.Form | None, quantizer: GradQuantizer | None) -> Tensor:
-    quantizer = quantizer or _of_form(form)
+    quantizer = quantizer or of_form(form)
     return torch.stack([quantizer.variance(g, level).sum() for level in levels.unbind()])
 
 
@@ -199,7 +199,8 @@ class _Sliced(SymmetricStochastic):
         return self.dims
 
 
-def _of_form(form: kernels.Form | None) -> GradQuantizer:
+def of_form(form: kernels.Form | None) -> GradQuantizer:
+    """The quantizer whose grids have this form."""
     kind, axes = form or (kernels.SYMMETRIC, ())
     if kind == kernels.BLOCKS:
         first, last, size = axes

@@ -6,9 +6,11 @@ alike: what one of them measures is a proposal, which counts when all have agree
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import cache
+from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
@@ -43,7 +45,7 @@ def misfit(call: Call) -> str | None:
     linear = isinstance(call.product, LinearProduct)  # a convolution's weight gradient is summed in parts
     if max(rows if linear else 1, outputs * (1 if linear else w[0, 0].numel()), inputs) > LONGEST_SUM:
         return "sums too long for 32 bits"
-    if not has_integer_products(x.device):
+    if not _products_on(x.device):
         return f"no 8-bit products on this {x.device.type}"
     if x.is_cuda and (min(rows, outputs, inputs) <= 16 or any(n % 8 for n in (rows, outputs, inputs))):
         return "sizes that are not multiples of 8 above 16"
@@ -74,6 +76,13 @@ def has_integer_products(device: torch.device | str) -> bool:
     return kind in there and there[kind]() and hasattr(torch, "_int_mm") and apart(_is_exact, device)
 
 
+def _products_on(device: torch.device) -> bool:
+    return has_integer_products(device)
+
+
+_products_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _is_exact(device: torch.device | str) -> bool:
     try:
         ends = torch.tensor([-128, 127, 127, -128] * 16, dtype=torch.int8, device=device)
@@ -83,13 +92,20 @@ def _is_exact(device: torch.device | str) -> bool:
         return False
 
 
+_numbers = itertools.count()
+_alive: WeakValueDictionary[int, Choices] = WeakValueDictionary()
+
+
 class Choices:
     """What was measured, and which layers ran how."""
 
     def __init__(self) -> None:
+        self.number = next(_numbers)
+        _alive[self.number] = self
         self.seconds: dict[str, list[float]] = {}
         self.proposed: dict[str, list[float]] = {}
         self.reasons: dict[str, str | None] = {}
+        self.slower_before: set[str] = set()  # in the training that was resumed
         self.trained: set[str] = set()
         self.mixed: set[str] = set()
         self.forward_only: set[str] = set()
@@ -117,9 +133,16 @@ class Choices:
         One that did both, as with inputs of several shapes, counts as integers, and is mixed. What a mode or a trace saw, of
         fake tensors for one, does not count.
         """
-        if intercepted():
-            return
-        name, learns = call.site.name, torch.is_grad_enabled()
+        if not intercepted():
+            self.record(call.site.name, reason, call.grad_bits is None)
+
+    def was_slower(self, name: str) -> bool:
+        """Whether a layer was simulated for that reason when it ran last."""
+        return self.reasons[name] == SLOWER if name in self.reasons else name in self.slower_before
+
+    def record(self, name: str, reason: str | None, full_gradients: bool) -> None:
+        """The same by the layer's name."""
+        learns = torch.is_grad_enabled()
         if name in self.reasons and not learns:
             return
         if name not in self.trained:
@@ -131,7 +154,7 @@ class Choices:
             self.reasons[name] = reason
         if learns:
             self.trained.add(name)
-        if reason is None and call.grad_bits is None:
+        if reason is None and full_gradients:
             self.forward_only.add(name)
 
     def report(self, names: list[str]) -> str:
@@ -153,10 +176,30 @@ class Choices:
         return text + (f"; simulated: {'; '.join(listed)}" if listed else "")
 
     def state_dict(self) -> dict:
-        return {"seconds": {key: list(times) for key, times in self.seconds.items()}}
+        slower = [name for name, reason in self.reasons.items() if reason == SLOWER]
+        return {"seconds": {key: list(times) for key, times in self.seconds.items()}, "slower": slower}
 
     def load_state_dict(self, state: dict) -> None:
         self.seconds = {key: list(times) for key, times in state.get("seconds", {}).items()}
+        self.slower_before = set(state.get("slower", []))
+
+
+def choose_while_compiling(number: int, name: str, reason: str | None, measured: bool, full_gradients: bool) -> bool:
+    """Whether a layer that torch.compile compiles, which fits if there is no `reason`, is to run in integers.
+
+    A trace has no tensors to measure, so what steps before it found counts, and integers where they found nothing.
+
+    Args:
+        number: of the `Choices`; a trace takes plain constants.
+    """
+    choices = _alive[number]
+    if reason is None and measured and choices.was_slower(name):
+        reason = SLOWER
+    choices.record(name, reason, full_gradients)
+    return reason is None
+
+
+choose_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]  # called as it is, while a trace is made
 
 
 def _some(names: list[str], most: int = 3) -> str:
@@ -200,19 +243,21 @@ def _tensors(call: Call) -> list[Tensor]:
 def _measure(call: Call, ways: list[Callable[[Call], Tensor]]) -> list[float]:
     """Shortest seconds of each way, interleaved; neither random state nor gradients are touched."""
     learns, device = _learns(call), call.x.device
+    # With one thread its own time says more: it leaves out what others take of the processor.
+    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     times: list[list[float]] = [[] for _ in ways]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for _ in range(1 + ROUNDS):
             for way, seconds in zip(ways, times, strict=True):
                 copy = _detached(call)
                 _wait(device)
-                start = time.perf_counter()
+                start = clock()
                 y = way(copy)
                 if learns:
                     leaves = [t for t in _tensors(copy) if t.requires_grad]
                     torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
                 _wait(device)
-                seconds.append(time.perf_counter() - start)
+                seconds.append(clock() - start)
     return [min(seconds[1:]) for seconds in times]
 
 

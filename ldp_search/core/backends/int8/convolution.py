@@ -29,7 +29,7 @@ CHUNK = 1 << 21
 """Bytes of columns at a time."""
 
 
-def _places(size, kernel, stride, padding, dilation) -> tuple[int, int]:
+def output_size(size, kernel, stride, padding, dilation) -> tuple[int, int]:
     """Of the output, for an input (height, width)."""
     sides = zip(size, kernel, stride, padding, dilation, strict=True)
     return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
@@ -39,7 +39,9 @@ def columns(values: Tensor, kernel, stride, padding, dilation) -> Tensor:
     """(samples * places, taps * channels) from codes (samples, height, width, channels)."""
     if tuple(kernel) == (1, 1) and tuple(stride) == (1, 1) and not any(padding):
         return values.reshape(-1, values.shape[-1])
-    return _columns(values, kernel, stride, padding, dilation, _places(values.shape[1:3], kernel, stride, padding, dilation))
+    return _columns(
+        values, kernel, stride, padding, dilation, output_size(values.shape[1:3], kernel, stride, padding, dilation)
+    )
 
 
 @with_kernel(kernels.columns)
@@ -74,7 +76,7 @@ def _inside(size, *where) -> Tensor:
 
 def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_sums: bool) -> tuple[Tensor, Tensor]:
     """(columns @ w in int32, sums of the columns' rows or nothing) for codes (samples, height, width, channels)."""
-    places = prod(_places(values.shape[1:3], kernel, stride, padding, dilation))
+    places = prod(output_size(values.shape[1:3], kernel, stride, padding, dilation))
     out = torch.empty(len(values) * places, w.shape[1], dtype=torch.int32, device=values.device)
     sums = []
     for some in chunks(values, places, w.shape[0]):
@@ -97,7 +99,7 @@ def forward(x: Codes, w: Codes, bias: Tensor | None, product, kernel, dtype: tor
     column = x.offset * (inside(size, *where).to(w_scale.device) @ of_taps.t())
     column = column if bias is None else column + bias.float()
     y = integers.to_values(accumulators, x.scale * w_scale, x.scale * rows, w_offset, column, dtype)
-    return y.view(len(x.values), *_places(size, *where), outputs)
+    return y.view(len(x.values), *output_size(size, *where), outputs)
 
 
 def channels_last(g: GradCodes) -> Codes:
