@@ -15,6 +15,7 @@ import ldp_search
 from ldp_search.core import native
 from ldp_search.core.backends.int8 import choice, convolution, matmul, rounding_error
 from ldp_search.core.backends.int8.matmul import Codes
+from ldp_search.core.native import amx
 from ldp_search.core.products.bilinear import ConvolutionProduct
 from ldp_search.core.quantize import gradient_quantizers
 from ldp_search.core.quantize.fake_quantize import rounded
@@ -215,6 +216,23 @@ def test_products_of_single_rows_and_columns():
         (m, k, n), draw = sizes, lambda *shape: torch.randint(-128, 128, shape, dtype=torch.int8)
         for a, b in itertools.product((draw(m, k), draw(k, m).t()), (draw(k, n), draw(n, k).t())):
             assert torch.equal(matmul.product(a, b).long(), a.long() @ b.long()), (sizes, a.stride(), b.stride())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_product_of_tiles_is_exact(threads):
+    """Ends of rows, of columns and of the sum, in all four orders of memory; the largest codes."""
+    if not (native.status() == "on" and amx.has_tiles()):
+        pytest.skip("needs a CPU with AMX")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for m, k, n in ((1, 1, 1), (16, 64, 16), (17, 65, 33), (31, 7, 20), (33, 128, 48), (100, 130, 70), (300, 200, 150)):
+            draw = lambda *shape: torch.randint(-128, 128, shape, dtype=torch.int8)  # noqa: E731
+            for a, b in itertools.product((draw(m, k), draw(k, m).t()), (draw(k, n), draw(n, k).t(), draw(k, 2 * n)[:, ::2])):
+                a[0], b[:, 0] = -128, -128
+                assert torch.equal(amx.product(a, b).long(), a.long() @ b.long()), (m, k, n, a.stride(), b.stride())
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_rectified_input_uses_all_codes():

@@ -81,7 +81,7 @@ def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_s
     sums = []
     for some in chunks(values, places, w.shape[0]):
         rows = columns(values[some], kernel, stride, padding, dilation)
-        torch._int_mm(*integers.plain(rows, w), out=out[some.start * places : some.start * places + len(rows)])
+        integers.product(rows, w, out[some.start * places : some.start * places + len(rows)])
         if row_sums:
             sums.append(integers.code_sums(rows, 1))
     return out, torch.cat(sums) if row_sums else out.new_empty(0)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...native import grids, with_kernel
+from ...native import amx, grids, with_kernel
 from ...native import int8 as kernels
 from ...quantize.gradient_quantizers import GradCodes
 from ...quantize.grid import Grid
@@ -67,14 +67,11 @@ def code_sums(values: Tensor, dim: int) -> Tensor:
     return values.sum(dim, dtype=torch.int32)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of int8 matrices, in int32."""
-    return torch._int_mm(*plain(a, b))
-
-
-def plain(*matrices: Tensor) -> tuple[Tensor, ...]:
-    """Matrices whose strides torch._int_mm understands."""
-    return tuple([_plain_strides(t) if 1 in t.shape else t for t in matrices])
+@with_kernel(amx.product)
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b of int8 matrices, in int32; out: contiguous, where the result is to be written."""
+    a, b = (_plain_strides(t) if 1 in t.shape else t for t in (a, b))
+    return torch._int_mm(a, b) if out is None else torch._int_mm(a, b, out=out)
 
 
 def _plain_strides(t: Tensor) -> Tensor:
