@@ -12,6 +12,7 @@ from torch import nn
 import ldp_search
 from ldp_search.core import native
 from ldp_search.core.native import gradients as kernels
+from ldp_search.core.native import sensing
 from ldp_search.core.quantize.fake_quantize import quantize_gradient
 from ldp_search.core.quantize.gradient_quantizers import (
     Blocks,
@@ -353,6 +354,22 @@ def test_the_kernel_of_blocks_is_the_formula(size, channels, layout, dtype, monk
 
 
 @NATIVE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@breadth("size", [2, 5, 32, 5000], always=[5])
+def test_total_variances_by_the_kernel_are_the_formulas(size, layout, dtype, monkeypatch):
+    shape, arranged = LAYOUTS[layout]
+    g, ran, kernel = arranged(heavy_tailed(*shape)).to(dtype), [], sensing.total_variances
+    monkeypatch.setattr(sensing, "total_variances", lambda *a: (ran.append(a), kernel(*a))[1])
+    channel_dim, levels = 1 if len(shape) == 4 else -1, torch.arange(2.0, 10.0)
+    for quantizer in (Blocks(size, channel_dim), Blocks(size, channel_dim, channels=False), PerSample()):
+        found = quantizer.total_variances(g, levels)
+        expected = torch.stack([quantizer.variance(g.double().float(), level).double().sum() for level in levels])
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0)
+    assert len(ran) >= 2, "blocks at least; slices where they are stretches of memory"
+
+
+@NATIVE
 def test_neighbours_and_draws_of_the_kernels_are_independent():
     torch.manual_seed(0)
     g, quantizer = torch.randn(64, 257), PerSample()
@@ -370,6 +387,7 @@ def test_threads_do_not_change_values():
             torch.set_num_threads(threads)
             torch.manual_seed(5)
             of_images = [build("grad_quantizer", name).pair(images, of_bits(5), of_bits(5), 1) for name in FINE]
+            of_images.append((Blocks(4, 1).total_variances(images, torch.arange(2.0, 9.0)),))
             results.append([*sum(of_images, ()), PerChannel()(rows, of_bits(5)), Blocks(4, channels=False)(rows, of_bits(5))])
     finally:
         torch.set_num_threads(before)

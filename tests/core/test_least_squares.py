@@ -1,5 +1,6 @@
 """The quantizer mse: bounds of least squared error, exact zeros, centred grids, straight-through gradients, its tables."""
 
+import contextlib
 import copy
 import pickle
 
@@ -8,11 +9,12 @@ import torch
 from torch import nn
 
 import ldp_search
+from ldp_search.core import native
 from ldp_search.core.model.clipping import MOMENTUM, bound_at
 from ldp_search.core.quantize.fake_quantize import fake_quantize, rounded
 from ldp_search.core.quantize.grid import measure
-from ldp_search.core.quantize.least_squares import LeastSquares, sample, search
-from ldp_search.core.quantize.quantizers import MinMax
+from ldp_search.core.quantize.least_squares import LeastSquares, sample, search, unclipped_errors
+from ldp_search.core.quantize.quantizers import Clip, MinMax, Symmetric
 
 LEVELS = torch.arange(2.0, 9.0)
 DATA = {
@@ -52,6 +54,23 @@ def test_the_search_finds_the_least_error_that_trying_every_bound_finds(data, ex
         least = min(objective(bits, torch.tensor(largest * k / 200)) for k in range(8, 201))
         assert error <= 1.45 * least + 1e-12, "a quarter of a bit, for the steps between bounds"
     assert (errors[1:] <= errors[:-1]).all(), "more bits, less error"
+
+
+@pytest.mark.skipif(native.status() != "on", reason="no C compiler")
+@pytest.mark.parametrize("quantizer", [LeastSquares(), LeastSquares(exact_zero=False), MinMax(), Symmetric(), Clip()])
+def test_the_kernel_of_errors_is_the_formula(quantizer):
+    """One grid for all or one a channel, with and without bounds."""
+    levels = torch.arange(2.0, 9.0)
+    for x, axes in ((torch.randn(4000), ()), (torch.randn(20, 30, 3, 3), (0,)), (torch.randn(30, 300).relu(), (0,))):
+        found = []
+        for context in (contextlib.nullcontext, native.disabled):
+            with context():
+                sampled = sample(x, measure(x, axes, spread=True), axes)
+                found.append([*search(quantizer, *sampled, levels, x.numel()), unclipped_errors(quantizer, *sampled, levels)])
+        clip, error, unclipped = found[0]
+        torch.testing.assert_close(error, found[1][1], rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(unclipped, found[1][2], rtol=1e-5, atol=1e-12)
+        assert ((clip / found[1][0] - 1).abs() < 1e-5).float().mean() > 0.7, "of two bounds of the same error, either"
 
 
 @pytest.mark.parametrize(("bits", "saved"), [(3, 0.6), (4, 0.45), (5, 0.3)])

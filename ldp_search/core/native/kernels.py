@@ -15,6 +15,7 @@ from . import cuda
 from . import gradients as gradients_on_cpu
 from . import grids as grids_on_cpu
 from . import passes as passes_on_cpu
+from . import sensing as sensing_on_cpu
 from .library import takes
 from .shapes import along, axes_of, grid_shape, shape_along, shape_of_blocks, shape_of_slices
 
@@ -87,8 +88,19 @@ def gradient_codes(g: Tensor, bits: Tensor, form: Form | None, quantizer) -> tup
 
 
 def total_variances(g: Tensor, levels: Tensor, form: Form | None, quantizer) -> Tensor | None:
-    """Of `gradient_quantizers._total_variances`, which has an operator alone: its parts would be half of a compiled graph."""
-    return None
+    """Kernel of `gradient_quantizers._total_variances`: of symmetric grids whose slices or blocks lie in order, on the CPU."""
+    if form is None or form[0] == AFFINE or not (takes(g) and grids_on_cpu.reads(levels) and levels.is_contiguous()):
+        return None
+    if len(levels) > sensing_on_cpu.LEVELS:
+        return None
+    if form[0] == BLOCKS:
+        first, last, size = form[1]
+        shape = shape_of_blocks(g, first, last)
+    else:  # a slice of consecutive values is one block of them all
+        shape = shape_of_slices(g, form[1])
+        shape = None if shape is None or shape[0] > 1 or shape[1] == g.numel() > 1 else (shape[1], shape[2], 1)
+        size = 0 if shape is None else shape[1]
+    return None if shape is None else sensing_on_cpu.total_variances(g, shape, size, levels)
 
 
 def _on_own_grid(g: Tensor, bits: Tensor, form: Form | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..native import sensing, with_kernel
 from ..registry import register
 from .grid import SMALLEST_SCALE, Grid, Statistics
 from .quantizers import Quantizer
@@ -92,6 +93,7 @@ def unclipped_errors(quantizer: Quantizer, x: Tensor, stats: Statistics, levels:
     return _squared_error(x, quantizer.grid(Statistics(*(s[None, None] for s in stats)), bits, True)).squeeze(1)
 
 
+@with_kernel(sensing.squared_errors)
 def _squared_error(x: Tensor, grid: Grid) -> Tensor:
     y = x if grid.low is None or grid.high is None else torch.minimum(torch.maximum(x, grid.low), grid.high)
     y = y / grid.scale if grid.offset is None else (y - grid.offset) / grid.scale
