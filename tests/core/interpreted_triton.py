@@ -23,7 +23,7 @@ from ldp_search.core.native import triton_passes as passes
 from ldp_search.core.native.library import switched_off
 from ldp_search.core.native.shapes import shape_along
 from ldp_search.core.quantize import fake_quantize as fq
-from ldp_search.core.quantize.gradient_quantizers import GradGrid, GradQuantizer
+from ldp_search.core.quantize.gradient_quantizers import Blocks, GradGrid, GradQuantizer
 from ldp_search.core.quantize.grid import Grid, measure
 from ldp_search.core.quantize.quantizers import MinMax, Symmetric, form
 from ldp_search.core.registry import build as component
@@ -74,7 +74,7 @@ def chosen(monkeypatch):
         f = getattr(passes, name)
         return lambda *arguments: (ran.append(name), f(*arguments))[1]
 
-    for name in ("measure", "rounded", "stochastic", "grid_gradients", "grid"):
+    for name in ("measure", "rounded", "stochastic", "grid_gradients", "grid", "blocks"):
         monkeypatch.setattr(passes, name, by_name(name))
     monkeypatch.setattr(cuda, "passes", lambda *tensors, parameters=(): None if switched_off() else passes)
     monkeypatch.setattr(seam, "takes", lambda *tensors: False)
@@ -236,6 +236,40 @@ def test_stochastic_rounding_has_no_bias_and_no_pattern(layout):
         assert abs(float(neighbours)) < 5 * 0.21 / error.numel() ** 0.5, "elements are independent"
 
 
+BLOCKED = {  # name: (memory, blocks of the channels)
+    "along, places": (torch.contiguous_format, False), "across, channels": (torch.contiguous_format, True),
+    "along, channels": (torch.channels_last, True), "across, places": (torch.channels_last, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [5, 32])
+@pytest.mark.parametrize("layout", BLOCKED)
+def test_blocks_are_rounded_on_the_grids_of_the_formula(layout, size, chosen):
+    """To either of the two codes next to each value; what lies on its grid stays, so do zeros; the next draw is another."""
+    memory, channels = BLOCKED[layout]
+    torch.manual_seed(0)
+    x = (torch.randn(2, 37, 3, 11) * torch.randn(2, 37, 3, 11).exp()).to(memory_format=memory)
+    x[1, 3:30] = 0
+    for dtype in passes.FLOATS if size == 5 else passes.FLOATS[:1]:
+        g, quantizer, bits = x.to(dtype), Blocks(size, 1, channels), torch.tensor(3.0)
+        y, again = quantizer(g, bits), quantizer(g, bits)
+        assert chosen[-2:] == ["blocks"] * 2 and y.stride() == g.stride() and not torch.equal(y, again)
+        scale, _, most = formula(lambda quantizer=quantizer, g=g, bits=bits: quantizer.grid(g, bits))
+        codes, place = (y.float() / scale).round(), g.float() / scale
+        assert torch.equal((codes * scale).to(dtype), y) and codes.abs().max() == most
+        assert ((codes - place).abs() < 1 + 1e-5).all() and (y[g == 0] == 0).all()
+        fixed = (codes * scale)[(codes - place).abs() < 1e-6]
+        assert len(fixed), "the largest of each block lies on its grid"
+
+
+def test_rounding_in_blocks_has_no_bias(chosen):
+    x, quantizer = torch.full((64, 64), 0.3), Blocks(32)
+    x[:, ::32] = 7.0  # the scale of a block is 1
+    draws = torch.stack([quantizer(x, torch.tensor(4.0)) for _ in range(8)])
+    error = (draws - x).flatten()
+    assert set(draws.unique().tolist()) == {0.0, 1.0, 7.0} and abs(float(error.mean())) < 5 * 0.46 / error.numel() ** 0.5
+
+
 def test_seeds_follow_torchs_generator():
     x, one = torch.full((300,), 0.5), torch.tensor(1.0)
     torch.manual_seed(5)
@@ -288,8 +322,7 @@ def test_gradient_quantizers_come_through_the_seam(name, memory, chosen):
     quantizer, bits = component("grad_quantizer", name), torch.tensor(4.0)
     for part in quantizer.parts(1):
         y = part(x, bits)
-        if memory == torch.contiguous_format or name != "per_block":  # whose scales across channels only formulas know there
-            assert chosen.pop() == "stochastic"
+        assert chosen.pop() == ("blocks" if name == "per_block" else "stochastic")
         assert y.stride() == x.stride()
         scale, offset, _ = formula(lambda part=part: part.grid(x, bits))
         codes = (y if offset is None else y - offset) / scale

@@ -85,8 +85,10 @@ def compiled(request, tmp_path, monkeypatch):
 
 
 def is_exact(code: str) -> bool:
-    """Whether each operation rounds by itself, and none flushes small numbers but floor, where nothing hangs on it."""
-    code = code.replace("cvt.rmi.ftz.f32.f32", "")
+    """Whether each operation rounds by itself, and none flushes small numbers but floor, where nothing hangs on it, and powers
+    of two, which are of the fraction of bits.
+    """
+    code = code.replace("cvt.rmi.ftz.f32.f32", "").replace("ex2.approx.ftz.f32", "")
     return "div.rn.f32" in code and not re.search(r"\bfma\.|\.ftz|div\.(approx|full)", code)
 
 
@@ -135,6 +137,17 @@ def test_grids_in_closed_form_compile(compiled):
     ]  # fmt: skip
 
 
+@breadth("compiled, dtype, shape", [
+    (80, torch.float32, (4, 64, 64)), (90, torch.bfloat16, (4, 64, 64)), (90, torch.float32, (4, 4096, 1)),
+    (80, torch.float16, (4, 4096, 1)),
+], always=[(90, torch.float32, (4, 4096, 1))], ids=["fp32, across", "bf16, across", "fp32, along", "fp16, along"],
+    indirect=["compiled"])  # fmt: skip
+def test_blocks_compile_to_exact_operations(dtype, shape, compiled):
+    passes.blocks(torch.zeros(2**14, dtype=dtype), shape, 32, ONE, torch.tensor(1), dtype)
+    (name, _), code = *compiled, *compiled.values()
+    assert name == "blocks_kernel" and is_exact(code) and "ld.global.b64" in code
+
+
 @pytest.fixture
 def on_a_device(monkeypatch):
     """CUDA tensors without a device or values, for which the Triton passes are chosen; yields the names of kernels launched."""
@@ -158,6 +171,17 @@ def test_nothing_waits_for_the_device(name, on_a_device):
     assert y.stride() == z.stride() == x.stride() and y.dtype == torch.float32 and z.dtype == x.dtype
     assert scale.shape == low.shape == (1, 32, 1, 1)
     assert {"range_kernel", "round_kernel", "grid_gradients_kernel", "stochastic_kernel"} <= set(on_a_device)
+
+
+def test_a_gradient_in_blocks_is_one_launch(on_a_device):
+    """Whatever its memory; but not where a block is larger than a tile."""
+    x, bits = torch.empty(8, 64, 8, 8, device="cuda"), torch.tensor(8.0, device="cuda")
+    for g in (x, x.to(memory_format=torch.channels_last)):
+        for part in component("grad_quantizer", "per_block").parts(1):
+            on_a_device.clear()
+            y = part(g, bits)
+            assert on_a_device == ["blocks_kernel"] and y.stride() == g.stride()
+    assert passes.blocks(torch.empty(1, 9000, 1), (1, 9000, 1), 9000, bits, bits, x.dtype) is None
 
 
 def test_a_small_tensor_is_one_launch(on_a_device):

@@ -108,11 +108,7 @@ def _on_own_grid(g: Tensor, bits: Tensor, form: Form | None, dtype: torch.dtype)
     if form is None or form[0] == BLOCKS:
         return None
     kernels = _serving(gradients_on_cpu, g, parameters=(bits,))
-    if kernels is gradients_on_cpu:
-        known = grids_on_cpu.reads(bits)
-    else:  # those of CUDA give values, no codes
-        known = kernels is not None and dtype in kernels.FLOATS and bits.dtype == torch.float32
-    if not known:
+    if not _knows(kernels, bits, dtype):
         return None
     kind, axes = form
     if kind == AFFINE:
@@ -126,10 +122,18 @@ def _on_own_grid(g: Tensor, bits: Tensor, form: Form | None, dtype: torch.dtype)
 
 
 def _in_blocks(g: Tensor, bits: Tensor, dtype: torch.dtype, first: int, last: int, size: int) -> Tensor | None:
-    """g with a scale for each `size` values along its dimensions from `first` to `last`: on the CPU alone."""
-    if not (takes(g) and grids_on_cpu.reads(bits)) or (shape := shape_of_blocks(g, first, last)) is None:
+    """g with a scale for each `size` values along its dimensions from `first` to `last`."""
+    kernels = _serving(gradients_on_cpu, g, parameters=(bits,))
+    if not _knows(kernels, bits, dtype) or (shape := shape_of_blocks(g, first, last)) is None:
         return None
-    return gradients_on_cpu.blocks(g, shape, size, bits, gradients_on_cpu.draw_seed(g.device), dtype)
+    return kernels.blocks(g, shape, size, bits, kernels.draw_seed(g.device), dtype)
+
+
+def _knows(kernels: Any, bits: Tensor, dtype: torch.dtype) -> bool:
+    """Whether these kernels of gradients read such bits and give such results: those of CUDA give values, no codes."""
+    if kernels is gradients_on_cpu:
+        return grids_on_cpu.reads(bits)
+    return kernels is not None and dtype in kernels.FLOATS and bits.dtype == torch.float32
 
 
 def on_grid(g: Tensor, grid) -> Tensor | None:

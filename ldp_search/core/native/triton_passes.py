@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import triton_kernels as kernels
 from .grids import GridWithSlope
+from .triton_blocks import blocks_kernel
 from .triton_kernels import COLUMN, ONE, ROW
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -197,3 +198,25 @@ def symmetric(g: Tensor, shape, bits: Tensor, seed: Tensor, dtype: torch.dtype) 
     """(g with one symmetric grid a channel of `shape` = (outer, channels, inner), the (channels,) scales)."""
     made = _reduce(g, shape, False, kernels.GRAD_SYMMETRIC, bits)
     return stochastic(g, made[0], None, made[2], seed, dtype, shape), made[0]
+
+
+def blocks(g: Tensor, shape: tuple, size: int, bits: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """g with one symmetric grid for each `size` values along the middle of `shape`, (outer, length, inner).
+
+    None: a block is larger than a tile.
+    """
+    outer, length, inner = shape
+    size = min(size, length)
+    s, across = _power(size), inner > 1
+    if s > SUM_TILE:
+        return None
+    count = triton.cdiv(length, size)
+    p = min(_power(inner if across else outer * count), max(1, TILE // s))
+    wide = triton.cdiv(inner, p)
+    programs = outer * count * wide if across else triton.cdiv(outer * count, p)
+    y = torch.empty_like(g, dtype=dtype, requires_grad=False)
+    _launch(
+        blocks_kernel, g, (programs,), p * s, g, y, seed, bits, outer, length, inner, size, count, wide, ACROSS=across, P=p,
+        S=s,
+    )  # fmt: skip
+    return y
