@@ -61,6 +61,10 @@ SPACES = {
     "the same, int8, input_gradient=rounded": {**LEARNED, "backend": {"name": "int8", "input_gradient": "rounded"}},
     "the same, int8, activations=16bit": {**LEARNED, "backend": "int8", "activations": "16bit"},
 }
+COMPILED = (  # besides "learned 3-8, gradients 8"
+    "the default, all bits learned", "the default, a step that senses", "learned 3-8, gradients 8, int8",
+    "the same, int8, input_gradient=rounded",
+)  # fmt: skip
 
 
 def _subject(model, forward) -> Subject:
@@ -121,7 +125,7 @@ def variants() -> dict:
         "learned 3-8, gradients 8, bf16 autocast": searched(LEARNED, autocast),
         COMPILED_PLAIN: compiled,
         "learned 3-8, gradients 8, compiled": searched(LEARNED, compiled),
-        "the default, all bits learned, compiled": searched(SPACES["the default, all bits learned"], compiled),
+        **{f"{name}, compiled": searched(SPACES[name], compiled) for name in COMPILED},
         **{name: _peer(change) for name, change in step_peers.peers().items()},
     }
 
