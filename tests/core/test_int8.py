@@ -230,7 +230,7 @@ def test_the_product_of_tiles_is_exact(threads):
             draw = lambda *shape: torch.randint(-128, 128, shape, dtype=torch.int8)  # noqa: E731
             for a, b in itertools.product((draw(m, k), draw(k, m).t()), (draw(k, n), draw(n, k).t(), draw(k, 2 * n)[:, ::2])):
                 a[0], b[:, 0] = -128, -128
-                assert torch.equal(amx.product(a, b).long(), a.long() @ b.long()), (m, k, n, a.stride(), b.stride())
+                assert torch.equal(amx.multiply(a, b).long(), a.long() @ b.long()), (m, k, n, a.stride(), b.stride())
     finally:
         torch.set_num_threads(before)
 
