@@ -88,6 +88,12 @@ def test_the_readme_of_a_user_stays(tmp_path):
     text = (tmp_path / "README.md").read_text()
     assert text.startswith(f"My own words.\n\n{BEGIN}\n") and text.endswith(f"{END}\n\nMore of them.\n")
     assert text.count("## Allocation") == 1 and text.count(BEGIN) == 1
+    assert "| weight bits | input bits | gradient bits, dL/dx | gradient bits, dL/dw |\n|---|---|--:|--:|--:|--:|--:|\n" in text
+    dashes = ["-", *(f"{bits.grad}" for bits in list(controller(model).bits().values())[1:])]  # nobody computes the first dL/dx
+    for dx, (name, bits) in zip(dashes, controller(model).bits().items(), strict=True):
+        assert (
+            f" | {controller(model).layers[name].macs:,} | {bits.weight} | {bits.input} | {dx} | {bits.weight_grad} |" in text
+        )
 
 
 def test_a_picture_that_fails_costs_nothing_else(tmp_path, monkeypatch):

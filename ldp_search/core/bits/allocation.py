@@ -50,13 +50,27 @@ class Allocation:
         used = dict(zip(bits._fields, computed(len(bits), macs, details.get("backward_macs", (macs, macs))), strict=True))
         return tuple((getattr(bits, kind) if used[kind] else "-") if kind in used else "" for kind in kinds)
 
-    def _repr_html_(self) -> str:
+    def table(self) -> tuple[list[str], list[tuple[int | str, ...]]]:
+        """Columns, and a row a layer: name, kind, MACs, its bits, and "-" for those of a gradient that is never computed."""
         kinds = max((bits._fields for bits in self.layers.values()), key=len, default=Bits._fields)
         rows = [
             (name, *(self.details.get(name, {}).get(key, "") for key in ("kind", "macs"))) + self._shown(name, kinds)
             for name in self.layers
         ]
-        columns = ["layer", "kind", "MACs", *(f"{kind.replace('_', ' ')} bits" for kind in kinds)]
+        return ["layer", "kind", "MACs", *(f"{kind.replace('_', ' ')} bits" for kind in kinds)], rows
+
+    def _costs(self) -> list[str]:
+        """A line, where costs are known."""
         shown = {key: value for key, value in self.summary.items() if isinstance(value, int | float)}
-        costs = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
-        return html_table.table(columns, rows, bits=range(3, len(columns))) + html_table.lines([costs] if costs else [])
+        return [", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())] if shown else []
+
+    def __str__(self) -> str:
+        columns, rows = self.table()
+        cells = [columns, *([f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        aligned = [[f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in cells]
+        return "\n".join(["  ".join(row) for row in aligned] + self._costs())
+
+    def _repr_html_(self) -> str:
+        columns, rows = self.table()
+        return html_table.table(columns, rows, bits=range(3, len(columns))) + html_table.lines(self._costs())

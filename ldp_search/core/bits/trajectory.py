@@ -18,10 +18,13 @@ class Trajectory:
     """Records (progress, bits) once per step. When full, every second record is dropped; first and last stay exact.
 
     Rows live where the bits live and are copied to the host only when read, so recording never waits for the device.
+
+    computed: (layers, kinds), which bits are in a product that training computes; None where that is not known.
     """
 
     def __init__(self, layers: list[str], capacity: int | None = None):
         self.layers = list(layers)
+        self.computed: list[list[bool]] | None = None
         row_bytes = max(1, 3 * len(self.layers))
         self.capacity = capacity or max(64, min(4096, BUDGET_BYTES // row_bytes)) // 2 * 2
         self.stride, self.seen = 1, 0
@@ -77,13 +80,21 @@ class Trajectory:
         return self._last[1].cpu()
 
     def _repr_html_(self) -> str:
-        """Bits of every layer (weights, inputs, gradients) at five moments of what is recorded."""
+        """Bits of every layer (weights, inputs, gradients) at five moments of what is recorded; a dash for a gradient's that is
+        never computed.
+        """
         bits, progress = self.bits, self.progress
         if not progress:
             return html_table.lines([f"No step is recorded yet, of {len(self.layers):,} layers."])
         moments = sorted({round(i * (len(progress) - 1) / 4) for i in range(5)})
         columns = ["layer", *(f"{progress[moment]:.0%}" for moment in moments)]
-        rows = [[name, *(" ".join(map(str, bits[m, i].tolist())) for m in moments)] for i, name in enumerate(self.layers)]
+        used = self.computed or [[True] * bits.shape[-1]] * len(self.layers)
+
+        def field(moment: int, layer: int) -> str:
+            pairs = zip(bits[moment, layer].tolist(), used[layer], strict=True)
+            return " ".join(str(value) if is_used else "-" for value, is_used in pairs)
+
+        rows = [[name, *(field(moment, i) for moment in moments)] for i, name in enumerate(self.layers)]
         each = ", ".join(kind.replace("_", " ") for kind in KINDS[: bits.shape[-1]])
         told = f"{self.seen:,} steps, {len(progress):,} of them recorded, up to {progress[-1]:.0%}; in a field: {each}"
         return html_table.table(columns, rows) + html_table.lines([told])

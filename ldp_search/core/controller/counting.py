@@ -18,7 +18,7 @@ from ..model.sites import SiteSpec, check_some, find_sites, owned_numel, trained
 from ..profile.records import ModelProfile
 from .checks import check_coverage
 from .damage_sensor import DamageSensor
-from .search_problem import backward_of, latency_of, macs_of, numel_of, problem_of
+from .search_problem import backward_of, computed_of, latency_of, macs_of, numel_of, problem_of
 from .tensors import BitTensors
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def build(controller: Controller, specs: dict[str, SiteSpec]) -> None:
     c.levels = c.problem.levels
     quantizers = c.weight_quantizer, c.input_quantizer
     kinds, device = c.problem.low.shape[1], c.problem.low.device
+    c.trajectory.computed = computed_of(specs, c.space, kinds)
     c.tensors = BitTensors([*specs.values()], kinds, len(c.levels), *quantizers, device)
     c.sensor = DamageSensor([*specs.values()], c.levels) if c.policy.needs_damage else None
     c.sensing = c.senses_at(c._steps)
@@ -80,6 +81,7 @@ def _count_anew(c: Controller, specs: dict[str, SiteSpec]) -> None:
     c.specs, c.problem, c.trained = specs, problem.to(device), trained_weights(specs.values())
     c.named_refrozen = set()
     c.policy.problem = c.problem
+    c.trajectory.computed = computed_of(specs, c.space, c.problem.low.shape[1])
     c.tensors = copy.copy(c.tensors)
     c.tensors.resize_ranges([*specs.values()])
     if c.sensor is not None:

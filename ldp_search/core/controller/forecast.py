@@ -9,6 +9,7 @@ import torch
 from ..bits.cost import inference_bitops, weight_mib
 from ..bits.least_damage import LeastDamage
 from ..bits.within_limits import search_of
+from .search_problem import computed_of
 
 if TYPE_CHECKING:
     from .controller import Controller
@@ -63,8 +64,9 @@ class Front(NamedTuple):
 
 
 def damage(controller: Controller) -> Damage:
-    """`Damage` of a controller whose training has measured it."""
+    """`Damage` of a controller whose training has measured it; 0 of a gradient that is never computed."""
     found = search_now(controller).damage(torch.round(controller.tensors.bits).cpu().double())
+    found = found * torch.tensor(computed_of(controller.specs, controller.space, found.shape[1]), device="cpu")
     kinds = KINDS[found.shape[1]]
     layers = {name: dict(zip(kinds, row, strict=True)) for name, row in zip(controller.specs, found.tolist(), strict=True)}
     return Damage(layers, dict(zip(kinds, found.sum(0).tolist(), strict=True)), float(found.sum()))

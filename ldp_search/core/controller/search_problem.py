@@ -9,6 +9,7 @@ from ..bits.coordinates import assign_groups, precisions
 from ..bits.latency import Latency
 from ..bits.policies import Problem
 from ..bits.space import SearchSpace
+from ..bits.specs import computed
 from ..model.sites import SiteSpec, holders, owned_numel
 from ..registry import build
 
@@ -46,6 +47,12 @@ def backward_of(specs: dict[str, SiteSpec], space: SearchSpace, profiled: bool) 
     always = always_computed(space)
     rows = [backward_macs(spec, always) for spec in specs.values()]
     return torch.tensor(rows, dtype=torch.float64, device="cpu")
+
+
+def computed_of(specs: dict[str, SiteSpec], space: SearchSpace, kinds: int) -> list[list[bool]]:
+    """(sites, kinds) as `bits.specs.computed` has it."""
+    always = always_computed(space)
+    return [computed(kinds, spec.macs, backward_macs(spec, always)) for spec in specs.values()]
 
 
 def always_computed(space: SearchSpace) -> tuple[bool, bool]:

@@ -79,7 +79,7 @@ def _notes(controller: Controller) -> list[str]:
     ]
     if controller.sensor is not None and controller.sensor.ready:
         found = controller.damage()
-        each = ", ".join(f"{kind} {value:.2g}" for kind, value in found.kinds.items())
+        each = ", ".join(f"{kind} {value:.2g}" for kind, value in found.kinds.items() if value)
         lines.append(f"expected loss from rounding {found.total:.3g} ({each})")
     if arithmetic := controller.backend.report(list(controller.bits())):
         lines.append(arithmetic)

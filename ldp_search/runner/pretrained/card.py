@@ -11,12 +11,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ...core import Controller
+from ...core import Allocation, Controller
+from ...core.controller.finalize import allocation
 
 CARD, PICTURE = "README.md", "schedule.png"
 BEGIN, END = "<!-- ldp_search: written by save_pretrained -->", "<!-- ldp_search: end -->"
 SHOWN_LAYERS = 24  # a longer table is folded
 SHOWN_LEFT_OUT = 5
+SPLIT = {"grad bits": "gradient bits, dL/dx", "weight grad bits": "gradient bits, dL/dw"}
 TAGS = ["ldp_search", "quantization", "mixed-precision", "learned-precision"]
 
 
@@ -58,7 +60,7 @@ def make_card(ldp: Controller, record: dict[str, Any], picture: bool, name: str)
     parts = [_what(ldp, record), _costs(ldp, record)]
     if picture:
         parts.append(f"![Bits of every layer over the training]({PICTURE})")
-    parts += [_loading(record, name), _table(record["layers"])]
+    parts += [_loading(record, name), _table(allocation(ldp))]
     title = f"# {Path(name).name or 'Model'}"
     return "\n\n".join([_metadata(ldp, record), title, BEGIN, *parts, END]) + "\n"
 
@@ -137,14 +139,17 @@ def _loading(record: dict[str, Any], name: str) -> str:
     )
 
 
-def _table(layers: dict[str, dict[str, Any]]) -> str:
-    rows = ["| layer | kind | MACs | weight bits | input bits | gradient bits |", "|---|---|--:|--:|--:|--:|"]
-    for layer, row in layers.items():
+def _table(found: Allocation) -> str:
+    columns, rows = found.table()
+    split = "weight grad bits" in columns
+    heads = [SPLIT.get(name, name) if split else name.replace("grad ", "gradient ") for name in columns]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "--:|" * (len(columns) - 2)]
+    for layer, kind, macs, *bits in rows:
         shown = layer.replace("|", "\\|") or "(the model itself)"
-        rows.append(f"| `{shown}` | {row['kind']} | {row['macs']:,} | {row['weight']} | {row['input']} | {row['grad']} |")
-    table = "\n".join(rows)
-    if len(layers) > SHOWN_LAYERS:
-        table = f"<details>\n<summary>All {len(layers)} layers</summary>\n\n{table}\n\n</details>"
+        lines.append(f"| `{shown}` | {kind} | {macs:,} | {' | '.join(map(str, bits))} |")
+    table = "\n".join(lines)
+    if len(rows) > SHOWN_LAYERS:
+        table = f"<details>\n<summary>All {len(rows)} layers</summary>\n\n{table}\n\n</details>"
     return f"## Allocation\n\n{table}"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from .layers import Layer
 from .load import Run
 from .schedule import KINDS
-from .style import FAINT, INK, SERIES, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges, say_on_top
+from .style import FAINT, INK, SERIES, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges, rows_of, say_on_top
 
 BITS = ("weights", "weights and inputs")  # what the bars show: one kind, or both where they are equal
 AROUND = 1.2  # inches
@@ -43,8 +43,7 @@ def draw_layers(figure, run: Run, layers: list[Layer], scale: BitScale) -> None:
     left.set_ylim(rows - 0.4, -0.6)
     label_rows(left, [layers[i].name for i in edges[:-1]], height_of(layers) - AROUND)
     if rows < len(layers):
-        most = np.diff(edges).max()
-        text = f"{len(layers):,} layers; each row is {most} in a row: the mean of their bits, the sum of their shares"
+        text = f"{len(layers):,} layers; each row is {rows_of(edges)}: the mean of their bits, the sum of their shares"
         say_on_top(figure, text)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...core.controller.forecast import Damage, Front
-from .style import FAINT, SERIES, TALLEST, label_rows, row_edges, say_on_top
+from .style import FAINT, SERIES, TALLEST, label_rows, row_edges, rows_of, say_on_top
 
 WORDS = {"weight": "weights", "input": "inputs", "grad": "gradients", "weight_grad": "gradients, dL/dw"}
 SPLIT = WORDS | {"grad": "gradients, dL/dx"}
@@ -25,6 +25,8 @@ def draw_damage(figure, found: Damage) -> None:
     edges = row_edges(len(names), MOST_ROWS)
     places, left = np.arange(len(edges) - 1), np.zeros(len(edges) - 1)
     for k, (kind, total) in enumerate(found.kinds.items()):
+        if not total:  # a gradient that no layer computes
+            continue
         each = np.add.reduceat(np.array([found.layers[name].get(kind, 0.0) for name in names]), edges[:-1])
         axis.barh(places, each, left=left, color=SERIES[k], height=0.78, label=f"{words[kind]}: {total:.3g}")
         left += each
@@ -35,9 +37,10 @@ def draw_damage(figure, found: Damage) -> None:
     axis.grid(axis="x")
     axis.set_axisbelow(True)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(found.kinds), borderpad=0.2, borderaxespad=0.2)
+    if found.total:
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(found.kinds), borderpad=0.2, borderaxespad=0.2)
     if len(places) < len(names):
-        say_on_top(figure, f"{len(names):,} layers; each row is the sum of {np.diff(edges).max()} in a row")
+        say_on_top(figure, f"{len(names):,} layers; each row is the sum of {rows_of(edges)}")
 
 
 def draw_front(figure, found: Front, target: float | None) -> None:

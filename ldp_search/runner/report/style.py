@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -176,8 +177,14 @@ def elide(name: str, longest: int = 34, common: Counter | None = None) -> str:
 
 
 def row_edges(count: int, most: int) -> np.ndarray:
-    """Edges of at most `most` rows of consecutive layers."""
-    return np.unique(np.linspace(0, count, min(count, most) + 1).round().astype(int))
+    """Edges of at most `most` rows of consecutive layers, as many in each; in the last, what is left."""
+    return np.append(np.arange(0, count, max(1, math.ceil(count / most))), count)
+
+
+def rows_of(edges: np.ndarray) -> str:
+    """How many layers a row holds, in words: `4 in a row, the last of 2`."""
+    sizes = np.diff(edges)
+    return f"{sizes[0]} in a row" + (f", the last of {sizes[-1]}" if sizes[-1] != sizes[0] else "")
 
 
 def label_rows(axis, names: list[str], height: float, longest: int = 34) -> None:
