@@ -13,6 +13,7 @@ from tiny import WORDS, same_result
 from ldp_search.config.resolve import resolve
 from ldp_search.run import main
 from ldp_search.runner.io import checkpoint_files
+from ldp_search.runner.report import load_run
 from ldp_search.runner.training import finish, loop
 from ldp_search.runner.training.run_session import random_state, set_random_state
 from ldp_search.runner.training.setup import open_session
@@ -46,6 +47,7 @@ def kill_at(step, folder, *words, monkeypatch):
         patch.setattr(session.optimizer, "step", deadly)
         with pytest.raises(Killed):
             loop.fit(session, StopRequest())
+    assert load_run(folder).coverage["share"] == 1  # what is counted is told from the start
 
 
 POLICIES = ["learned", "bit_gradient grad_bits=8", "cyclic", "progressive policy.window=1 grad_bits=6,8", "ldp_paper"]

@@ -46,7 +46,7 @@ def test_everything_that_a_run_leaves_with_report(tmp_path, capsys):
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "metrics.jsonl", "schedule.parquet", "allocation.json", "model.safetensors", "result.json"} <= left
     assert "report.html" in left and any(name.endswith(".png") for name in left)
-    assert "checkpoints" not in left and not [name for name in left if name.startswith(".")]
+    assert not {"checkpoints", "layers.json"} & left and not [name for name in left if name.startswith(".")]
     assert list((tmp_path / "run" / "tensorboard").rglob("events.out.tfevents.*"))
     assert "accuracy" in out and str(tmp_path / "run" / "report.html") in out and "Try next" in out
     result = json.loads((tmp_path / "run" / "result.json").read_text())

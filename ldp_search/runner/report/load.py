@@ -226,7 +226,10 @@ def _read_schedule(run: Run, path: Path) -> None:
 
 
 def _read_allocation(run: Run, path: Path) -> None:
-    run.allocation = _mapping(json.loads(path.read_text(encoding="utf-8")))
+    """Until there is one, what the run has counted at its start: its layers without bits, and the coverage."""
+    counted = path.with_name("layers.json")
+    found = counted if counted.is_file() and not path.exists() else path
+    run.allocation = _mapping(json.loads(found.read_text(encoding="utf-8")))
 
 
 def _read_result(run: Run, path: Path) -> None:

@@ -26,7 +26,7 @@ from ..io.atomic import finite, write_whole
 from ..tasks import metrics
 from .batches import TrainKeys
 from .loop import evaluate
-from .run_session import CHECKPOINTS, Session, save_schedule
+from .run_session import CHECKPOINTS, LAYERS, Session, save_schedule
 
 CALIBRATION_BATCHES = 50
 _PACKAGES = ("torch", "accelerate", "timm", "transformers", "datasets", "numpy")
@@ -55,6 +55,7 @@ def finish(run: Session) -> dict[str, Any]:
         _save_examples(run)
         write_whole(run.output / "result.json", json.dumps({k: finite(v) for k, v in result.items()}, indent=1) + "\n")
         write_report_page(run.output)
+        (run.output / LAYERS).unlink(missing_ok=True)
         shutil.rmtree(run.output / CHECKPOINTS, ignore_errors=True)  # everything of worth is beside it now
     return result
 

@@ -20,6 +20,7 @@ from .ema import Ema
 from .journal import Journal
 
 CHECKPOINTS = "checkpoints"
+LAYERS = "layers.json"  # what is counted of them, until allocation.json is there
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
@@ -21,6 +22,7 @@ from ...config.settings import Settings
 from ...config.task_file import display_name
 from ...core.apply import as_call
 from ...core.bits.space import SearchSpace
+from ...core.controller.finalize import allocation
 from ...core.messages import did_you_mean
 from .. import models
 from ..exports.of_run import check_possible
@@ -34,7 +36,7 @@ from .journal import Journal
 from .optimizers import create_optimizer
 from .rehearsal import rehearse
 from .run_folder import Finished, checkpoint_of, output_folder, refuse_other
-from .run_session import Session, restore_session, set_random_state
+from .run_session import LAYERS, Session, restore_session, set_random_state
 
 
 def open_session(settings: Settings, task: Task | None = None, quiet: bool = False) -> Session:
@@ -162,6 +164,7 @@ def _begin(run: Session, state: dict[str, Any] | None) -> None:
             run.output.mkdir(parents=True, exist_ok=True)
             values = run.settings.values | {"output": str(run.output)}
             write_whole(run.output / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+            write_whole(run.output / LAYERS, _counts(run))
         if state is None:
             run.journal.begin()
         else:
@@ -174,6 +177,12 @@ def _begin(run: Session, state: dict[str, Any] | None) -> None:
     run.journal.say(_headline(run))
     for note in run.task.notes:
         run.journal.say(note)
+
+
+def _counts(run: Session) -> str:
+    """What allocation.json will say of layers and coverage, without any bits: for a report while the run is under way."""
+    found = allocation(run.ldp)
+    return json.dumps({"layers": found.details, "coverage": found.summary["coverage"]}, indent=1) + "\n"
 
 
 def _headline(run: Session) -> str:
