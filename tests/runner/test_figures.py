@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -16,12 +18,13 @@ from torch.nn import functional as F
 import ldp_search
 from ldp_search.core.controller.finalize import allocation
 from ldp_search.runner.report import figures, load_run
-from ldp_search.runner.report.heatmap import draw_heatmap, scale_of
+from ldp_search.runner.report.heatmap import draw_heatmap, draw_schedule, scale_of
 from ldp_search.runner.report.layers import layers_of, shown
 from ldp_search.runner.report.live import run_of
-from ldp_search.runner.report.one import run_sections
+from ldp_search.runner.report.load import Run
 from ldp_search.runner.report.schedule import KINDS, Schedule
-from ldp_search.runner.report.style import BitScale, drawing
+from ldp_search.runner.report.style import BitScale, drawing, row_edges, rows_of
+from ldp_search.runner.training import setup
 
 
 def trained(steps: int = 20, until: int | None = None, counted: bool = True, **options):
@@ -63,6 +66,7 @@ def test_the_schedule_is_the_trajectory(ldp):
     scale, bits = BitScale(list(range(2, 9))), ldp.trajectory.bits.numpy()
     for kind, axis in enumerate(pictures):
         drawn = axis.images[0].get_array()
+        assert [(bar.get_y(), bar.get_width()) for bar in axis.patches] == ([(-0.5, 1)] if kind == 2 else [])
         assert np.ma.getmaskarray(drawn).any(1).tolist() == [kind == 2, False, False]  # the first layer's dL/dx: never computed
         computed = ~np.ma.getmaskarray(drawn)[:, 0]
         for moment in (0, -1):
@@ -83,12 +87,18 @@ def test_means_of_the_curve_are_those_of_every_moment():
     assert means == pytest.approx(np.cumsum(cost) / np.arange(1, steps + 1))
 
 
-def test_half_a_training(ldp):
+def test_half_a_training(ldp, tmp_path):
     half = trained(until=10)
+    half.trajectory.save(tmp_path / "schedule.parquet")
+    (tmp_path / "layers.json").write_text(setup._counts(SimpleNamespace(ldp=half)))
+    saved = load_run(tmp_path)
+    assert layers_of(saved) == layers_of(run_of(half)) and saved.coverage["share"] == 1 and not saved.finished
+    assert saved.mean_cost is None  # which is told by the newest line of metrics.jsonl, not by what is counted once
     run = run_of(half)
     assert not run.finished and run.progress == 0.5 and run_of(ldp).finished
     shown = half.plot().subfigs[0].axes[0].images[0].get_array()
     assert shown.mask[:, -1].all() and not shown.mask[:, 0].any()
+    assert [bar.get_width() for bar in half.plot().subfigs[0].axes[2].patches] == [0.5]  # what comes is not hatched yet
 
 
 def test_damage_and_front_show_what_the_controller_tells(ldp):
@@ -229,9 +239,18 @@ def test_bits_of_gradients_that_are_never_computed_are_shown_nowhere(split):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     model[0].requires_grad_(False)
-    frozen = ldp_search.controller(ldp_search.apply(model, "ldp", example_inputs=torch.randn(1, 8), split_gradient=split))
-    F.cross_entropy(model(torch.randn(8, 8)), torch.arange(8) % 3).backward()
-    frozen.step(1.0)
+    frozen = ldp_search.controller(
+        ldp_search.apply(model, "ldp", example_inputs=torch.randn(1, 8), split_gradient=split, sense_every=1)
+    )
+    for step in range(5):
+        F.cross_entropy(model(torch.randn(8, 8)), torch.arange(8) % 3).backward()
+        frozen.step((step + 1) / 5)
+    plain, dw = {"Weight bits": False, "Input bits": False}, "Gradient bits, dL/dw"
+    panels = (
+        [plain | {"Gradient bits, dL/dx": True, dw: False}, plain | {dw: True}]
+        if split
+        else [plain | {"Gradient bits": False}, plain | {"Gradient bits": True}]
+    )
     for ldp, hidden in ((whole, [2] if split else []), (frozen, [2, 3] if split else [2])):
         kinds = 4 if split else 3
         rows = {row[0]: row[4 : 4 + kinds] for row in ldp.summary().rows}
@@ -243,8 +262,18 @@ def test_bits_of_gradients_that_are_never_computed_are_shown_nowhere(split):
             assert np.isnan(getattr(first, kind)) == np.isnan(columns[k]).all() == np.isnan(columns[k]).any() == (k in hidden)
         assert not np.isnan(run.schedule.bits["grad"]).any()  # what was in force is still recorded
         assert allocation(ldp)._repr_html_().count(">-<") == sum(row.count("-") for row in rows.values())
-        caption = next(text for text in run_sections(run, scale_of(run), {}) if "first on top" in text)
-        assert ("empty: a gradient that is never computed" in caption) == bool(hidden)
+        moments = re.findall(r"<td[^>]*>(.*?)</td>", ldp.trajectory._repr_html_().split("</tr>")[1])[1:]
+        assert len(moments) == 5 and all([k for k in range(kinds) if one.split()[k] == "-"] == hidden for one in moments)
+        assert str(allocation(ldp)).splitlines()[1].split()[3:] == [str(bits) for bits in rows["0"]]
+        found = ldp.damage()
+        assert [k for k, value in enumerate(found.layers["0"].values()) if value == 0] == hidden
+        told = {text.get_text().partition(":")[0] for text in ldp.plot("damage").axes[0].get_legend().get_texts()}
+        assert len(told) == sum(value > 0 for value in found.kinds.values()) == kinds - (kinds == 4 and ldp is frozen)
+        above = ldp.plot().subfigs[0]
+        hatched = {axis.get_title(loc="left"): bool(axis.patches) for axis in above.axes if axis.images}
+        assert hatched == panels[ldp is frozen]
+        said = "" if above._suptitle is None else above._suptitle.get_text()
+        assert said == "hatched: this gradient is never computed" * any(hatched.values())
     rest = shown(run_of(whole)).bits["grad"][:, 1:]
     assert not any("-" in row[4:8] for row in whole.summary().rows[1:]) and not np.isnan(rest).any()
 
@@ -262,3 +291,31 @@ def test_rows_of_layers_without_a_bit_are_left_out_of_a_mean():
     with drawing(4, 4) as (figure, _):
         draw_heatmap(figure.subplots(), schedule, "grad", Scale([4, 6, 8]), True, most=3)
     assert np.array_equal(drawn[0], [4, np.nan, 7], equal_nan=True)
+
+
+def test_what_is_hidden_has_no_colour_and_what_is_not_recorded_is_no_gradient():
+    bits = {"weight": [[4, 5]], "input": [[4, 5]], "grad": [[16, 6]]}
+    details = {"a": {"macs": 9, "backward_macs": [0, 0]}, "b": {"macs": 9, "backward_macs": [9, 9]}}
+    schedule = Schedule(np.array([1.0]), ["a", "b"], {k: np.array(v, dtype=np.float32) for k, v in bits.items()})
+    run = Run(None, "net", schedule=schedule, allocation={"layers": details}, result={"policy": "static"})
+    run.schedule.bits["grad"][0] = 16, 6
+    assert scale_of(run).levels == [4, 5]  # one layer's gradient alone has no story
+    run.schedule = Schedule(
+        np.array([0.5, 1.0]), ["a", "b"], {k: np.array([*v, v[0]], dtype=np.float32) for k, v in bits.items()}
+    )
+    run.schedule.bits["grad"][1, 1] = 7
+    assert scale_of(run).levels == [4, 5, 6, 7]
+    run.schedule.bits["input"][:] = np.nan
+    run.allocation = {}
+    assert scale_of(run).levels[-1] == 16
+    with drawing() as (figure, _):
+        draw_schedule(figure, run, scale_of(run), 2.0)
+        assert figure._suptitle is None
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "words"), [(400, 120, "4 in a row"), (161, 120, "2 in a row, the last of 1"), (3, 9, "1 in a row")]
+)
+def test_rows_hold_equally_many_layers(count, most, words):
+    edges = row_edges(count, most)
+    assert len(edges) - 1 <= most and edges[-1] == count and len(set(np.diff(edges)[:-1])) == 1 and rows_of(edges) == words

@@ -7,23 +7,25 @@ import numpy as np
 from .layers import shown
 from .load import Run
 from .schedule import GRADIENTS, Schedule
-from .style import DPI, FAINT, NOT_YET, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges, say_on_top
+from .style import DPI, FAINT, GRID, NOT_YET, TALLEST, WIDTH, BitScale, drawing, label_rows, row_edges, rows_of, say_on_top
 
 COLUMNS = 800  # moments a heatmap shows: no less than the pixels of the widest panel
+HATCH = "////"
 TITLES = {"weight": "Weight bits", "input": "Input bits", "grad": "Gradient bits", "weight_grad": "Gradient bits, dL/dw"}
 
 
 def scale_of(*runs: Run) -> BitScale:
     """One colour scale for all the bits of these runs."""
-    seen = [np.unique(run.schedule.bits[kind]) for run in runs if run.schedule for kind in ("weight", "input")]
-    panels = [(run.schedule, kind) for run in runs if run.schedule for kind in run.schedule.panels if kind in GRADIENTS]
+    schedules = [shown(run) for run in runs if run.schedule]
+    seen = [np.unique(schedule.bits[kind]) for schedule in schedules for kind in ("weight", "input")]
+    panels = [(schedule, kind) for schedule in schedules for kind in schedule.panels if kind in GRADIENTS]
     seen += [np.unique(schedule.bits[kind]) for schedule, kind in panels]
     allowed = [end for run in runs if run.bit_range for end in run.bit_range]
     return BitScale.covering(np.concatenate(seen or [[]]), (min(allowed), max(allowed)) if allowed else None)
 
 
 def draw_heatmap(axis, schedule: Schedule, kind: str, scale: BitScale, finished: bool, most: int) -> np.ndarray:
-    """Bits of one kind, layers (first on top) x progress; empty where there are none.
+    """Bits of one kind, layers (first on top) x progress; hatched where there are none.
 
     Returns the edges of the rows: layers may share a row.
     """
@@ -34,7 +36,7 @@ def draw_heatmap(axis, schedule: Schedule, kind: str, scale: BitScale, finished:
         known = np.add.reduceat(~np.isnan(bits), edges[:-1], axis=1, dtype=int)
         sums = np.add.reduceat(np.nan_to_num(bits), edges[:-1], axis=1)
         bits = np.where(known, sums / np.maximum(known, 1), np.nan)
-    picture = scale.index(bits.T)
+    picture, without = scale.index(bits.T), np.flatnonzero(np.isnan(bits).all(0))
     if not finished:
         picture = np.ma.masked_where(np.broadcast_to(when > schedule.progress[-1], picture.shape), picture)
     axis.set_facecolor(NOT_YET)
@@ -45,6 +47,9 @@ def draw_heatmap(axis, schedule: Schedule, kind: str, scale: BitScale, finished:
         aspect="auto",
         interpolation="nearest",
         extent=(0, 1, len(edges) - 1.5, -0.5),
+    )
+    axis.barh(
+        without, 1 if finished else schedule.progress[-1], height=1, color="white", hatch=HATCH, edgecolor=GRID, linewidth=0
     )
     axis.set_xlim(0, 1)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "¼", "½", "¾", "1"])
@@ -84,8 +89,11 @@ def draw_schedule(figure, run: Run, scale: BitScale, inner: float) -> None:
         axis.set_xlabel("progress of the training")
         axis.tick_params(axis="y", length=0)
     label_rows(axes[0], [schedule.layers[i] for i in edges[:-1]], inner)
-    if len(edges) <= count:
-        say_on_top(figure, f"{count:,} layers, first on top; each row is the mean of {np.diff(edges).max()} in a row")
+    told = [f"{count:,} layers, first on top; each row is the mean of {rows_of(edges)}"] if len(edges) <= count else []
+    if any(axis.patches for axis, kind in zip(axes, schedule.panels, strict=True) if kind in GRADIENTS):
+        told.append("hatched: this gradient is never computed")
+    if told:
+        say_on_top(figure, "; ".join(told))
     scale.add_bar(figure, list(axes))
 
 

@@ -40,7 +40,20 @@ class Layer:
 
 def layers_of(run: Run) -> list[Layer]:
     """The layers of a run in forward order, from its allocation and, while there is none, from its schedule."""
-    recorded = {name: i for i, name in enumerate(run.schedule.layers)} if run.schedule else {}
+    layers = _listed(run)
+    _add_shares(run, layers, _recorded(run))
+    _hide_uncomputed(layers)
+    return layers
+
+
+def _recorded(run: Run) -> dict[str, int]:
+    """{layer: its column in the schedule}."""
+    return {name: i for i, name in enumerate(run.schedule.layers)} if run.schedule else {}
+
+
+def _listed(run: Run) -> list[Layer]:
+    """The layers without their shares."""
+    recorded = _recorded(run)
     listed = run.allocation.get("layers")
     listed = listed if isinstance(listed, dict) else {}
     layers = []
@@ -55,8 +68,6 @@ def layers_of(run: Run) -> list[Layer]:
             value = number(row.get(kind))
             setattr(layer, kind, float(last) if value is None else value)
         layers.append(layer)
-    _add_shares(run, layers, recorded)
-    _hide_uncomputed(layers)
     return layers
 
 
@@ -113,9 +124,10 @@ def _bitops(layer: Layer, bits: np.ndarray) -> np.ndarray:
 
 def shown(run: Run) -> Schedule:
     """The schedule of a run without the bits of gradients that are never computed: NaN."""
-    schedule = run.schedule
+    schedule, listed = run.schedule, _listed(run)
     bits = {kind: values.copy() for kind, values in schedule.bits.items()}
-    layers = {layer.name: layer for layer in layers_of(run)}
+    _hide_uncomputed(listed)
+    layers = {layer.name: layer for layer in listed}
     for column, name in enumerate(schedule.layers):
         for kind in bits:
             if math.isnan(getattr(layers[name], kind)):

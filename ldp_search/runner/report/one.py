@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-
+from ...config.overlay import EXCLUSIVE
 from ...config.resolve import resolve
 from ...core.bits.space import FINAL_BUDGETS
 from . import html
 from .bars import layers_figure
 from .curves import course_figure
 from .heatmap import schedule_figure
-from .layers import Layer, layers_of, left_out, shown, total_macs
+from .layers import Layer, layers_of, left_out, total_macs
 from .load import Run, named, number
 from .style import BitScale
 from .words import count, describe, digits, duration, percent, score
@@ -47,7 +46,7 @@ def run_sections(run: Run, scale: BitScale, pictures: Pictures, prefix: str = ""
     yield html.heading("The schedule")
     yield html.paragraph(describe(run, layers))
     if run.schedule is not None:
-        yield show("schedule.png", schedule_figure(run, scale), _schedule_caption(run))
+        yield show("schedule.png", schedule_figure(run, scale), "Bits of every layer (first on top) over the training")
     if layers:
         yield html.heading("The layers at the end" if run.finished else "The layers now")
         caption = "Bits of every layer, and its share of the bit operations that the training took and of the MACs"
@@ -122,11 +121,6 @@ def _deviation(reached: float, target: float) -> str:
     """By how much a cost misses its target, relative to the target."""
     off = (reached - target) / target if target else 0.0
     return "on target" if abs(off) < 0.0005 else f"{100 * abs(off):.1f} % {'above' if off > 0 else 'below'}"
-
-
-def _schedule_caption(run: Run) -> str:
-    empty = any(bool(np.isnan(values).any()) for values in shown(run).bits.values())
-    return "Bits of every layer (first on top) over the training" + "; empty: a gradient that is never computed" * empty
 
 
 def _coverage(run: Run, layers: list[Layer]) -> Iterator[str]:
@@ -205,7 +199,11 @@ def _few_words(values: dict[str, Any]) -> list[str]:
         if resolve(words).values["recipe"] != values["recipe"]:
             words.append(f"recipe={_word(values['recipe'])}")
         base = resolve(words).values
-        words += [f"{key}={_word(value)}" for key, value in values.items() if base[key] != value]
+        changed = {key: value for key, value in values.items() if base[key] != value}
+        for pair in EXCLUSIVE:  # the one that is given takes the other one away
+            if any(changed.get(key) is not None for key in pair):
+                changed = {key: value for key, value in changed.items() if key not in pair or value is not None}
+        words += [f"{key}={_word(value)}" for key, value in changed.items()]
         words.append(f"seed={_word(values['seed'])}")
         words = list(dict.fromkeys(words))
         again = resolve(words).values

@@ -46,11 +46,11 @@ class Schedule:
 
     @property
     def panels(self) -> list[str]:
-        """The kinds of bits worth a picture of their own."""
+        """The kinds of bits worth a picture of their own: none of which no layer has any."""
         shown = ["weight"]
         if self.differs("input", "weight"):
             shown.append("input")
-        gradients = [kind for kind in GRADIENTS if kind in self.bits]
+        gradients = [kind for kind in GRADIENTS if kind in self.bits and not np.isnan(self.bits[kind]).all()]
         return shown + (gradients if any(map(self.varies, gradients)) else [])
 
     def compute_bits(self, columns: np.ndarray | None = None) -> np.ndarray:
