@@ -11,7 +11,7 @@ from ldp_search.config.overlay import ConfigError
 from ldp_search.config.program import exit_status
 from ldp_search.core.backends import saved_activations
 from ldp_search.run import main as run
-from ldp_search.runner.bench import overhead, timing
+from ldp_search.runner.bench import overhead, step, timing
 from ldp_search.runner.training import finish
 
 WORDS = ["task=digits", "limit=160", "eval_limit=50", "model=tiny:net", "batch_size=32"]
@@ -21,12 +21,20 @@ def rows(text: str) -> dict[str, list[str]]:
     return {line[:20].strip(): line[20:].split() for line in text.splitlines()}
 
 
-def test_what_it_prints(capsys):
-    assert main([*WORDS, "rounds=3", "layers=2", "accumulate=2", "backend.choose=never", "backend=int8"]) == 0
+def test_what_it_prints(capsys, monkeypatch):
+    senses, times = [], step.layer_times
+    monkeypatch.setattr(
+        step, "layer_times", lambda *args: (senses.append(ldp_search.controller(args[1]).sensing), times(*args))[1]
+    )
+    words = [*WORDS, "rounds=3", "layers=2", "accumulate=2", "backend.choose=never", "backend=int8", "sense_every=2"]
+    assert main(words) == 0 and senses == [False]  # layers are timed as in an ordinary step
     text = capsys.readouterr().out
     found = rows(text)
     plain, _, ldp, _, ratio, _, spread = found["step"]
     assert float(plain) > 0 and float(ldp) > 0 and float(ratio) > 0 and float(spread) >= 0
+    one, mean = found["one that measures"], found["mean of 2 steps"]
+    assert float(mean[4]) == pytest.approx((float(ratio) + float(one[4])) / 2, abs=0.011) and "one step in 2" in text
+    assert float(mean[2]) == pytest.approx((float(ldp) + float(one[2])) / 2, abs=0.11)
     assert float(found["kept for backward"][0]) > 0 and float(found["peak of the step"][2]) > 0
     assert text.startswith("net on digits, batch 32, fp32; policy learned, bits 2-8, backend int8; cpu x 1")
     assert "integer arithmetic: 0 of 3 layers" in text and "each alone, one part of the batch" in text
@@ -36,8 +44,8 @@ def test_what_it_prints(capsys):
 
 
 def test_without_layers(capsys):
-    assert main([*WORDS, "rounds=1", "layers=0", "precision=bf16"]) == 0
-    assert "layers that cost most" not in capsys.readouterr().out
+    assert main([*WORDS, "rounds=1", "layers=0", "precision=bf16", "policy=static"]) == 0
+    assert "layers that cost most" not in (text := capsys.readouterr().out) and "one that measures" not in text
 
 
 @pytest.mark.parametrize(

@@ -29,27 +29,31 @@ SMALL_STEP = 1e-5  # of progress: the whole measurement lies at the beginning of
 
 
 class _Subject:
-    """A model with its optimizer: a step of it, and a forward alone."""
+    """A model with its optimizer: a step of it, and a forward alone. None measures what rounding costs, unless told to."""
 
     def __init__(self, model: nn.Module, task: Any, parts: list[Any], config: Any, accelerator: Accelerator):
         self.task, self.parts, self.accelerator = task, parts, accelerator
         self.module = model.to(accelerator.device).train()
         self.model = torch.compile(self.module) if config.compile else self.module
         self.optimizer, self.progress = create_optimizer(config, self.module), 0.0
+        self.ldp = find_controller(self.module)
+        self.measures = self.ldp is not None and self.ldp.sensing  # its first step does, and so one in `sense_every`
 
     def forward(self, part: Any = None) -> Tensor:
         """Loss of one part of the batch, the first one unless told."""
         with self.accelerator.autocast():
             return self.task.measure(self.model, self.parts[0] if part is None else part)[0]
 
-    def step(self) -> None:
+    def step(self, sensing: bool = False) -> None:
+        if self.ldp is not None:
+            self.ldp.sensing = sensing
         for part in self.parts:
             loss = self.forward(part)
             loss.backward()
-        ldp = find_controller(self.module)
-        if ldp is not None:
+        if self.ldp is not None:
             self.progress += SMALL_STEP
-            ldp.step(self.progress, loss=loss.detach())
+            self.ldp.step(self.progress, loss=loss.detach())
+            self.ldp.sensing = False
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -70,13 +74,17 @@ def measure(settings: Settings, rounds: int, layers: int) -> str:
     parts = [send_to_device(task.batch(indices, epoch), accelerator.device) for epoch, indices in keys]
     plain, ldp = (_Subject(m, task, parts, config, accelerator) for m in (plain_model, model))
     for subject in (plain, ldp):  # compiles, chooses, touches the memory
-        subject.step()
+        subject.step(sensing=subject.measures)
         subject.step()
     times = interleaved(plain.step, ldp.step, rounds, accelerator.device)
+    sensing = None
+    if ldp.measures:
+        sensing = interleaved(plain.step, lambda: ldp.step(sensing=True), min(rounds, 3), accelerator.device)
     saved = [saved_bytes(subject.module, subject.forward) for subject in (plain, ldp)]
     peaks = [peak_bytes(subject.step, accelerator.device) for subject in (plain, ldp)]
-    lines = [_headline(settings, accelerator), *_steps(times, saved, peaks, config.accumulate)]
     handle = ldp_search.controller(model)
+    lines = [_headline(settings, accelerator), *_steps(times, sensing, handle.space.sense_every)]
+    lines += _memory(saved, peaks, config.accumulate)
     if arithmetic := handle.backend.report(list(handle.layers)):
         lines.append(arithmetic)
     if layers:
@@ -98,12 +106,26 @@ def _headline(settings: Settings, accelerator: Accelerator) -> str:
     )
 
 
-def _steps(times: Times, saved: list[int], peaks: list[int], accumulate: int) -> list[str]:
-    plain, ldp = times.seconds
+def _steps(times: Times, sensing: Times | None, every: int) -> list[str]:
+    """An ordinary step, one that measures what rounding costs, and the mean over `every` steps, of which one does."""
+
+    def row(name: str, plain: float, ldp: float, ratio: float) -> str:
+        return f"{name:<20} {plain * 1e3:>7.1f} ms {ldp * 1e3:>7.1f} ms {ratio:>7.2f}"
+
+    head = f"{'':<20} {'plain':>10} {'LDP':>10} {'ratio':>7}"
+    lines = [head, row("step", *times.seconds, times.ratio) + f" ± {times.spread:.2f}"]
+    if sensing is not None:
+        (plain, ldp), mean = times.seconds, lambda usual, one: usual + (one - usual) / every
+        lines += [
+            row("one that measures", *sensing.seconds, sensing.ratio) + f" ± {sensing.spread:.2f}, one step in {every}",
+            row(f"mean of {every} steps", plain, mean(ldp, sensing.seconds[1]), mean(times.ratio, sensing.ratio)),
+        ]
+    return lines
+
+
+def _memory(saved: list[int], peaks: list[int], accumulate: int) -> list[str]:
     part = " of one part of the batch" if accumulate > 1 else ""
     return [
-        f"{'':<20} {'plain':>10} {'LDP':>10} {'ratio':>7}",
-        f"{'step':<20} {plain * 1e3:>7.1f} ms {ldp * 1e3:>7.1f} ms {times.ratio:>7.2f} ± {times.spread:.2f}",
         f"{'kept for backward':<20} {_mib(saved[0])} {_mib(saved[1])} {saved[1] / max(1, saved[0]):>7.2f}{part}",
         f"{'peak of the step':<20} {_mib(peaks[0])} {_mib(peaks[1])} {peaks[1] / max(1, peaks[0]):>7.2f}",
     ]
