@@ -39,9 +39,10 @@ class LDPCallback(TrainerCallback, ExportableState):
     * After backward and before the optimizer's step: `controller(model).step(progress)`, with the step's mean training loss
       for policies that read it (it is read off the model's own loss as backward reaches it, so accumulation, label counts
       and mixed precision are accounted for as the Trainer does).
-    * With every training log: `ldp_weight_bits`, `ldp_input_bits`, `ldp_grad_bits` (means over the quantized layers),
-      `ldp_cost` (training cost now, relative to the highest bits) and `ldp_mean_cost` (so far): in
-      `trainer.state.log_history`, on the console, and in every tracker of `report_to`.
+    * With every training log: `ldp_weight_bits`, `ldp_input_bits`, `ldp_grad_bits` (means over the quantized layers), where the
+      space splits the gradient's bits `ldp_grad_bits` of dL/dx and `ldp_weight_grad_bits` of dL/dw, each over the layers that
+      compute that gradient and left out where none does; `ldp_cost` (training cost now, relative to the highest bits) and
+      `ldp_mean_cost` (so far): in `trainer.state.log_history`, on the console, and in every tracker of `report_to`.
     * `ldp_state.pt` in every checkpoint folder; `trainer.train(resume_from_checkpoint=...)` goes on bitwise as if it had not
       been interrupted, and `load_best_model_at_end` also brings back the bits of the best checkpoint.
     * A training that begins again after one that did not end (`auto_find_batch_size`, a stopped cell of a notebook) begins with
@@ -119,15 +120,13 @@ class LDPCallback(TrainerCallback, ExportableState):
             return
         ldp = controller(model)
         named, layers, cost = ldp.bits(), ldp.layers, ldp.cost()
-        bits = [b for b in named.values() if b.weight < FULL_PRECISION]
-        gradients = [b.grad for name, b in named.items() if b.weight < FULL_PRECISION and layers[name].computes(b)[2]]
-        row = {
-            "ldp_weight_bits": sum(b.weight for b in bits) / len(bits),
-            "ldp_input_bits": sum(b.input for b in bits) / len(bits),
-            "ldp_grad_bits": sum(gradients) / max(1, len(gradients)),
-            "ldp_cost": cost.relative,
-            "ldp_mean_cost": cost.mean_relative,
-        }
+        bits: dict[str, list[int]] = {}
+        for name, each in named.items():
+            used = zip(each._fields, each, layers[name].computes(each), strict=True)
+            for kind, value, computed in used if each.weight < FULL_PRECISION else ():
+                bits.setdefault(kind, []).extend([value] * computed)
+        row = {f"ldp_{kind}_bits": sum(values) / len(values) for kind, values in bits.items() if values}
+        row |= {"ldp_cost": cost.relative, "ldp_mean_cost": cost.mean_relative}
         logs.update(row)
         if state.log_history:
             state.log_history[-1].update(row)

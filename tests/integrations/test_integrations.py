@@ -111,9 +111,19 @@ def test_logs_tell_bits_and_costs(whole):
     assert len(rows) == STEPS
     for row in rows:
         assert 2 <= row["ldp_weight_bits"] <= 8 and 2 <= row["ldp_input_bits"] <= 8 and 3 <= row["ldp_grad_bits"] <= 8
+        assert 3 <= row["ldp_weight_grad_bits"] <= 8
         assert 0 < row["ldp_cost"] < 1 and 0 < row["ldp_mean_cost"] < 1
     assert rows[-1]["ldp_mean_cost"] == controller(whole.model).cost().mean_relative
     assert "ldp_cost" not in whole.state.log_history[-1]  # the summary of the whole training
+
+
+def test_a_gradient_that_no_layer_computes_is_in_no_log():
+    model, logs = torch.nn.Sequential(torch.nn.Linear(4, 2)), {"loss": 1.0}
+    ldp_search.apply(model, example_inputs=torch.zeros(1, 4))
+    callback, state = ldp_search.integrations.LDPCallback(), SimpleNamespace(log_history=[])
+    callback.on_log(None, state, None, logs=logs, model=model)
+    kinds = {"ldp_weight_bits", "ldp_input_bits", "ldp_weight_grad_bits"}  # no layer takes a gradient on to another one
+    assert logs.keys() == {"loss", "ldp_cost", "ldp_mean_cost"} | kinds and logs["ldp_weight_bits"] >= 2
 
 
 def test_callbacks_behind_it_see_the_numbers(tmp_path):
