@@ -76,7 +76,7 @@ def check_fresh(model: nn.Module) -> None:
     if found is not None:
         part = next((name for name, m in model.named_modules() if m is found.model), "")
         which = "This model is" if not part else f"{part!r} in this model is"
-        raise ValueError(f"{which} a search space already: call ldp_search.remove({'model' if not part else 'on it'}) first.")
+        raise ValueError(f"{which} a search space already: call ldp_search.remove(model) first.")
     lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         raise ValueError(f"apply() needs parameters with shapes; {lazy[:5]} have none yet. Run the model once before apply().")

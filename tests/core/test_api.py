@@ -213,3 +213,16 @@ def test_wrong_models():
             ldp_search.controller(wrong)
     with pytest.raises(ValueError, match=r"a search space already: call ldp_search.remove\(model\) first"):
         ldp_search.apply(ldp_search.apply(model))
+    whole = nn.Sequential(model)
+    with pytest.raises(ValueError, match=r"'0' in this model is a search space already: call ldp_search.remove\(model\) first"):
+        ldp_search.apply(whole)
+    assert ldp_search.apply(ldp_search.remove(whole)) is whole
+
+
+def test_a_budget_that_nobody_gave_is_named_by_its_space():
+    model, x = make("mlp")
+    with pytest.raises(ValueError, match=r"target_cost=0.3165 cannot be met: .* of the space 'ldp'; target_cost=None with pol"):
+        ldp_search.apply(model, example_inputs=x, bits=8)
+    ldp_search.apply(model, example_inputs=x, bits=8, target_cost=None, policy="static")
+    with pytest.raises(ValueError, match=r"target_cost=0.3 cannot be met: [^']*$"):
+        ldp_search.apply(ldp_search.remove(model), example_inputs=x, bits=8, target_cost=0.3)

@@ -95,7 +95,9 @@ def test_a_search_shows_and_reports_everything(tmp_path, capsys, monkeypatch):
 
 def test_trials_is_the_total(capsys):
     assert search("trials=2") == 0 and search("trials=2") == 0
-    assert len(trials()) == 2 and "2 of 2 trials done" in capsys.readouterr().out
+    assert len(trials()) == 2 and "2 of 2 trials done" in (out := capsys.readouterr().out)
+    commands = [line for line in out.splitlines() if line.startswith("  python -m ldp_search.run ")]
+    assert "to search on" in out and commands and all(line.split()[-1] == "trials=4" for line in commands)
     assert search("trials=3", "sampler=random") == 0 and [t.state.name for t in trials()] == ["COMPLETE"] * 3
 
 

@@ -45,7 +45,8 @@ def build(recipe: dict[str, Any], folder: Path, like: nn.Module | None = None) -
     """
     source = "transformers" if like is not None else recipe.get("source")
     if source not in ("timm", "transformers", "segmenter"):
-        raise ValueError(f"{folder} does not say how to make its model ({recipe.get('reason', 'unknown source')}): {REMEDY}.")
+        why = recipe.get("reason", "unknown source")
+        raise ValueError(f"{folder} does not say how to make its model by itself. Therefore {REMEDY}. What is missing: {why}.")
     try:
         with torch.random.fork_rng():
             if source == "segmenter":

@@ -135,7 +135,13 @@ def _end(plan: Plan, study: Any, status: int) -> None:
     if status in (130, 143):
         announce(f"stopped; nothing is lost. To go on:\n  {again}")
     elif status == 0:
-        announce(f"to search on, with a larger trials=...:\n  {again}")
+        announce(f"to search on, for as many trials again:\n  {_with_more(again, plan.options.trials)}")
+
+
+def _with_more(command: str, trials: int | None) -> str:
+    """The command of a search with twice as many trials as it had."""
+    words = [word for word in shlex.split(command) if not word.startswith("trials=")]
+    return shlex.join([*words, *([] if trials is None else [f"trials={2 * trials}"])])
 
 
 def _report(plan: Plan, study: Any) -> None:
