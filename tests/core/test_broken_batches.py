@@ -117,11 +117,12 @@ def test_bits_that_no_step_has_moved_are_named_at_the_end():
         trained(steps=12)[1].finalize()
 
 
-def test_a_folder_saved_in_the_middle_says_that_it_is_no_checkpoint(tmp_path):
+def test_a_training_that_goes_on_from_a_folder_is_told_what_it_lacks(tmp_path):
     model, ldp, _ = trained(steps=12)
     ldp._progress = 0.5
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class of the test's own has no recipe
         ldp_search.save_pretrained(model, tmp_path / "out")
-    with pytest.warns(UserWarning, match=r"saved at 50% of a training.*state_dict\(\)"):
-        ldp_search.load_pretrained(tmp_path / "out", model=built())
+    loaded = ldp_search.controller(ldp_search.load_pretrained(tmp_path / "out", model=built()))
+    with pytest.warns(UserWarning, match=r"goes on at 50% without what it had measured.*state_dict\(\)"):
+        loaded.step(0.6)

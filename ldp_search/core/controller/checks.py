@@ -62,9 +62,9 @@ def warn_where_nothing_was_learned(controller: Controller) -> None:
     """Where bits that should have been searched are final as they began, or were chosen without any measurement."""
     if controller.frozen or controller.policy.name == "static" or not controller.problem.searched.any():
         return
-    if controller.trajectory.seen == 0:
+    if controller.spent[1] == 0:
         what = "no ldp.step() was called, so they are those of the beginning. Call it once per optimizer step, after backward"
-    elif controller.sensor is not None and not controller.sensor.ready:
+    elif controller.trajectory.seen and controller.sensor is not None and not controller.sensor.ready:
         what = "nothing was measured of what rounding costs. Train in training mode, with loss.backward() before ldp.step()"
     else:
         return
@@ -82,6 +82,13 @@ def check_step(controller: Controller, progress: float, before: float, loss: Ten
     if controller.policy.needs_loss and loss is None and not controller.frozen:
         raise ValueError(
             f"The policy {controller.policy.name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
+        )
+    if before > 0 and controller.trajectory.seen == 0 and not controller.frozen:
+        warnings.warn(
+            f"This training goes on at {before:.0%} without what it had measured and recorded until then: a folder of "
+            "save_pretrained is for using and exporting a model. To go on with a training, save and load "
+            "ldp_search.controller(model).state_dict().",
+            stacklevel=5,
         )
     if not controller.profiled and before == 0:
         warnings.warn(

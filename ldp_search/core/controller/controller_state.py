@@ -40,7 +40,7 @@ def load(controller: Controller, state: dict) -> None:
     missing = {"layers", "profile", "tensors", "policy", "trajectory", "progress"} - set(state)
     if missing:
         raise ValueError(f"The state must be what state_dict() gave; it lacks {sorted(missing)}.")
-    _check_sizes(controller, state.get("weights", {}))
+    _check_sizes(controller, state.get("weights", {}))  # before anything is adopted
     profile, flags = controller.profile, {name: tuple(each) for name, each in state.get("trained", {}).items()}
     if state["profile"] is None and profile is not None:
         counting.forget(controller)
@@ -61,11 +61,12 @@ def load(controller: Controller, state: dict) -> None:
 def _check_sizes(controller: Controller, weights: dict[str, int]) -> None:
     """Raises ValueError where layers of the same names have other weights. weights: {site: elements} of a state."""
     here = dict(zip(controller.specs, controller._weights, strict=True))
-    other = [
-        f"{name} ({size:,} weights, here {here[name]:,})" for name, size in weights.items() if here.get(name, size) != size
-    ]
+    differing = [name for name, size in weights.items() if here.get(name, size) != size]
+    other = [f"{name} ({weights[name]:,} weights, here {here[name]:,})" for name in differing]
     if other:
-        raise ValueError(f"The state must be of the same quantized layers; these have other sizes: {', '.join(other[:10])}.")
+        names = sorted(set(here) ^ set(weights))[:10]
+        what = f"these differ: {names}" if names else f"these have other sizes: {', '.join(other[:10])}"
+        raise ValueError(f"The state must be of the same quantized layers; {what}.")
 
 
 def _take(controller: Controller, state: dict) -> None:

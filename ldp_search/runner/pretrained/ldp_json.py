@@ -139,10 +139,3 @@ def restore(model: nn.Module, record: dict[str, Any]) -> None:
         own.copy_(torch.tensor(values, dtype=own.dtype).view(own.shape))
     ldp.load_state_dict(state | {"frozen": record["frozen"], "progress": record["progress"]})
     ldp.trained |= {name: tuple(flags) for name, flags in record.get("trained", {}).items()}
-    if 0 < record["progress"] < 1 and not record["frozen"]:
-        warnings.warn(
-            f"This model was saved at {record['progress']:.0%} of a training. The folder is for using and exporting it: what "
-            "the training had measured and recorded is not in it. To go on with a training, save and load "
-            "ldp_search.controller(model).state_dict().",
-            stacklevel=4,
-        )
