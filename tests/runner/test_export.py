@@ -139,6 +139,7 @@ def test_outputs_can_be_left_in_floating_point(tmp_path):
     assert exact.kernels["QLinearConv"] == 1
 
 
+@pytest.mark.slow(reason="a whole network exported twice")
 def test_an_unlike_example_does_not_cut_off_real_data(tmp_path):
     """Ranges inside the network are widened by what batch-norm knows of the data."""
     x = torch.randn(16, 3, 12, 12)

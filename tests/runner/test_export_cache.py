@@ -209,6 +209,7 @@ print(text.tolist())
     assert json.loads(done.stdout) == expected.tolist()
 
 
+@pytest.mark.slow(reason="nbits and cache are tested each by itself")
 def test_packed_weights_have_a_cache_too(tmp_path):
     torch.manual_seed(0)
     model, inputs = gpt2(n_embd=128, n_layer=1), {"input_ids": torch.randint(0, WORDS, (1, 1))}  # one token is read twice
@@ -246,6 +247,7 @@ def test_the_share_of_equal_next_tokens():
     assert cache.same_tokens(other, a, {"attention_mask": np.array([[0, 1, 1, 1]])}) == 1
 
 
+@pytest.mark.slow(reason="two more exports of language models with a mask")
 @pytest.mark.parametrize("file", ["llama, with a mask"], indirect=True)
 def test_what_lies_at_padding_is_not_compared(tmp_path, file):
     """What a model computes there nobody reads, and it depends on how much is read at once."""
@@ -258,6 +260,7 @@ def test_what_lies_at_padding_is_not_compared(tmp_path, file):
 # -- the program ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(reason="a whole run and its export; test_export_command exports a run of pictures")
 def test_a_folder_of_a_language_model(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "model"
     ldp_search.save_pretrained(frozen(gpt2(n_layer=1), texts(4, mask=True), bits=8), folder)

@@ -86,6 +86,7 @@ def test_bounds_of_an_activation_become_bounds_of_codes(tmp_path, bits):
     assert record.max_error < 0.01
 
 
+@pytest.mark.slow(reason="several exports")
 def test_what_passes_by_a_layer_is_not_cut_off_with_its_input(tmp_path):
     """The ranges are those of small inputs; the example shows larger ones, of which the residual sum keeps all."""
 

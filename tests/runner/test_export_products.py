@@ -93,6 +93,7 @@ def test_attention_rounds_by_its_own_ranges(tmp_path, monkeypatch, quantizer, bi
         assert difference(run(record.path, other), [model(other).numpy()]) < (far if bits < 12 else 0.5)
 
 
+@pytest.mark.slow(reason="a second export to compare with; parity itself always runs")
 def test_left_in_floating_point_they_would_be_further_from_training(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model, x = Attention(), torch.randn(6, 4, 16)

@@ -223,6 +223,7 @@ def test_layers_without_a_kernel_stay_in_floating_point_and_say_why():
     )
 
 
+@pytest.mark.slow(reason="a language model of transformers; the tests beside it export small networks")
 def test_gpt2_with_a_tied_head_and_free_lengths(tmp_path):
     transformers = pytest.importorskip("transformers")
     small = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 40, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}

@@ -51,6 +51,7 @@ def trials(storage="s.journal"):
     return best.load_study(storage).get_trials()
 
 
+@pytest.mark.slow(reason="a whole search with its dashboard and report; the tests beside it look at each part")
 def test_a_search_shows_and_reports_everything(tmp_path, capsys, monkeypatch):
     """Artifacts before the end of a trial, a note with the commands, the best settings as YAML, one page."""
     drawn, pictures = finish.write_report_page, {"schedule.png", "layers.png", "training.png"}
@@ -188,6 +189,7 @@ def test_a_search_of_nothing_but_failures_stops(monkeypatch, capsys):
     assert [t.state.name for t in trials()] == ["FAIL"] * 3 + ["WAITING"] * 6
 
 
+@pytest.mark.slow(reason="a whole search more")
 def test_pareto(capsys):
     assert search("trials=3", "pareto=true", "space=policies", "seeds=2", "epochs=1") == 0
     study = best.load_study("s.journal")
