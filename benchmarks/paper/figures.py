@@ -20,6 +20,7 @@ import torch
 from ldp_search.runner.report.style import FAINT, GRID, MARKERS, SERIES, BitScale, drawing, label_rows
 
 from .costs import over_time
+from .rows import ROWS
 from .store import Store
 from .table import GROUP
 
@@ -96,7 +97,11 @@ def _style(row: str) -> dict[str, Any]:
 
 
 def front(cells: list[dict], means: list[dict], metric: str) -> bytes:
-    """Score against training BitOPs; learned rows, and uniform ones, joined in the order of their cost."""
+    """Score against training BitOPs; learned rows, and uniform ones, joined in the order of their cost.
+
+    Rows that lack one part of another stand in the table alone.
+    """
+    means = [line for line in means if line["row"] not in ROWS or ROWS[line["row"]].part_of is None]
     with drawing(9.0, 5.5) as (figure, png):
         axis = figure.subplots()
         axis.grid(color=GRID)
@@ -116,7 +121,8 @@ def front(cells: list[dict], means: list[dict], metric: str) -> bytes:
             )
             spread = line["score_sd"] if line["seeds"] > 1 else None
             axis.errorbar(x, line["score"], spread, capsize=3, linestyle="none", markersize=6, **style)
-            axis.annotate(line["row"], (x, line["score"]), (6, 4), textcoords="offset points", fontsize=8)
+            beside = (6, -11) if line["row"].startswith("uniform") else (6, 4)  # they often lie right below learned ones
+            axis.annotate(line["row"], (x, line["score"]), beside, textcoords="offset points", fontsize=8)
         for rows in JOINED:
             budgets = [line for line in means if rows.fullmatch(line["row"])]
             if len(budgets) > 1:

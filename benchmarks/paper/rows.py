@@ -78,7 +78,7 @@ ROWS = {
         Row("fp32", None),
         Row("static8_new", _static(8, 8, 8, NEW)),
         Row("learned_0.633", _learned(0.633)),
-        Row("uniform_554_sample_scales", _static(5, 5, 4, A_SAMPLE)),
+        Row("uniform_554_sample_scales", _static(5, 5, 4, A_SAMPLE), part_of="uniform_554"),
         # One part of the method taken out, or changed, at a time: where rounding costs most, and at the default's budget.
         Row("as_333_one_gradient", _learned(LOWEST, **ONE_GRADIENT | {"grad_bits": (2, 8)}), 3, part_of="learned_as_333"),
         Row("as_333_sample_scales", _learned(LOWEST, **A_SAMPLE), 3, part_of="learned_as_333"),
