@@ -2,8 +2,8 @@
 
     python -m benchmarks.paper.expected checkpoint=CELL/checkpoint.pt row=learned_0.25 data=FOLDER [network=resnet20] [seed=0]
 
-Read from the checkpoint of a row that learns. Compare it with what those triples turn out to do when
-they are trained: the difference of their final training losses from that of 8 bits everywhere.
+Read from the checkpoint of a row that learns, of [size=proxy]. Compare it with what those triples turn out to do when they
+are trained: the difference of their final training losses from that of 8 bits everywhere.
 """
 
 from __future__ import annotations

@@ -83,6 +83,21 @@ def called(graphs) -> set[str]:
     return {name.split(".")[1] for name in nodes if name.startswith("ldp_search.")}
 
 
+def equal_steps(make, space, steps: int):
+    """Compiled steps, held to be the eager ones beside them, at changing bits: (eager, traced, graphs)."""
+    eager, traced, function, graphs = compiled_pair(make, space)
+    for number in range(steps):
+        x = torch.randn(16, 32)
+        exact, others = step(eager[0], *eager, x, 2 + number % 3, number)
+        exact_traced, others_traced = step(function, *traced, x, 2 + number % 3, number)
+        assert all(torch.equal(a, b) for a, b in zip(exact_traced, exact, strict=True))
+        for name, values in others.items():
+            torch.testing.assert_close(others_traced[name], values, rtol=1e-5, atol=1e-8, msg=name)
+        for ldp in (eager[1], traced[1]):
+            ldp.step((number + 1) / steps)
+    return eager, traced, graphs
+
+
 @breadth(
     "make, space",
     [(linear, PAPER), (convolution, PAPER), (convolution, SPLIT), (convolution, BLOCKED), (Outside, SEARCHED)],
@@ -91,16 +106,7 @@ def called(graphs) -> set[str]:
 )
 def test_a_compiled_step_is_the_eager_one(make, space):
     """Stochastic rounding included. A graph for steps that sense and one for those that do not, whatever the bits."""
-    eager, traced, function, graphs = compiled_pair(make, space)
-    for number in range(5):
-        x = torch.randn(16, 32)
-        exact, others = step(eager[0], *eager, x, 2 + number % 3, number)
-        exact_traced, others_traced = step(function, *traced, x, 2 + number % 3, number)
-        assert all(torch.equal(a, b) for a, b in zip(exact_traced, exact, strict=True))
-        for name, values in others.items():
-            torch.testing.assert_close(others_traced[name], values, rtol=1e-5, atol=1e-8, msg=name)
-        for ldp in (eager[1], traced[1]):
-            ldp.step((number + 1) / 5)
+    _, _, graphs = equal_steps(make, space, 5)
     assert len(graphs) == 1 + (space["policy"] == "learned")
     assert {"measure", "rounded", "gradient_values"} <= called(graphs)
     assert ("scale_gradient" if space is PAPER else "total_variances") in called(graphs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from breadth import breadth
-from test_compiled import OPERATORS, SEARCHED, called, compiled_pair, convolution, linear, step
+from test_compiled import OPERATORS, SEARCHED, called, compiled_pair, convolution, equal_steps, linear
 from torch import nn
 
 import ldp_search
@@ -42,16 +42,7 @@ def strided():
 )  # fmt: skip
 def test_a_compiled_step_in_integers_is_the_eager_one(make, space):
     """Stochastic rounding included. A graph for steps that sense and one for those that do not, whatever the bits."""
-    eager, traced, function, graphs = compiled_pair(make, space)
-    for number in range(4):
-        x = torch.randn(16, 32)
-        exact, others = step(eager[0], *eager, x, 2 + number % 3, number)
-        exact_traced, others_traced = step(function, *traced, x, 2 + number % 3, number)
-        assert all(torch.equal(a, b) for a, b in zip(exact_traced, exact, strict=True))
-        for name, values in others.items():
-            torch.testing.assert_close(others_traced[name], values, rtol=1e-5, atol=1e-8, msg=name)
-        for ldp in (eager[1], traced[1]):
-            ldp.step((number + 1) / 4)
+    eager, traced, graphs = equal_steps(make, space, 4)
     assert len(graphs) == 1 + (space["policy"] == "learned")
     assert called(graphs) >= INTEGER
     assert traced[1].backend.report(list(traced[1].layers)) == eager[1].backend.report(list(eager[1].layers))

@@ -103,11 +103,11 @@ def warn_of_strays(controller: Controller) -> None:
     used = [name for name in found.unreached if controller.specs[name].macs]
     parts = [f"{name} ({reason})" for name, reason in found.lost.items()]
     if parts:
-        _warn(f"in floating point, though they are part of the search: {_some(parts)}")
+        _warn(f"in floating point, though they are part of the search: {some(parts)}")
     if found.newcomers:
-        _warn(f"in floating point, since they came in after apply(): {_some(found.newcomers)}")
+        _warn(f"in floating point, since they came in after apply(): {some(found.newcomers)}")
     if used:
-        _warn(f"reached by no forward so far, though their operations were counted: {_some(used)}")
+        _warn(f"reached by no forward so far, though their operations were counted: {some(used)}")
 
 
 def refrozen(controller: Controller) -> list[str]:
@@ -124,7 +124,7 @@ def warn_where_frozen(controller: Controller) -> None:
     new, controller.named_refrozen = set(changed) - controller.named_refrozen, set(changed)
     if new:
         warnings.warn(
-            f"Weights were frozen or unfrozen after apply(); their costs are those of before: {_some(sorted(new))}. "
+            f"Weights were frozen or unfrozen after apply(); their costs are those of before: {some(sorted(new))}. "
             "Freeze first, then apply: ldp_search.remove(model), ldp_search.apply(model, ...).",
             stacklevel=5,
         )
@@ -138,6 +138,7 @@ def _warn(what: str) -> None:
     )
 
 
-def _some(parts: list[str]) -> str:
+def some(parts: list[str]) -> str:
+    """Names in a line, the first few of many."""
     more = f" and {len(parts) - MOST_NAMES} more" if len(parts) > MOST_NAMES else ""
     return ", ".join(part or "(the model itself)" for part in parts[:MOST_NAMES]) + more

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .. import html_table
 from ..bits.cost import Cost
 from ..bits.specs import AnyBits, LayerSpec
-from .strays import find_strays, refrozen
+from .strays import find_strays, refrozen, some
 
 if TYPE_CHECKING:
     from .controller import Controller
@@ -101,7 +101,7 @@ def _uncomputed(controller: Controller) -> list[str]:
     each = [f"{name} of {count}" for name, count in zip(("dL/dx", "dL/dw"), counts, strict=True) if count]
     lines = [f"never computed, and so not counted: {', '.join(each)} of {len(layers)} layers"] if each else []
     if changed := refrozen(controller):
-        lines.append(f"frozen or unfrozen since they were counted, so that their costs are wrong: {', '.join(changed)}")
+        lines.append(f"frozen or unfrozen since they were counted, so that their costs are wrong: {some(changed)}")
     return lines
 
 

@@ -85,7 +85,7 @@ class BitGradient(Policy):
     def _sense(self, signals) -> None:
         """Track s of each group: the scale of its bit gradient, extrapolated to 0 bits."""
         s, p = self.state, self.problem
-        grads = torch.nan_to_num(p.pool(signals.grads), 0.0, 0.0, 0.0)
+        grads = p.pool(signals.grads)
         sample = grads.square() if self.signal == "rms" and p.target_cost is not None else -grads
         s["scale"] = s["scale"].lerp(sample * torch.exp2(2 * p.mean(signals.bits)), 1 - self.smoothing)
         s["mass"] = s["mass"] * self.smoothing + 1 - self.smoothing
