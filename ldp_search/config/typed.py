@@ -47,6 +47,8 @@ def typed(schema: type, key: str, value: Any, where: str, known: Collection[str]
         return value
     if declared.startswith("list[") and isinstance(value, str | int | float):
         value = [value]
+    if _as_declared(value, declared):
+        return value
     try:
         merged = OmegaConf.merge(_one_field(schema, key), {key: value})
         return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))[key]
@@ -54,6 +56,14 @@ def typed(schema: type, key: str, value: Any, where: str, known: Collection[str]
         kind = declared.removesuffix(" | None")
         rule = _TYPES.get(kind, kind) + (", or null" if declared != kind else "")
         raise ConfigError(f"{name or key} must be {rule}; received {value!r} ({where}).") from error
+
+
+def _as_declared(value: Any, declared: str) -> bool:
+    """Whether a plain value is of its type as it stands, as most are; OmegaConf takes a millisecond to say so of each."""
+    if isinstance(value, str) and ("${" in value or value == "???"):  # which mean something to OmegaConf
+        return False
+    name = "None" if value is None else type(value).__name__
+    return name in ("None", "bool", "int", "float", "str") and name in declared.split(" | ")
 
 
 @functools.cache

@@ -101,7 +101,7 @@ def equal_steps(make, space, steps: int):
 @breadth(
     "make, space",
     [(linear, PAPER), (convolution, PAPER), (convolution, SPLIT), (convolution, BLOCKED), (Outside, SEARCHED)],
-    always=[(convolution, PAPER), (convolution, SPLIT)],
+    always=[(linear, PAPER), (convolution, SPLIT)],
     ids=["paper-linear", "paper-conv", "learned-split-conv", "learned-blocks-conv", "learned-outside"],
 )
 def test_a_compiled_step_is_the_eager_one(make, space):

@@ -77,8 +77,11 @@ def reader(tmp_path, monkeypatch) -> dict:
             del sys.modules[name]
 
 
-def prepared(page: str, names: dict) -> dict:
+def prepared(page: str, names: dict, monkeypatch) -> dict:
     """What a page takes for granted beyond that."""
+    if page == "README.md":  # a network of the family, of which every step is the same and takes a tenth of the time
+        plain = timm.create_model
+        monkeypatch.setattr(timm, "create_model", lambda name, **options: plain({"resnet18": "test_resnet"}[name], **options))
     if page == "export.md":  # of a model that the packed file can say how to make
         model = timm.create_model("test_resnet", num_classes=10)
         ldp = ldp_search.controller(ldp_search.apply(model, target_cost=0.5, example_inputs=names["example_inputs"]))
@@ -109,8 +112,8 @@ def modules(path: Path) -> dict[str, str]:
 
 
 @breadth("path", WITH_PYTHON, always=[path for path in WITH_PYTHON if path.name not in LONG], ids=lambda path: path.name)
-def test_python_runs(path, reader, tmp_path):
-    names, files = prepared(path.name, reader), modules(path)
+def test_python_runs(path, reader, tmp_path, monkeypatch):
+    names, files = prepared(path.name, reader, monkeypatch), modules(path)
     for file, code in files.items():
         (tmp_path / file).write_text(code)
     for why, code in blocks(path):

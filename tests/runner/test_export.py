@@ -16,6 +16,8 @@ from ldp_search import controller, export
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+import onnx_functions  # noqa: E402, F401 (its import shortens every export)
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 EXACT = {"weight_quantizer": "clip", "input_quantizer": "clip"}  # grids through zero

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from functools import cache
 from types import SimpleNamespace
 
 import matplotlib
@@ -45,7 +46,10 @@ def trained(steps: int = 20, until: int | None = None, counted: bool = True, **o
 
 @pytest.fixture(scope="module")
 def ldp():
-    return trained()
+    """A trained one, whose front is computed once: that takes ten times as long as its picture."""
+    ldp = trained()
+    ldp.front = cache(ldp.front)
+    return ldp
 
 
 @breadth("kind", figures.FIGURES, always=["schedule", "allocation"], reason="the others always are drawn below")

@@ -59,7 +59,7 @@ def test_everything_that_a_run_leaves_with_report(tmp_path, capsys):
 
 def test_the_folder_is_the_trained_model(tmp_path):
     """Loaded again without another word, it scores what the run said, at the bits that the run said."""
-    assert run(tmp_path / "run", "model=resnet20", "model.shortcut=A", "epochs=2", "limit=320") == 0
+    assert run(tmp_path / "run", "model=resnet20", "model.shortcut=A", "epochs=1") == 0
     model = ldp_search.load_pretrained(tmp_path / "run")
     settings = resolve(WORDS)
     task = ImageClassification(ImageData(**settings.task.dataset), settings.config)

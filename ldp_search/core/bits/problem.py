@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -124,9 +125,9 @@ class Problem:
         """d relative_cost / d bits, (layers, kinds)."""
         return training_bitops_gradient(self.macs, bits.double(), self.backward) / self._dearest
 
-    @property
+    @cached_property
     def _dearest(self) -> Tensor:
-        """Training BitOPs at the highest bits."""
+        """Training BitOPs at the highest bits; once, since a search for bits asks at every trial."""
         return training_bitops(self.macs, self.high.double(), self.backward).sum()
 
     @property

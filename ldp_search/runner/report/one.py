@@ -196,9 +196,10 @@ def _few_words(values: dict[str, Any]) -> list[str]:
     """Those words alone that the task's recipe does not already say; none where that cannot be told any more."""
     try:
         words = [f"{key}={_word(values[key])}" for key in ("task", "space")]
-        if resolve(words).values["recipe"] != values["recipe"]:
-            words.append(f"recipe={_word(values['recipe'])}")
         base = resolve(words).values
+        if base["recipe"] != values["recipe"]:
+            words.append(f"recipe={_word(values['recipe'])}")
+            base = resolve(words).values
         changed = {key: value for key, value in values.items() if base[key] != value}
         for pair in EXCLUSIVE:  # the one that is given takes the other one away
             if any(changed.get(key) is not None for key in pair):
