@@ -2,11 +2,13 @@
 
 import copy
 import io
+import itertools
 import pickle
 
 import pytest
 import timm
 import torch
+from breadth import breadth
 from signals import deaf_layers
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2Model
@@ -75,15 +77,18 @@ def through_torch(model):
 CLIPPED = {"weight_quantizer": "clip", "input_quantizer": "clip", "target_cost": 0.45}
 
 
-@pytest.mark.parametrize("space", [CLIPPED, CLIPPED | {"policy": "bit_gradient"}], ids=["learned", "bit_gradient"])
-@pytest.mark.parametrize("counted", [True, False])
-@pytest.mark.parametrize("way", [copy.deepcopy, through_pickle, through_torch])
-@pytest.mark.parametrize("name", ["mlp", "one layer", "gpt2"])
-def test_copies_are_whole_and_independent(name, way, counted, space):
+LEARNED, MOVED = CLIPPED, CLIPPED | {"policy": "bit_gradient"}
+WAYS = {"deepcopy": copy.deepcopy, "pickle": through_pickle, "torch": through_torch}
+COPIES = list(itertools.product(["mlp", "one layer", "gpt2"], WAYS, [True, False], ["learned", "bit_gradient"]))
+SOME = [row for i, row in enumerate(COPIES) if i % 5 in (0, 3)]  # every pair of choices occurs
+
+
+@breadth("name, way, counted, policy", COPIES, always=SOME)
+def test_copies_are_whole_and_independent(name, way, counted, policy):
     model, x = make(name)
-    ldp_search.apply(model, space, example_inputs=x if counted else None, sense_every=1)
+    ldp_search.apply(model, CLIPPED | {"policy": policy}, example_inputs=x if counted else None, sense_every=1)
     ldp_search.controller(model).parameters()["log_clips"].detach().fill_(-1)  # tight enough to have a gradient
-    twin = way(model)
+    twin = WAYS[way](model)
     one, other = ldp_search.controller(model), ldp_search.controller(twin)
     assert other is not one and other.model is twin and ldp_search.controller(model) is one
     assert torch.equal(run(twin, x), run(model, x)) and torch.equal(run(twin, x), run(model, x))

@@ -2,11 +2,11 @@
 
 import ast
 import functools
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 import ldp_search
 
@@ -85,10 +85,34 @@ def test_errors_are_never_asserts():
             assert not [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Assert)], path
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    program = f"import sys, ldp_search, ldp_search.core; print([m for m in {HEAVY} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT.parent, check=True)
-    assert result.stdout.strip() == "[]"
+PROGRAM = f"""
+import sys, torch, ldp_search, ldp_search.core
+print([m for m in {HEAVY} if m in sys.modules])
+ldp = ldp_search.controller(ldp_search.apply(torch.nn.Sequential(torch.nn.Linear(2, 2)), {{"policy": "static"}}))
+for i in ldp_search.notebook.watch(range(4), ldp, every=0):
+    ldp.step((i + 1) / 4)
+print(i, [m for m in ("matplotlib", "IPython") if m in sys.modules])
+ldp.plot("allocation").png()
+print([m for m in ("matplotlib", "matplotlib.pyplot") if m in sys.modules])
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> list[str]:
+    """What is loaded, in a process of its own: after the import, after a training outside of a notebook, after drawing."""
+    return tiny.printed(PROGRAM).splitlines()
+
+
+def test_importing_the_package_loads_nothing_heavy(loaded):
+    assert loaded[0] == "[]"
+
+
+def test_outside_of_a_notebook_nothing_is_imported(loaded):
+    assert loaded[1] == "3 []"
+
+
+def test_drawing_loads_pyplot_never_and_matplotlib_late(loaded):
+    assert loaded[2] == "['matplotlib']"
 
 
 def test_public_names():

@@ -1,6 +1,7 @@
 """Models as people wrap them: adapters, checkpointing, half precision, memory formats, changing sizes, generation."""
 
 import copy
+import itertools
 import json
 
 import pytest
@@ -26,6 +27,9 @@ SPACES = {
 }
 """Both ways of learning: of every layer's damage, and of the gradients of its bits."""
 LEARNING = breadth("space", SPACES.values(), always=1, ids=SPACES)
+ROWS = "a second transformer of the three models, which always has the other tests"
+WITH_BERT = breadth("name", ["bert", "gpt2", "resnet"], always=["bert", "resnet"], reason=ROWS)
+WITH_GPT2 = breadth("name", ["bert", "gpt2", "resnet"], always=["gpt2", "resnet"], reason=ROWS)
 
 
 def bert():
@@ -107,7 +111,7 @@ def lora(model, name: str):
 
 
 @LEARNING
-@pytest.mark.parametrize("name", list(MODELS))
+@WITH_BERT
 def test_apply_after_get_peft_model(name, space):
     model = lora(MODELS[name](), name).eval()
     before, state = outputs_of(name, model), list(model.state_dict())
@@ -124,7 +128,7 @@ def test_apply_after_get_peft_model(name, space):
 
 
 @LEARNING
-@pytest.mark.parametrize("name", list(MODELS))
+@WITH_GPT2
 def test_apply_before_get_peft_model(name, space):
     plain = lora(MODELS[name](), name).eval()
     model = ldp_search.apply(MODELS[name](), **space)
@@ -233,7 +237,7 @@ def test_gradient_checkpointing_of_timm(space):
 
 
 @LEARNING
-@pytest.mark.parametrize("name", list(MODELS))
+@WITH_GPT2
 def test_autocast_bfloat16(name, space):
     model = ldp_search.apply(MODELS[name](), **space)
     assert all(loss == loss for loss in train(name, model, autocast=True))
@@ -244,8 +248,11 @@ def test_autocast_bfloat16(name, space):
 
 
 @LEARNING
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("name", list(MODELS))
+@breadth(
+    "name, dtype",
+    list(itertools.product(MODELS, [torch.bfloat16, torch.float16])),
+    always=[("bert", torch.bfloat16), ("gpt2", torch.float16), ("resnet", torch.float16)],
+)
 def test_models_in_half_precision(name, dtype, space):
     model = MODELS[name]().to(dtype)
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs(name).items()}
@@ -310,7 +317,7 @@ def test_channels_last_of_one_layer(groups):
 
 
 @LEARNING
-@pytest.mark.parametrize("name", list(MODELS))
+@WITH_BERT
 def test_changing_sizes(name, space):
     model = ldp_search.apply(MODELS[name](), **space).train()
     ldp, sizes = controller(model), (10, 7, 1, 12)
@@ -331,7 +338,7 @@ def test_changing_sizes(name, space):
 
 
 @LEARNING
-@pytest.mark.parametrize("name", list(MODELS))
+@WITH_GPT2
 def test_evaluation_leaves_everything_as_it_was(name, space):
     model = ldp_search.apply(MODELS[name](), **space)
     train(name, model, steps=2)

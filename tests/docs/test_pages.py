@@ -50,11 +50,20 @@ WITH_COMMANDS = [path for path in PAGES if commands(path)]
 
 
 @pytest.fixture
-def reader(tmp_path, monkeypatch) -> dict:
-    """Names that a reader of any page has: a model, data, a trained controller. The working directory is a fresh one."""
+def fresh(tmp_path, monkeypatch):
+    """The working directory is a fresh one, and modules that a page has put there are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def reader(fresh) -> dict:
+    """Names that a reader of any page has: a model, data, a trained controller."""
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
 
     def model():
@@ -67,21 +76,20 @@ def reader(tmp_path, monkeypatch) -> dict:
         return ldp
 
     ldp = trained()
-    yield {
+    return {
         "torch": torch, "nn": nn, "ldp_search": ldp_search, "ldp": ldp, "other_ldp": trained(), "loader": [(x, y)] * 2,
         "loss_fn": nn.CrossEntropyLoss(), "total_steps": 2, "example_inputs": x, "model": ldp.model, "plain": model,
         "optimizer": torch.optim.SGD(ldp.model.parameters(), 0.01),
     }  # fmt: skip
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 def prepared(page: str, names: dict, monkeypatch) -> dict:
     """What a page takes for granted beyond that."""
     if page == "README.md":  # a network of the family, of which every step is the same and takes a tenth of the time
         plain = timm.create_model
-        monkeypatch.setattr(timm, "create_model", lambda name, **options: plain({"resnet18": "test_resnet"}[name], **options))
+        monkeypatch.setattr(
+            timm, "create_model", lambda name, **options: plain({"resnet18": "test_resnet"}.get(name, name), **options)
+        )
     if page == "export.md":  # of a model that the packed file can say how to make
         model = timm.create_model("test_resnet", num_classes=10)
         ldp = ldp_search.controller(ldp_search.apply(model, target_cost=0.5, example_inputs=names["example_inputs"]))
@@ -140,7 +148,7 @@ def test_what_is_not_run_is_python_and_says_where_it_is_tested(path):
 
 
 @pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: path.name)
-def test_commands_are_understood(path, reader, tmp_path):
+def test_commands_are_understood(path, fresh, tmp_path):
     for file, code in modules(path).items():
         (tmp_path / file).write_text(code)
     for module, words in commands(path):

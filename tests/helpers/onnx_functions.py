@@ -1,5 +1,5 @@
-"""Once imported, the exporter's table of ONNX functions is made once: torch.onnx parses the source of some 500 functions anew at
-every export, which takes half of the time of a small one.
+"""Once imported, the exporter's table of ONNX functions is made once: torch.onnx parses the source of 500 of them anew at every
+export, which takes half of the time of a small one.
 """
 
 from copy import copy

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-from tiny import printed
 
 import ldp_search
 from ldp_search import notebook
@@ -82,16 +81,6 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_the_training(ldp):
             notebook.watch([], ldp, kind=kind)
         with pytest.raises(ValueError, match="'static' does not measure what rounding costs the loss"):
             ldp.plot(kind)
-
-
-def test_outside_of_a_notebook_nothing_is_imported():
-    program = (
-        "import sys, torch, ldp_search\n"
-        "ldp = ldp_search.controller(ldp_search.apply(torch.nn.Sequential(torch.nn.Linear(2, 2)), {'policy': 'static'}))\n"
-        "for i in ldp_search.notebook.watch(range(4), ldp, every=0): ldp.step((i + 1) / 4)\n"
-        "print(i, [m for m in ('matplotlib', 'IPython') if m in sys.modules])"
-    )
-    assert printed(program) == "3 []"
 
 
 def test_callback_of_the_trainer(shown, tmp_path):

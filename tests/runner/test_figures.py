@@ -12,7 +12,6 @@ import pytest
 import torch
 from breadth import breadth
 from PIL import Image
-from tiny import printed
 from torch import nn
 from torch.nn import functional as F
 
@@ -190,17 +189,6 @@ def test_what_a_notebook_keeps_is_small_and_has_the_same_colours(ldp):
     small, whole = figure._repr_png_(), figure.png()
     one, other = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int) for png in (small, whole))
     assert len(small) < 0.6 * len(whole) and np.abs(one - other).max() <= 24
-
-
-def test_drawing_loads_pyplot_never_and_matplotlib_late(ldp):
-    program = (
-        "import sys, torch, ldp_search\n"
-        "ldp = ldp_search.controller(ldp_search.apply(torch.nn.Sequential(torch.nn.Linear(2, 2)), {'policy': 'static'}))\n"
-        "assert 'matplotlib' not in sys.modules\n"
-        "ldp.plot('allocation').png()\n"
-        "print('matplotlib.pyplot' in sys.modules)"
-    )
-    assert printed(program) == "False"
 
 
 def test_report_of_a_controller(ldp, tmp_path):

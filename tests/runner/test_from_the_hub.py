@@ -174,7 +174,9 @@ def sentences(n: int) -> bytes:
     return parquet(rows, features)
 
 
-@pytest.mark.slow(reason="text, as typed: accelerate launch imports all; pictures always come from the hub, text from files in test_text.py")
+@pytest.mark.slow(
+    reason="as typed, through accelerate launch; pictures always come from the hub, text from files in test_text.py"
+)
 def test_glue_with_bert_exactly_as_typed(tmp_path):
     with hub() as (address, repos):
         repos["google-bert/bert-base-uncased"] = small_bert(tmp_path / "bert")

@@ -149,7 +149,7 @@ def test_odd_batches_are_mixed_and_smoothed_too(folder):
     )
 
 
-def test_a_run_on_ones_own_pictures(folder, tmp_path, capsys):
+def test_a_run_on_ones_own_pictures(folder, tmp_path, capsys, unpainted):
     words = ["task=image_folder", f"data={folder}", f"output={tmp_path / 'run'}", "model=timm:test_resnet", "pretrained=false"]
     words += ["dataset.size=32", "batch_size=8", "epochs=8", "lr=3e-3", "ema=0.9", "target_cost=0.6", "trackers=none"]
     assert main(words) == 0

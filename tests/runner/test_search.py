@@ -22,7 +22,7 @@ from ldp_search.run import main
 from ldp_search.runner.search import best, launch, run_trial
 from ldp_search.runner.training import finish, loop
 
-SEARCH = [*WORDS, "space=quick", "epochs=2"]
+SEARCH = [*WORDS, "space=quick", "epochs=1"]
 
 
 def no_page(study, output):

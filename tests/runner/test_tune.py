@@ -31,7 +31,7 @@ def train(trial, steps=30):
     return -loss.item(), ldp, {"more": 1.5}
 
 
-def test_a_function_is_searched(tmp_path):
+def test_a_function_is_searched(tmp_path, unpainted):
     found = ldp_search.tune(train, SPACE, tmp_path / "s.journal", trials=3, metric="log likelihood", reports=3)
     study = best.load_study(tmp_path / "s.journal")
     assert len(study.trials) == 3 and study.user_attrs["metric"] == "log likelihood"
