@@ -1,8 +1,11 @@
 """The accounting, to the digits of the published numbers; prices, what is counted and how."""
 
+import dataclasses
+
 import pytest
 import timm
 import torch
+from breadth import breadth
 from torch import nn
 
 import ldp_search
@@ -29,9 +32,10 @@ def test_gbitops_of_a_published_training(bits, gbitops):
     assert f"{ldp.cost().training_bitops * 128 * 64_000 / 1e9:.2e}" == gbitops
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "grad", "saved"),
+@breadth(
+    "low, high, grad, saved",
     [(3, 8, 8, "36.67"), (3, 6, 6, "30.05"), (4, 8, 8, "30.1"), (4, 6, 6, "20.7"), (5, 8, 8, "23.2")],
+    always=2,
 )
 def test_savings_of_cyclic_precision(low, high, grad, saved):
     model = ldp_search.apply(nn.Linear(2, 2), "cyclic", bits=(low, high), grad_bits=grad, example_inputs=torch.zeros(1, 2),
@@ -57,6 +61,16 @@ def test_the_price_is_the_derivative():
     assert torch.equal(cost.training_bitops_gradient(macs, bits.detach()), bits.grad)
     assert cost.training_bitops(macs, bits).tolist() == [3 * (15 + 24 + 40), 5 * (16 + 24 + 24)]
     assert cost.inference_bitops(macs, bits).tolist() == [45, 80]
+
+
+def test_a_cost_first_asked_for_in_inference_mode_can_be_differentiated_later(square):
+    problem = dataclasses.replace(square(2, target_cost=0.5).problem)
+    with torch.inference_mode():
+        before = problem.relative_cost(problem.low)
+    bits = problem.low.double().requires_grad_()
+    problem.relative_cost(bits).backward()
+    torch.testing.assert_close(bits.grad, problem.cost_gradient(problem.low))
+    assert float(before) == pytest.approx(float(problem.relative_cost(bits.detach())))
 
 
 def test_layers_outside_the_search_are_counted(mlp):

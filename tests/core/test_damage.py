@@ -78,14 +78,11 @@ def variances_drawn(y, g, operands, draws=300) -> list[float]:
 
 
 ROUNDED = list(itertools.product(PRODUCTS, ["per_sample", "per_sample_channel", "per_block", "stochastic"]))
-IN_BLOCKS = ("linear of sequences", "conv, stride and groups", "experts")  # of which always; of samples every product is
+ALWAYS = [row for row in ROUNDED if row[1] == "per_sample"]
+ALWAYS += [(name, "per_block") for name in ("linear of sequences", "conv, stride and groups", "experts")]
 
 
-@breadth(
-    "name, quantizer",
-    ROUNDED,
-    always=[(n, q) for n, q in ROUNDED if q == "per_sample" or (q == "per_block" and n in IN_BLOCKS)],
-)
+@breadth("name, quantizer", ROUNDED, always=ALWAYS)
 def test_variances_are_those_of_drawn_gradients(name, quantizer, whole_batches):
     make, shape = PRODUCTS[name]
     model, x = nn.Sequential(make()), torch.randn(shape)

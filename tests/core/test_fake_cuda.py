@@ -29,7 +29,16 @@ def gpt2():
     return GPT2LMHeadModel(SMALL_GPT2)
 
 
+def convolutions():
+    """As many layers as there are kinds of them, one grouped."""
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, stride=2, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 8, 3, padding=1, groups=2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 3),
+    )  # fmt: skip
+
+
 MODELS = {
+    "convolutions": (convolutions, lambda: torch.randn(2, 3, 16, 16)),
     "resnet20": (lambda: timm.create_model("cifar_resnet20"), lambda: torch.randn(2, 3, 16, 16)),
     "vit": (lambda: timm.create_model("test_vit", img_size=32), lambda: torch.randn(2, 3, 32, 32)),
     "gpt2": (gpt2, lambda: torch.randint(0, 50, (2, 8))),
@@ -52,12 +61,13 @@ SPACES = {
     "reference": {"policy": "static", "backend": "reference"},
 }  # fmt: skip
 TABLE = {
+    "convolutions": ("clip", "random", "static", "ldp_sgd"),
     "resnet20": ("learned", "ldp_sgd", "interpolate", "clip", "int8", "16bit"),
     "vit": ("learned", "random", "static", "sample", "symmetric", "attention"),
     "gpt2": ("learned", "cyclic", "progressive", "attention", "int8", "16bit", "reference"),
 }
 CASES = [(model, space) for model, spaces in TABLE.items() for space in spaces]
-ALWAYS = [*(("gpt2", space) for space in TABLE["gpt2"]), ("resnet20", "clip"), ("vit", "random")]
+ALWAYS = [(model, space) for model in ("gpt2", "convolutions") for space in TABLE[model]]
 
 
 class Recorder:
@@ -110,7 +120,8 @@ def controller_to_fake(mode, ldp) -> None:
         record = ldp.sensor.record
         record.levels, record.places = mode.from_tensor(record.levels), mode.from_tensor(record.places)
         record.curves, record.scalars, record.sketch = (mode.from_tensor(tensor) for tensor in record.tensors())
-    problem = {name: mode.from_tensor(value) for name, value in vars(ldp.problem).items() if isinstance(value, torch.Tensor)}
+    fields = {field.name: getattr(ldp.problem, field.name) for field in dataclasses.fields(ldp.problem)}
+    problem = {name: mode.from_tensor(value) for name, value in fields.items() if isinstance(value, torch.Tensor)}
     ldp.problem = ldp.policy.problem = dataclasses.replace(ldp.problem, **problem)
     ldp.policy.state = pytree.tree_map_only(torch.Tensor, mode.from_tensor, ldp.policy.state)
 

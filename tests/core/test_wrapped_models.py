@@ -194,8 +194,7 @@ def test_a_merged_model_is_found_again(tmp_path, space):
 # -- gradient checkpointing -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("name", ["bert", "gpt2"])
+@breadth("name, reentrant", itertools.product(["bert", "gpt2"], [True, False]), always=[("bert", False), ("gpt2", True)])
 @LEARNING
 def test_gradient_checkpointing_changes_no_gradient(name, reentrant, space):
     grads = []

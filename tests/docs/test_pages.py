@@ -85,11 +85,9 @@ def reader(fresh) -> dict:
 
 def prepared(page: str, names: dict, monkeypatch) -> dict:
     """What a page takes for granted beyond that."""
-    if page == "README.md":  # a network of the family, of which every step is the same and takes a tenth of the time
-        plain = timm.create_model
-        monkeypatch.setattr(
-            timm, "create_model", lambda name, **options: plain({"resnet18": "test_resnet"}.get(name, name), **options)
-        )
+    if page == "README.md":  # of every network each step is the same; of timm's own small one it takes a tenth of the time
+        made, small = timm.create_model, {"resnet18": "test_resnet"}
+        monkeypatch.setattr(timm, "create_model", lambda name, **options: made(small.get(name, name), **options))
     if page == "export.md":  # of a model that the packed file can say how to make
         model = timm.create_model("test_resnet", num_classes=10)
         ldp = ldp_search.controller(ldp_search.apply(model, target_cost=0.5, example_inputs=names["example_inputs"]))

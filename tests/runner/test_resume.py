@@ -50,6 +50,17 @@ def kill_at(step, folder, *words, monkeypatch):
     assert load_run(folder).coverage["share"] == 1  # what is counted is told from the start
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("never_interrupted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "write_report_page", lambda output: None)
+        patch.setattr("ldp_search.runner.pretrained.card._picture", lambda ldp: None)
+        assert run(folder) == 0
+    return folder
+
+
 POLICIES = ["learned", "bit_gradient grad_bits=8", "cyclic", "progressive policy.window=1 grad_bits=6,8", "ldp_paper"]
 
 
@@ -76,11 +87,10 @@ def test_kill_dash_nine(tmp_path):
     same_result(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_other_workers_and_other_checkpoint_times_change_nothing(tmp_path, monkeypatch):
-    assert run(tmp_path / "whole") == 0
+def test_other_workers_and_other_checkpoint_times_change_nothing(whole, tmp_path, monkeypatch):
     kill_at(7, tmp_path / "killed", "checkpoint_every=3", "data_workers=2", monkeypatch=monkeypatch)
     assert run(tmp_path / "killed", "checkpoint_every=5", "data_workers=1") == 0
-    same_result(tmp_path / "whole", tmp_path / "killed")
+    same_result(whole, tmp_path / "killed")
 
 
 def test_the_folder_alone_is_enough(tmp_path, monkeypatch, capsys):
@@ -95,19 +105,17 @@ def test_the_folder_alone_is_enough(tmp_path, monkeypatch, capsys):
     same_result(tmp_path / "whole", tmp_path / "elsewhere")
 
 
-def test_killed_after_the_training_and_before_the_result(tmp_path, monkeypatch):
-    assert run(tmp_path / "whole") == 0
+def test_killed_after_the_training_and_before_the_result(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(finish, "save_schedule", lambda run: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             run(tmp_path / "killed")
     assert run(tmp_path / "killed") == 0
-    same_result(tmp_path / "whole", tmp_path / "killed")
+    same_result(whole, tmp_path / "killed")
 
 
 @breadth("harm", ["cut off", "one bit", "no manifest", "no state"], always=["one bit", "no manifest"])
-def test_a_damaged_checkpoint_is_passed_over(harm, tmp_path, monkeypatch, capsys):
-    assert run(tmp_path / "whole") == 0
+def test_a_damaged_checkpoint_is_passed_over(harm, whole, tmp_path, monkeypatch, capsys):
     kill_at(9, tmp_path / "killed", monkeypatch=monkeypatch)
     newest, older = checkpoint_files.candidates(tmp_path / "killed" / "checkpoints")
     state, manifest = newest / checkpoint_files.STATE, newest / checkpoint_files.MANIFEST
@@ -120,7 +128,7 @@ def test_a_damaged_checkpoint_is_passed_over(harm, tmp_path, monkeypatch, capsys
     assert run(tmp_path / "killed") == 0
     out = capsys.readouterr().out
     assert f"{newest} is damaged" in out and f"going on from step {int(older.name[5:])}" in out
-    same_result(tmp_path / "whole", tmp_path / "killed")
+    same_result(whole, tmp_path / "killed")
 
 
 def test_a_checkpoint_appears_at_once_or_not_at_all(tmp_path, monkeypatch):

@@ -128,7 +128,8 @@ class Problem:
     @cached_property
     def _dearest(self) -> Tensor:
         """Training BitOPs at the highest bits; once, since a search for bits asks at every trial."""
-        return training_bitops(self.macs, self.high.double(), self.backward).sum()
+        with torch.inference_mode(False):  # whoever asks first: a tensor of that mode would be none for autograd
+            return training_bitops(self.macs, self.high.double(), self.backward).sum()
 
     @property
     def members(self) -> Tensor:
