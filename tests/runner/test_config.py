@@ -103,6 +103,11 @@ def test_another_name_drops_the_options_of_the_old_one():
     assert values("model=timm:resnet18")["model"] == "timm:resnet18"
 
 
+def test_text_may_name_what_omegaconf_looks_up(monkeypatch):
+    monkeypatch.setenv("WHERE", "/somewhere")
+    assert resolve(["output=${oc.env:WHERE}/run"]).config.output == "/somewhere/run"
+
+
 def test_values_are_yaml():
     words = ["lr=1e-3", "bits=3,8", "skip=*fc", "fixed={'*head': 8}", "a.b=[1, x]", "a.c=null"]
     assert parse_words(words, components=("a",), lists=("bits", "skip")) == {

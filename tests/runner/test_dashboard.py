@@ -21,14 +21,18 @@ QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 QUIET += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1400,1600"]
 
 
+def picture(folder) -> None:
+    """In place of the page's pictures."""
+    (folder / "schedule.png").write_bytes(b"\x89PNG of bits")
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A search of two trials, one of them with what stands for its picture."""
     folder = tmp_path_factory.mktemp("dashboard")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ldp_search.runner.report.study.write_study_report", lambda study, output: None)
-        drawn = lambda output: (output / "schedule.png").write_bytes(b"\x89PNG of bits")  # noqa: E731 (a stand-in)
-        patch.setattr(finish, "write_report_page", lambda output: drawn(output) if output.name == "0000" else None)
+        patch.setattr(finish, "write_report_page", lambda output: output.name == "0000" and picture(output))
         words = [*WORDS, "space=quick", "epochs=1", "trials=2", f"storage={folder / 'study.journal'}"]
         assert main(words) == 0
     return folder
