@@ -45,17 +45,7 @@ def apply(model: nn.Module, space: str | Path | dict | SearchSpace = "ldp", exam
             matches nothing, or a coverage below `min_coverage`. RuntimeError: the model does not compute the same as before
             with quantization off (then it is left unchanged).
     """
-    found = resolve_space(space, **overrides)
-    try:
-        return core.apply(model, found, example_inputs)
-    except ValueError as error:
-        own = isinstance(space, str | Path) and "target_cost" not in overrides
-        if not (own and str(error).startswith(f"target_cost={found.target_cost} cannot be met")):
-            raise
-        raise ValueError(
-            f"{error} This target is that of the space {str(space)!r}; target_cost=None with policy='static' holds the highest "
-            "bits, without a budget."
-        ) from error
+    return core.apply(model, resolve_space(space, **overrides), example_inputs)
 
 
 def controller(model: nn.Module) -> Controller:

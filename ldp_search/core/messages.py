@@ -6,11 +6,15 @@ import difflib
 import warnings
 from collections.abc import Iterable
 
+MARGIN = 0.2  # by which a name may be less alike than the nearest one and still be named
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The tail of an error message on an unknown name: the nearest known names, then all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(str(word), known, n=3, cutoff=0.5)
+    alike = [difflib.SequenceMatcher(None, str(word), name).ratio() for name in near]
+    near = [name for name, ratio in zip(near, alike, strict=True) if ratio > alike[0] - MARGIN]
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"{hint} Known: {', '.join(known)}."
 

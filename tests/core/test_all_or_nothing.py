@@ -390,3 +390,14 @@ def test_a_state_that_cannot_be_taken_over_changes_nothing(how, monkeypatch):
     assert same(state_of(ldp), before)
     ldp.load_state_dict(donor.state_dict())
     assert same(state_of(ldp), state_of(donor))
+
+
+def test_a_state_refused_after_its_counts_were_taken_leaves_the_model_to_count_itself():
+    donor, other = searched(pictures(), steps=5), pictures()
+    state = broken(donor.state_dict(), "a trajectory that lacks a part")
+    ldp = ldp_search.controller(ldp_search.apply(other, target_cost=0.5))
+    with pytest.raises(KeyError):
+        ldp.load_state_dict(state)
+    assert not ldp.profiled and "profile" in ldp.hooks
+    other(torch.randn(2, 1, 6, 6))
+    assert ldp.profiled and ldp.cost().relative > 0

@@ -22,13 +22,13 @@ def model_kept(model: nn.Module):
     """Classes, records, patched forwards, and the hooks of the model itself are as before when the context raises."""
     before = [(module, module.__class__, module.__dict__.get(ATTRIBUTE), module.__dict__.get("forward"))
               for module in model.modules()]  # fmt: skip
-    hooks = {name: set(getattr(model, name)) for name in _HOOKS}
+    hooks = {name: dict(getattr(model, name)) for name in _HOOKS}
     try:
         yield
     except BaseException:
-        for name, known in hooks.items():
-            for key in getattr(model, name).keys() - known:
-                del getattr(model, name)[key]
+        for name, known in hooks.items():  # in place: their handles hold the dictionaries
+            getattr(model, name).clear()
+            getattr(model, name).update(known)
         for module, cls, record, forward in before:
             if module.__class__ is not cls:
                 module.__class__ = cls
