@@ -63,8 +63,8 @@ def check_reachable(problem: Problem) -> None:
     if problem.target_cost is not None and problem.target_cost < lowest:
         raise ValueError(
             f"target_cost={problem.target_cost} cannot be met: the lowest bits everywhere cost {lowest:.3f} of the highest. "
-            "Raise target_cost, widen `bits` downwards, or keep fewer layers out (`skip`, `fixed`). Spaces have a target of their "
-            "own: policy='static' with target_cost=None holds the highest bits, without one."
+            "Raise target_cost, widen `bits` downwards, or keep fewer layers out (`skip`, `fixed`). Spaces have a "
+            "target of their own: policy='static' with target_cost=None holds the highest bits, without one."
         )
 
 
