@@ -146,3 +146,26 @@ def test_bert_of_any_length(tmp_path, kind):
     with torch.no_grad():
         found = session.run(None, {k: v.numpy() for k, v in other.items()})
         assert difference(found, [model(**other).logits.numpy()]) < 0.05
+
+
+class Beside(nn.Module):
+    """Weights of layers read by their parent, as a Mamba reads its kernel; one layer is called too. x: (batch, 8)."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.both, self.called = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = F.relu(F.linear(x, self.read.weight, self.read.bias))
+        return self.called(F.relu(self.both(x) + 0.5 * x @ self.both.weight.T))
+
+
+def test_a_layer_whose_weight_its_parent_reads_stays_a_layer_and_is_named(tmp_path):
+    x = torch.randn(16, 8)
+    model = frozen(Beside(), x, **EXACT, policy="static")
+    record = export(model, tmp_path / "m.pt2", x, format="torch")
+    assert record.integer_layers == ["called"] and set(record.float_layers) == {"read", "both"}
+    assert "the model multiplies by its weight outside of its own forward" in record.float_layers["read"]
+    packed = export(model, tmp_path / "m.packed.safetensors", x, format="packed")
+    assert set(packed.layers) == {"read", "both", "called"} and set(packed.unrounded) == {"read", "both"}
+    assert max(record.max_error, packed.max_error) < 0.1  # inputs of two layers are not rounded

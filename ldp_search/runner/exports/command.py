@@ -133,7 +133,8 @@ def _told(subject: Subject, report: dict, options: ExportOptions, folder: Path) 
     ]
     for name, file in report["files"].items():
         if file["rejected"] is None:
-            note = _listed("in floating point", file["float_layers"]) + _listed("int8, not nbits", file.get("not_nbits", {}))
+            parts = {"in floating point": "float_layers", "int8, not nbits": "not_nbits", "inputs unrounded": "unrounded"}
+            note = "".join(_listed(what, file.get(key, {})) for what, key in parts.items())
             lines.append(f"{name:<8} {file['path']}  {file['bytes'] / 2**20:.2f} MiB{note}")
     return "\n".join([*lines, f"table    {folder / REPORT}"])
 

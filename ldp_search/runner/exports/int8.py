@@ -21,7 +21,7 @@ from ..onnx.exported_forward import ready
 from ..onnx.integer_codes import CONTAINER_BITS, float_weight, input_codes, weight_codes
 from .fuse import fold_norms, fuse
 from .outputs import difference
-from .ready import check_frozen, check_ranges, why_float
+from .ready import check_frozen, check_ranges, read_outside, why_float
 
 
 class TorchFile(NamedTuple):
@@ -67,9 +67,9 @@ def int8_module(model: nn.Module) -> Converted:
     if dtypes - {torch.float32}:
         raise ValueError(f"format=torch needs fp32 weights; received {sorted(map(str, dtypes))}. Call model.float() first.")
     plain = remove(copy.deepcopy(ldp.model)).eval().cpu()
-    made, float_layers, again = {}, {}, []
+    made, float_layers, again, outside = {}, {}, [], read_outside(ldp)
     for site, (name, spec) in zip(ldp.sites, ldp.specs.items(), strict=True):
-        reason = _why_float(ldp.bits()[name], spec)
+        reason = _why_float(ldp.bits()[name], spec) or outside.get(name)
         if reason is None:
             made[name], exact = _layer(site, spec.module)
             again += [] if exact else [name]

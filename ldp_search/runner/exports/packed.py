@@ -16,7 +16,7 @@ from ...core.bits.space import FULL_PRECISION
 from ...core.quantize.fake_quantize import rounded
 from ...core.quantize.grid import Grid
 from ..pretrained.recipe import recipe
-from .ready import check_frozen, check_ranges
+from .ready import check_frozen, check_ranges, read_outside
 
 PARTS = ("scale", "offset", "low", "high")
 
@@ -26,7 +26,8 @@ class PackedFile(NamedTuple):
 
     bytes: of the file, = header + codes + grids + floats. codes: of the packed weights, what the allocation says. grids: their
         scales, offsets and zeros. floats: everything else of the model.
-    layers: {layer: bits of its weight} of what is packed; float_layers: {layer: why its weight is not}.
+    layers: {layer: bits of its weight} of what is packed; float_layers: {layer: why its weight is not}; unrounded: {packed layer:
+        why the loaded model does not round its input}.
     max_error: largest difference of the loaded model from this one, relative to the largest output; None where not compared.
     """
 
@@ -38,6 +39,7 @@ class PackedFile(NamedTuple):
     floats: int
     layers: dict[str, int]
     float_layers: dict[str, str]
+    unrounded: dict[str, str]
     max_error: float | None = None
 
 
@@ -76,7 +78,9 @@ def write_packed(model: nn.Module, path: str | os.PathLike) -> PackedFile:
     for name, value in stored.items():
         part = name.rpartition(":")[2]
         sizes["codes" if part == "codes" else "grids" if part in (*PARTS, "zero") else "floats"] += value.nbytes
-    return PackedFile(path, len(data), len(data) - sum(sizes.values()), **sizes, layers=layers, float_layers=float_layers)
+    unrounded = {name: why for name, why in read_outside(ldp).items() if name in layers}
+    return PackedFile(path, len(data), len(data) - sum(sizes.values()), **sizes, layers=layers, float_layers=float_layers,
+                      unrounded=unrounded)
 
 
 def write_description(ldp, entries: dict[str, Any]) -> dict[str, Any]:
@@ -104,9 +108,10 @@ def _recipe(model: nn.Module) -> dict[str, Any]:
 
 def _inputs(ldp) -> dict[str, list[dict[str, float]]]:
     """{layer: the input's grid in each call of a forward}, of the layers that round their inputs."""
-    out = {}
+    out, outside = {}, read_outside(ldp)
     for site, (name, spec) in zip(ldp.sites, ldp.specs.items(), strict=True):
-        if spec.module is None or spec.kind == "Embedding" or not spec.calls or ldp.bits()[name].input >= FULL_PRECISION:
+        multiplies = spec.module is not None and spec.kind != "Embedding" and spec.calls and name not in outside
+        if not multiplies or ldp.bits()[name].input >= FULL_PRECISION:
             continue
         grids = [site.input_grid(call) for call in range(len(site.ranges))]
         out[name] = [{part: float(v) for part, v in zip(PARTS, _parts(g), strict=True) if v is not None} for g in grids]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ...core.bits.space import FULL_PRECISION
+from ...core.model.interception import InterceptionPlan
+from ...core.model.swap import ATTRIBUTE
 from ..onnx.integer_codes import CONTAINER_BITS
 
 
@@ -43,3 +45,16 @@ def why_float(bits, spec, too_wide: str) -> str | None:
     if max(bits.weight, bits.input) > CONTAINER_BITS:
         return f"{bits.weight} weight bits and {bits.input} input bits {too_wide}"
     return None
+
+
+def read_outside(ldp) -> dict[str, str]:
+    """{layer: why its input is not rounded} of layers whose weight is multiplied elsewhere than in their own forward."""
+    plans = ((name, module.__dict__.get(ATTRIBUTE)) for name, module in ldp.model.named_modules())
+    owners = {
+        site.name: name or "the model" for name, plan in plans if isinstance(plan, InterceptionPlan) for site in plan.sites()
+    }
+    return {
+        name: f"{owners[name]} multiplies by its weight outside of its own forward: its weight is at its bits, its input unrounded"
+        for name, spec in ldp.specs.items()
+        if spec.module is not None and name in owners
+    }
