@@ -98,3 +98,12 @@ def test_frozen_bits_stay(mlp, relaxation, policy):
         model(torch.randn(2, 8)).sum().backward()
         ldp.step((step + 1) / 5)
     assert torch.equal(ldp.parameters()["bits"], bits) and torch.equal(bits, bits.round())
+
+
+def test_a_training_that_diverged_is_named_at_its_end():
+    x = torch.randn(8, 6)
+    model = ldp_search.apply(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), policy="static", example_inputs=x)
+    with torch.no_grad():
+        model[1].weight[0, 0] = float("nan")
+    with pytest.warns(UserWarning, match=r"The training diverged: .* 1 of 2 layers .*\(1\).*smaller learning rate"):
+        ldp_search.controller(model).finalize([x])

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..bits.policies import Policy, Problem
 from ..bits.space import FINAL_BUDGETS, SearchSpace
 from ..bits.specs import Coverage
+from .learning_rates import local_part
 
 if TYPE_CHECKING:
     from .controller import Controller
@@ -69,6 +70,26 @@ def warn_where_nothing_was_learned(controller: Controller) -> None:
     else:
         return
     warnings.warn(f"These bits were not learned; {what}.", stacklevel=4)
+
+
+def not_finite(controller: Controller) -> list[str]:
+    """Layers and products whose weights or input ranges are infinite or not a number. Waits for the device."""
+    values = (
+        (site.name, [site.ranges, *(w for w in spec.weights if not w.is_meta)])
+        for site, spec in zip(controller.sites, controller.specs.values(), strict=True)
+    )
+    return [name for name, tensors in values if not all(bool(local_part(t).isfinite().all()) for t in tensors)]
+
+
+def warn_where_diverged(controller: Controller) -> None:
+    """At the end of a training, whose bits and weights are of no use where it diverged."""
+    if broken := not_finite(controller):
+        warnings.warn(
+            f"The training diverged: the weights or input ranges of {len(broken)} of {len(controller.specs)} layers are infinite or "
+            f"not a number ({', '.join(broken[:3])}{' ...' * (len(broken) > 3)}), and the bits are of no use. Train again with a "
+            "smaller learning rate, or with more bits.",
+            stacklevel=4,
+        )
 
 
 def check_step(controller: Controller, progress: float, before: float, loss: Tensor | float | None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..bits.allocation import Allocation
 from ..profile.sandbox import buffers_kept, on_trial
-from .checks import check_present, warn_where_nothing_was_learned
+from .checks import check_present, warn_where_diverged, warn_where_nothing_was_learned
 from .distributed import all_succeed, average_over_ranks
 from .rollback import controller_kept
 from .strays import warn_of_strays, warn_where_frozen
@@ -41,6 +41,7 @@ def finalize(model: nn.Module, controller: Controller, loader=None, forward=None
     forward = forward or _forward(model)
     chosen = None if loader is None else _begun(model, controller, loader, forward, batches)
     warn_where_nothing_was_learned(controller)
+    warn_where_diverged(controller)
     with controller_kept(controller):
         controller.freeze()
         if chosen is not None:

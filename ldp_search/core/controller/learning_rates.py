@@ -55,14 +55,14 @@ def _rate(weight: Tensor, group: dict, state: dict) -> tuple[float, Tensor | Non
     if second is not None:
         steps = float(state.get("step", group.get("step", 1))) or 1.0
         mass = 1 - float(group["betas"][1]) ** steps if "betas" in group else 1.0  # RMSprop does not correct its moment
-        return rate, _whole(second).float().mean() / mass
+        return rate, local_part(second).float().mean() / mass
     if "momentum" in group and not any(name in group for name in ("betas", "alpha")):  # SGD and its like
         return rate, None
     if weight.grad is not None:
-        return rate, _whole(weight.grad).float().square().mean()
+        return rate, local_part(weight.grad).float().square().mean()
     return rate, torch.ones((), device=weight.device)
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """What this process holds of a sharded tensor, the tensor itself otherwise."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

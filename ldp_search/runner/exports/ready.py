@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...core.bits.space import FULL_PRECISION
+from ...core.controller.checks import not_finite
 from ...core.model.interception import InterceptionPlan
 from ...core.model.swap import ATTRIBUTE
 from ..onnx.integer_codes import CONTAINER_BITS
@@ -15,7 +16,13 @@ def check_frozen(ldp) -> None:
 
 
 def check_ranges(ldp, highest: int) -> None:
-    """ValueError unless the input range of every layer that ran with at most `highest` bits is known."""
+    """ValueError unless all weights and ranges are finite, and the range of every layer that ran with at most `highest` bits known."""
+    broken = not_finite(ldp)
+    if broken:  # first: where nothing is finite, no range was ever seen
+        raise ValueError(
+            f"Export needs finite weights and input ranges; those of {', '.join(broken[:10])} are not: the training "
+            "diverged. Train again with a smaller learning rate, or export an earlier checkpoint."
+        )
     bits = ldp.bits()
     unknown = [
         site.name

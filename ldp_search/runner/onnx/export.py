@@ -143,12 +143,6 @@ def _check(ldp, path: Path) -> None:
         raise ImportError(f"Export to ONNX needs {' and '.join(missing)}: pip install 'ldp_search[onnx]'")
     check_frozen(ldp)
     check_ranges(ldp, CONTAINER_BITS)
-    broken = _not_finite(ldp)
-    if broken:
-        raise ValueError(
-            f"Export needs finite weights and input ranges; those of {', '.join(broken[:10])} are not: the training diverged. "
-            "Train again with a smaller learning rate, or export an earlier checkpoint."
-        )
     dtypes = {p.dtype for p in ldp.model.parameters() if p.is_floating_point()}
     if dtypes != {torch.float32}:
         raise ValueError(f"Export needs fp32 weights; received {sorted(map(str, dtypes))}. Call model.float() first.")
@@ -159,15 +153,6 @@ def _check(ldp, path: Path) -> None:
         raise ValueError(f"Export writes a file, but {path} is a folder. Give a name in it, such as {path / 'model.onnx'}.")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"Export writes into an existing folder; {path.absolute().parent} is none. Make it first.")
-
-
-def _not_finite(ldp) -> list[str]:
-    """The layers whose weights or input ranges are infinite or not a number."""
-    return [
-        site.name
-        for site, spec in zip(ldp.sites, ldp.specs.values(), strict=True)
-        if not site.ranges.isfinite().all() or (spec.module is not None and not spec.module.weight.isfinite().all())
-    ]
 
 
 class _Written(NamedTuple):
