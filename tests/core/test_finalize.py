@@ -107,3 +107,11 @@ def test_a_training_that_diverged_is_named_at_its_end():
         model[1].weight[0, 0] = float("nan")
     with pytest.warns(UserWarning, match=r"The training diverged: .* 1 of 2 layers .*\(1\).*smaller learning rate"):
         ldp_search.controller(model).finalize([x])
+
+
+def test_a_tensor_is_no_loader():
+    """Its rows would be taken for batches."""
+    x = torch.randn(8, 6)
+    model = ldp_search.apply(nn.Sequential(nn.Linear(6, 3)), policy="static", example_inputs=x)
+    with pytest.raises(TypeError, match=r"loader must give batches; received one tensor of shape \(8, 6\). Pass \[tensor\]"):
+        ldp_search.controller(model).finalize(x)

@@ -97,3 +97,13 @@ def test_later_the_noise_of_gradients_costs_less_as_the_learning_rate_falls():
     after = ldp.damage()
     assert after.kinds["grad"] == pytest.approx(before.kinds["grad"] / 4, rel=0.01)
     assert after.kinds["weight"] == pytest.approx(before.kinds["weight"], rel=0.01)
+
+
+def test_both_are_printed_as_tables():
+    ldp = measured(split_gradient=True)
+    damage, front = str(ldp.damage()).splitlines(), str(ldp.front(12)).splitlines()
+    assert damage[0].startswith("expected loss from rounding ") and damage[1].split() == ["layer", *ldp.damage().kinds]
+    assert [line.split()[0] for line in damage[2:-1]] == list(ldp.layers) and damage[-1].startswith("all layers ")
+    assert front[0].split("  ")[0] == "training cost" and len(front) == len(ldp.front(12).points) + 2
+    assert front[-1].endswith("in force") and front[-1].split()[0] == f"{ldp.cost().relative:.3f}"
+    assert {len(line) for line in damage[1:]} == {len(damage[1])}

@@ -238,3 +238,19 @@ def test_a_detection_model_is_counted_per_picture():
 
 def test_inputs_in_words():
     assert shapes((PICTURES, torch.zeros(2)), {"mask": torch.zeros(4)}) == "[(3, 5, 6), (3, 7, 4)], (2,), mask (4,)"
+
+
+def test_a_gradient_penalty_is_computed_with_quantization_off():
+    """Rounded products have no second derivative; that ends in an error, never in a wrong number."""
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)), torch.randn(4, 6, requires_grad=True)
+    ldp = ldp_search.controller(ldp_search.apply(model, example_inputs=x.detach()))
+
+    def penalty():
+        return torch.autograd.grad(model(x).sum(), x, create_graph=True)[0].square().sum()
+
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        penalty().backward()
+    model.zero_grad()
+    with ldp.disabled():
+        penalty().backward()
+    assert model[0].weight.grad.abs().sum() > 0

@@ -53,6 +53,8 @@ def finalize(model: nn.Module, controller: Controller, loader=None, forward=None
 
 def _begun(model, controller: Controller, loader, forward, batches: int):
     """The batches to use, of which there is one. A model that has not been counted yet is so on that one, for good."""
+    if isinstance(loader, Tensor):
+        raise TypeError(f"loader must give batches; received one tensor of shape {tuple(loader.shape)}. Pass [tensor].")
     chosen = itertools.islice(loader, batches)
     first = next(iter(chosen), None)
     if first is None:

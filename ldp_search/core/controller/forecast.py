@@ -28,6 +28,11 @@ class Damage(NamedTuple):
     kinds: dict[str, float]
     total: float
 
+    def __str__(self) -> str:
+        rows = [(name, *(f"{loss:.2e}" for loss in kinds.values())) for name, kinds in self.layers.items()]
+        total = ("all layers", *(f"{loss:.2e}" for loss in self.kinds.values()))
+        return f"expected loss from rounding {self.total:.3g}\n{_columns([('layer', *self.kinds), *rows, total])}"
+
 
 class FrontPoint(NamedTuple):
     """cost: relative training cost of a step. damage: the least expected loss from rounding. bits: {layer: its bits}.
@@ -49,6 +54,22 @@ class Front(NamedTuple):
     points: list[FrontPoint]
     now: FrontPoint
 
+    def __str__(self) -> str:
+        named = [*(("", point) for point in self.points), ("in force", self.now)]
+        rows = [
+            (f"{p.cost:.3f}", f"{p.damage:.2e}", f"{p.inference:.3f}", f"{p.weight_mib:.4g}", *_latency(p), what)
+            for what, p in named
+        ]
+        head = (
+            "training cost",
+            "expected loss",
+            "inference cost",
+            "weights, MiB",
+            *(["latency"] if _latency(self.now) else []),
+            "",
+        )
+        return _columns([head, *rows])
+
     def at(self, cost: float) -> FrontPoint:
         """The point of least damage that costs no more.
 
@@ -61,6 +82,17 @@ class Front(NamedTuple):
                 f"No bits of this space cost {cost}: the lowest cost {self.points[-1].cost:.3f}. Widen bits=... down."
             )
         return min(within, key=lambda point: point.damage)
+
+
+def _latency(point: FrontPoint) -> list[str]:
+    return [] if point.latency is None else [f"{point.latency:.3f}"]
+
+
+def _columns(rows: list[tuple[str, ...]]) -> str:
+    """Rows as text, the first column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def damage(controller: Controller) -> Damage:

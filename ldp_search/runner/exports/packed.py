@@ -26,8 +26,8 @@ class PackedFile(NamedTuple):
 
     bytes: of the file, = header + codes + grids + floats. codes: of the packed weights, what the allocation says. grids: their
         scales, offsets and zeros. floats: everything else of the model.
-    layers: {layer: bits of its weight} of what is packed; float_layers: {layer: why its weight is not}; unrounded: {packed layer:
-        why the loaded model does not round its input}.
+    layers: {layer: bits of its weight} of what is packed; float_layers: {layer: why its weight is not}.
+    unrounded: {packed layer: why the loaded model does not round its input}.
     max_error: largest difference of the loaded model from this one, relative to the largest output; None where not compared.
     """
 
@@ -79,8 +79,9 @@ def write_packed(model: nn.Module, path: str | os.PathLike) -> PackedFile:
         part = name.rpartition(":")[2]
         sizes["codes" if part == "codes" else "grids" if part in (*PARTS, "zero") else "floats"] += value.nbytes
     unrounded = {name: why for name, why in read_outside(ldp).items() if name in layers}
-    return PackedFile(path, len(data), len(data) - sum(sizes.values()), **sizes, layers=layers, float_layers=float_layers,
-                      unrounded=unrounded)
+    return PackedFile(
+        path, len(data), len(data) - sum(sizes.values()), **sizes, layers=layers, float_layers=float_layers, unrounded=unrounded
+    )
 
 
 def write_description(ldp, entries: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def check_frozen(ldp) -> None:
 
 
 def check_ranges(ldp, highest: int) -> None:
-    """ValueError unless all weights and ranges are finite, and the range of every layer that ran with at most `highest` bits known."""
+    """ValueError unless weights and ranges are finite, and the range of every layer that ran with at most `highest` bits known."""
     broken = not_finite(ldp)
     if broken:  # first: where nothing is finite, no range was ever seen
         raise ValueError(
@@ -61,7 +61,7 @@ def read_outside(ldp) -> dict[str, str]:
         site.name: name or "the model" for name, plan in plans if isinstance(plan, InterceptionPlan) for site in plan.sites()
     }
     return {
-        name: f"{owners[name]} multiplies by its weight outside of its own forward: its weight is at its bits, its input unrounded"
+        name: f"{owners[name]} multiplies by its weight outside of its own forward: weight at its bits, input unrounded"
         for name, spec in ldp.specs.items()
         if spec.module is not None and name in owners
     }
