@@ -85,8 +85,8 @@ def warn_where_diverged(controller: Controller) -> None:
     """At the end of a training, whose bits and weights are of no use where it diverged."""
     if broken := not_finite(controller):
         warnings.warn(
-            f"The training diverged: the weights or input ranges of {len(broken)} of {len(controller.specs)} layers are infinite "
-            f"or not a number ({', '.join(broken[:3])}{' ...' * (len(broken) > 3)}), and the bits are of no use. Train again "
+            f"The training diverged: weights or ranges of {len(broken)} of {len(controller.specs)} layers are infinite or "
+            f"not a number ({', '.join(broken[:3])}{' ...' * (len(broken) > 3)}), so the bits mean nothing. Train again "
             "with a smaller learning rate, or with more bits.",
             stacklevel=4,
         )

@@ -16,7 +16,7 @@ def check_frozen(ldp) -> None:
 
 
 def check_ranges(ldp, highest: int) -> None:
-    """ValueError unless weights and ranges are finite, and the range of every layer that ran with at most `highest` bits known."""
+    """ValueError unless weights and ranges are finite, and those of each layer that ran with at most `highest` bits known."""
     broken = not_finite(ldp)
     if broken:  # first: where nothing is finite, no range was ever seen
         raise ValueError(
