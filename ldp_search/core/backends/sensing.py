@@ -17,13 +17,13 @@ from ..bits.damage import (
     INPUT,
     INPUT_GRADIENT,
     PASSES,
-    SKETCH,
     SKETCH_SQUARE,
     TERMS,
     W_SQUARE,
     WEIGHT,
     WEIGHT_GRADIENT,
     X_SQUARE,
+    sketch_of,
 )
 from ..quantize.gradient_quantizers import GradQuantizer
 
@@ -85,8 +85,7 @@ class Sense(NamedTuple):
             return Seen({WEIGHT: _at_all_bits(dots, error, given.w_errors)}, {})
         summed = [d for d in range(gw.dim()) if d not in {axis % gw.dim() for axis in self.kept}]
         dots = (gw * error).sum(summed) if summed else gw * error
-        flat = gw.reshape(-1)
-        flat = flat[:: max(1, flat.numel() // SKETCH)][:SKETCH]
+        flat = sketch_of(gw)
         squares = {W_SQUARE: gw.square().sum(), SKETCH_SQUARE: flat.square().sum()}
         return Seen({WEIGHT: _at_all_bits(dots, error, given.w_errors)}, squares, flat)
 

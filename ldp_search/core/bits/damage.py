@@ -8,10 +8,11 @@ matrix for the Hessian H, over the M terms that the loss is the mean of (samples
 g, G_n: gradients of the mean loss. Rounding a gradient stochastically makes no error on average, but adds a covariance C to the
 weights' gradients, and noise costs SGD a loss of (lr / 4) tr C whatever the Hessian. From a layer's own rounding:
 
-    in dL/dw:  C = V2                    in dL/dx:  tr C_k = (V1 / |dL/dx|^2) tr Sigma_k  in each earlier layer k
+    in dL/dw:  C = V2                    in dL/dx:  tr C_k = (V1 / |dL/dx|^2) tr Sigma_k  in all k that are trained before it
 
-V2, V1: variance added to the layer's dL/dw and dL/dx; Sigma_k: covariance of layer k's weight gradient from step to step. What
-a product of two tensors makes of variances is the same product of squares, which is how both are measured.
+V2, V1: variance added to the layer's dL/dw and dL/dx; Sigma_k: covariance of k's gradient from step to step, where k is the weight
+of an earlier layer, an embedding, a norm or a bias (`controller.other_gradients`). What a product of two tensors makes of
+variances is the same product of squares, which is how both are measured.
 
 All are measured at the bits in force and carried to the others by the error, or the variance, that a sample of the very tensor
 shows at each number of bits: so no law like 4^-b is assumed, and clipping is in it.
@@ -90,6 +91,12 @@ class Sensed:
                     leaf.grad = row  # a backward with `create_graph=True` adds out of place
 
 
+def sketch_of(gradient: Tensor) -> Tensor:
+    """At most SKETCH of its elements, evenly spread."""
+    flat = gradient.reshape(-1)
+    return flat[:: max(1, flat.numel() // SKETCH)][:SKETCH]
+
+
 def _leaf_of(row: Tensor) -> Tensor:
     """A leaf whose gradient accumulates in `row`; its own values are nobody's."""
     made = torch.zeros_like(row).requires_grad_()
@@ -107,21 +114,27 @@ class DamageMeter:
         self.smoothing, self.ranks = smoothing, ranks
         self.state: Any = None  # {name: tensor, "mass": float, "order": list} from the first measurement on
 
-    def update(self, sensed: Sensed) -> None:
+    def update(self, sensed: Sensed, others: tuple[Tensor, Tensor]) -> None:
         """Take in one step's measurement, in one transfer from the device. A step that overflowed, or whose backward told
         nothing of any site, says nothing of what rounding costs.
-        """
-        curves, scalars, sketch = found = [tensor.to("cpu", torch.float64) for tensor in sensed.tensors()]
-        if all_finite(found) and bool(scalars[:, PASSES].any()):
-            self._take_in(sensed.order, curves, scalars, sketch)
 
-    def _take_in(self, order: list[int], curves: Tensor, scalars: Tensor, sketch: Tensor) -> None:
+        others: (others, 2) and (others, SKETCH), as `OtherGradients.measured` gives them.
+        """
+        curves, scalars, sketch, *rest = found = [tensor.to("cpu", torch.float64) for tensor in (*sensed.tensors(), *others)]
+        if all_finite(found) and bool(scalars[:, PASSES].any()):
+            self._take_in(sensed.order, curves, scalars, sketch, *rest)
+
+    def _take_in(
+        self, order: list[int], curves: Tensor, scalars: Tensor, sketch: Tensor, squares: Tensor, sketches: Tensor
+    ) -> None:
         terms = self._terms(scalars, order)
         curves[:, :2] *= terms / 2
+        gradients = torch.cat([sketch, sketches])  # of the sites' weights, then of what else is trained
         now = {
-            "curves": curves, "x_gradient": scalars[:, X_SQUARE], "w_gradient": scalars[:, W_SQUARE],
-            "sketches": scalars[:, SKETCH_SQUARE], "mean": sketch, "square": sketch.square().sum(1),
-            "known": (scalars[:, PASSES] > 0).double(),
+            "curves": curves, "x_gradient": scalars[:, X_SQUARE],
+            "w_gradient": torch.cat([scalars[:, W_SQUARE], squares[:, 0]]),
+            "sketches": torch.cat([scalars[:, SKETCH_SQUARE], squares[:, 1]]),
+            "mean": gradients, "square": gradients.square().sum(1), "known": (scalars[:, PASSES] > 0).double(),
         }  # fmt: skip
         if self.state is None:
             self.state = {key: torch.zeros_like(value) for key, value in now.items()} | {"mass": 0.0, "order": []}
@@ -146,18 +159,19 @@ class DamageMeter:
     def ready(self) -> bool:
         return self.state is not None
 
-    def curves(self, rates: Tensor, columns: int) -> Tensor:
+    def curves(self, rates: Tensor, columns: int, before: Tensor) -> Tensor:
         """(sites, columns, levels) damage of each coordinate at each number of bits, in units of the loss.
 
         Args:
-            rates: (sites,) effective learning rate of each site's weights. columns: 3 where both gradients share their bits.
+            rates: (sites + others,) effective learning rates. columns: 3 where both gradients share their bits.
+            before: (sites, others) mask of what else is trained before each site.
         """
         s = self.state
         found = s["curves"] / s["mass"]
-        noise = rates * self._spread()
-        order = torch.tensor(s["order"], dtype=torch.long)
-        earlier = torch.zeros_like(noise)
-        earlier[order] = noise[order].cumsum(0) - noise[order]
+        noise, of_others = (rates * self._spread()).split([len(found), before.shape[1]])
+        rates, order = rates[: len(found)], torch.tensor(s["order"], dtype=torch.long)
+        earlier = before.double() @ of_others
+        earlier[order] += noise[order].cumsum(0) - noise[order]
         share = earlier * s["mass"] / s["x_gradient"].clamp_min(1e-300)
         in_input = found[:, INPUT_GRADIENT] * share[:, None] / 4
         in_weight = found[:, WEIGHT_GRADIENT] * (rates / self.ranks)[:, None] / 4
@@ -168,7 +182,7 @@ class DamageMeter:
         return curves
 
     def _spread(self) -> Tensor:
-        """(sites,) tr Sigma of the step's whole gradient: the variance of the elements of the sketch, as a share of all.
+        """(sites + others,) tr Sigma of the step's whole gradient: the variance of the sketch's elements, as a share of all.
 
         What share they are of is told pass by pass, since |dL/dw|^2 is known of each pass alone (and of each rank).
         """
@@ -189,8 +203,13 @@ class DamageMeter:
     def state_dict(self) -> dict | None:
         return None if self.state is None else {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.state.items()}
 
-    def load_state_dict(self, state: dict | None) -> None:
+    def load_state_dict(self, state: dict | None, others: int = 0) -> None:
+        """others: how many are trained besides the sites; those that the state knows nothing of have no noise yet."""
         self.state = None if state is None else {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+        if self.state is not None and (missing := len(self.state["curves"]) + others - len(self.state["mean"])) > 0:
+            for key in ("w_gradient", "sketches", "mean", "square"):
+                held = self.state[key]
+                self.state[key] = torch.cat([held, held.new_zeros(missing, *held.shape[1:])])
 
 
 def all_finite(tensors: list[Tensor]) -> bool:

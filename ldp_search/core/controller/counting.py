@@ -11,6 +11,7 @@ import torch
 from ..bits.coordinates import precisions
 from ..bits.policies.budget import check_reachable
 from ..bits.reachable import check_limits
+from ..bits.space import FULL_PRECISION
 from ..bits.trajectory import Trajectory
 from ..model.coverage import coverage
 from ..model.site import Site
@@ -43,7 +44,8 @@ def build(controller: Controller, specs: dict[str, SiteSpec]) -> None:
     kinds, device = c.problem.low.shape[1], c.problem.low.device
     c.trajectory.computed = computed_of(specs, c.space, kinds)
     c.tensors = BitTensors([*specs.values()], kinds, len(c.levels), *quantizers, device)
-    c.sensor = DamageSensor([*specs.values()], c.levels) if c.policy.needs_damage else None
+    kept_out = [site.name for site in c.sites if site.highest[0] >= FULL_PRECISION]
+    c.sensor = DamageSensor(c.model, [*specs.values()], c.levels, kept_out) if c.policy.needs_damage else None
     c.sensing = c.senses_at(c._steps)
     c.bind_views()
 

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bits.damage import SKETCH_SQUARE, DamageMeter, Sensed
 from ..model.sites import SiteSpec
 from .distributed import average_over_ranks, ranks
 from .learning_rates import effective_rates, learning_rate
+from .other_gradients import OtherGradients
 
 PATIENCE = 4  # measurements that may tell nothing before it is said (a loss scaled for fp16 overflows at first)
 SMOOTHING = 0.9  # share of the past that a measurement keeps; they are `sense_every` steps apart
 
 
 class DamageSensor:
-    """record: what the sites write into. meter: the past, smoothed. rates: (sites,) effective learning rates of the weights.
+    """record: what the sites write into. others: what is trained besides their weights. meter: the past, smoothed.
 
+    rates: (sites + others,) effective learning rates. kept_out: names of sites that stay in full precision.
     warming_up: the optimizer's learning rate has risen since the last measurement; True until there are two.
     """
 
-    def __init__(self, specs: list[SiteSpec], levels: Tensor):
-        self.specs, self.record = specs, Sensed(len(specs), levels)
-        self.meter, self.rates, self.warming_up = DamageMeter(SMOOTHING), effective_rates([[]] * len(specs)), True
+    def __init__(self, model: nn.Module, specs: list[SiteSpec], levels: Tensor, kept_out: Collection[str] = ()):
+        self.specs, self.record, self.others = specs, Sensed(len(specs), levels), OtherGradients(model, specs, kept_out)
+        self.meter, self.warming_up = DamageMeter(SMOOTHING), True
+        self.rates = effective_rates([[]] * (len(specs) + len(self.others.holders)))
         self._rate: float | None = None  # at the last measurement
         self._silent = 0  # measurements in this process before the first that told anything
 
     def measure(self, optimizer=None, training: bool = True) -> None:
         """Take in what the backward passes since the last step have recorded. training: whether the model is in that mode."""
-        average_over_ranks(self.record.tensors())
-        self.meter.update(self.record)
+        others = self.others.measured(self.record)
+        average_over_ranks([*self.record.tensors(), *others])
+        self.meter.update(self.record, others)
         self.record.clear()
         self._warn_of_silence(training)
-        self.rates = self._agreed(effective_rates([_weights(spec) for spec in self.specs], optimizer))
+        weights = [*(_weights(spec) for spec in self.specs), *self.others.weights()]
+        self.rates = self._agreed(effective_rates(weights, optimizer))
         rate = learning_rate(optimizer)
         self.warming_up, self._rate = self._rate is None or rate > self._rate, rate
 
@@ -79,7 +85,7 @@ class DamageSensor:
     def curves(self, kinds: int) -> Tensor:
         """(sites, kinds, levels) damages in units of the loss, float64 on the CPU."""
         self.meter.ranks = ranks()  # of this process, not of those that measured: a resumed training decides before it measures
-        return self.meter.curves(self.rates, kinds)
+        return self.meter.curves(self.rates, kinds, self.others.before)
 
     def to(self, device) -> None:
         self.record.to(device)
@@ -94,8 +100,9 @@ class DamageSensor:
 
     def load_state_dict(self, state: dict) -> None:
         self.record.clear()
-        self.meter.load_state_dict(state["meter"])
-        self.rates, self._rate, self.warming_up = state["rates"].clone(), state["rate"], state["warming_up"]
+        self.meter.load_state_dict(state["meter"], len(self.others.holders))
+        self.rates[: len(state["rates"])] = state["rates"]
+        self._rate, self.warming_up = state["rate"], state["warming_up"]
 
 
 def _weights(spec: SiteSpec) -> list[Tensor]:

@@ -102,16 +102,22 @@ def site_name(owner: str, found: ProductProfile) -> str | None:
     return plain.removesuffix(".weight").lstrip(".")
 
 
-def _in_order(model: nn.Module, specs: dict[str, SiteSpec]) -> dict[str, SiteSpec]:
-    """The specs in the order of the modules that they lie in."""
+def places_of(model: nn.Module, names: Iterable[str]) -> list[int]:
+    """Where the module that each site lies in comes among the model's modules."""
     place = {name: i for i, (name, _) in enumerate(model.named_modules())}
 
-    def key(name: str):
+    def of(name: str) -> int:
         while name not in place:
             name = name.rpartition(".")[0]
         return place[name]
 
-    return {name: specs[name] for name in sorted(specs, key=key)}
+    return [of(name) for name in names]
+
+
+def _in_order(model: nn.Module, specs: dict[str, SiteSpec]) -> dict[str, SiteSpec]:
+    """The specs in the order of the modules that they lie in."""
+    places = dict(zip(specs, places_of(model, specs), strict=True))
+    return {name: specs[name] for name in sorted(specs, key=places.__getitem__)}
 
 
 def owned_numel(specs: Iterable[SiteSpec]) -> list[int]:
