@@ -10,9 +10,9 @@ weights' gradients, and noise costs SGD a loss of (lr / 4) tr C whatever the Hes
 
     in dL/dw:  C = V2                    in dL/dx:  tr C_k = (V1 / |dL/dx|^2) tr Sigma_k  in all k that are trained before it
 
-V2, V1: variance added to the layer's dL/dw and dL/dx; Sigma_k: covariance of k's gradient from step to step, where k is the weight
-of an earlier layer, an embedding, a norm or a bias (`controller.other_gradients`). What a product of two tensors makes of
-variances is the same product of squares, which is how both are measured.
+V2, V1: variance added to the layer's dL/dw and dL/dx; Sigma_k: covariance of k's gradient from step to step, where k is the
+weight of an earlier layer, an embedding, a norm or a bias (`controller.other_gradients`). What a product of two tensors makes
+of variances is the same product of squares, which is how both are measured.
 
 All are measured at the bits in force and carried to the others by the error, or the variance, that a sample of the very tensor
 shows at each number of bits: so no law like 4^-b is assumed, and clipping is in it.
@@ -114,12 +114,13 @@ class DamageMeter:
         self.smoothing, self.ranks = smoothing, ranks
         self.state: Any = None  # {name: tensor, "mass": float, "order": list} from the first measurement on
 
-    def update(self, sensed: Sensed, others: tuple[Tensor, Tensor]) -> None:
+    def update(self, sensed: Sensed, others: tuple[Tensor, Tensor] | None = None) -> None:
         """Take in one step's measurement, in one transfer from the device. A step that overflowed, or whose backward told
         nothing of any site, says nothing of what rounding costs.
 
-        others: (others, 2) and (others, SKETCH), as `OtherGradients.measured` gives them.
+        others: (others, 2) and (others, SKETCH), as `OtherGradients.measured` gives them; None: there are none.
         """
+        others = others or (sensed.scalars.new_zeros(0, 2), sensed.sketch.new_zeros(0, SKETCH))
         curves, scalars, sketch, *rest = found = [tensor.to("cpu", torch.float64) for tensor in (*sensed.tensors(), *others)]
         if all_finite(found) and bool(scalars[:, PASSES].any()):
             self._take_in(sensed.order, curves, scalars, sketch, *rest)
@@ -159,15 +160,16 @@ class DamageMeter:
     def ready(self) -> bool:
         return self.state is not None
 
-    def curves(self, rates: Tensor, columns: int, before: Tensor) -> Tensor:
+    def curves(self, rates: Tensor, columns: int, before: Tensor | None = None) -> Tensor:
         """(sites, columns, levels) damage of each coordinate at each number of bits, in units of the loss.
 
         Args:
             rates: (sites + others,) effective learning rates. columns: 3 where both gradients share their bits.
-            before: (sites, others) mask of what else is trained before each site.
+            before: (sites, others) mask of what else is trained before each site; None: there are none.
         """
         s = self.state
         found = s["curves"] / s["mass"]
+        before = rates.new_zeros(len(found), 0) if before is None else before
         noise, of_others = (rates * self._spread()).split([len(found), before.shape[1]])
         rates, order = rates[: len(found)], torch.tensor(s["order"], dtype=torch.long)
         earlier = before.double() @ of_others

@@ -62,7 +62,10 @@ class DamageSensor:
             )
 
     def unscale(self, scale: float) -> None:
-        """Undo a factor on the loss (fp16): what is recorded is of the second order in gradients, the sketch of the first."""
+        """Undo a factor on the loss (fp16), as was done with the parameters' gradients.
+
+        What is recorded is of the second order in gradients, the sketch of the first.
+        """
         for tensor, factor in (
             (self.record.curves, scale**2),
             (self.record.scalars[:, : SKETCH_SQUARE + 1], scale**2),

@@ -39,7 +39,7 @@ class OtherGradients:
 
     def weights(self) -> list[list[Tensor]]:
         """One each, as `effective_rates` takes them."""
-        return [[module._parameters[name]] for module, name in self.holders]  # type: ignore[list-item]
+        return [[module._parameters[name]] for module, name in self.holders]
 
     @torch.no_grad()
     def measured(self, record: Sensed) -> tuple[Tensor, Tensor]:
