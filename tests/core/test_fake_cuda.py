@@ -131,9 +131,10 @@ def fake(mode, tensor):
     return torch.nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
 
 
-def takes_in(meter, sensed) -> None:
+def takes_in(meter, sensed, others) -> None:
     """As `DamageMeter.update`, of a step that tells of every site."""
-    meter._take_in(list(range(len(sensed.places))), *(tensor.to("cpu", torch.float64) for tensor in sensed.tensors()))
+    found = (tensor.to("cpu", torch.float64) for tensor in (*sensed.tensors(), *others))
+    meter._take_in(list(range(len(sensed.places))), *found)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from ..bits.specs import Coverage
 from .learning_rates import local_part
 
 if TYPE_CHECKING:
+    from ..model.sites import SiteSpec
     from .controller import Controller
 
 
@@ -74,11 +75,15 @@ def warn_where_nothing_was_learned(controller: Controller) -> None:
 
 def not_finite(controller: Controller) -> list[str]:
     """Layers and products whose weights or input ranges are infinite or not a number. Waits for the device."""
-    values = (
-        (site.name, [site.ranges, *(w for w in spec.weights if not w.is_meta)])
-        for site, spec in zip(controller.sites, controller.specs.values(), strict=True)
-    )
-    return [name for name, tensors in values if not all(bool(local_part(t).isfinite().all()) for t in tensors)]
+    both = zip(controller.sites, controller.specs.values(), strict=True)
+    return [s.name for s, spec in both if not all(bool(t.isfinite().all()) for t in (s.ranges, *_at_hand(spec)))]
+
+
+def _at_hand(spec: SiteSpec) -> list[Tensor]:
+    """What this process has of a site's weights; sharding leaves tensors behind whose memory is given back."""
+    held = None if spec.module is None else spec.module._parameters.get("weight")
+    found = [local_part(w.detach()) for w in (*spec.weights, *([] if held is None else [held])) if not w.is_meta]
+    return [w for w in found if w.untyped_storage().nbytes()]
 
 
 def warn_where_diverged(controller: Controller) -> None:
