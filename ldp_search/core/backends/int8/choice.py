@@ -29,11 +29,13 @@ UNSETTLED = "not yet measured, or not agreed on by the processes"
 
 def misfit(call: Call) -> str | None:
     """Why a product cannot run in 8-bit integers; None: it can. Looks at nothing that is only known on the device."""
-    if not isinstance(call.product, LinearProduct | ConvolutionProduct):
+    if not isinstance(call.product, (LinearProduct, ConvolutionProduct)):  # torch.compile of torch 2.9 takes no union
         return "a product of another kind"
     if isinstance(call.product, ConvolutionProduct) and (reason := _unfit_convolution(call.product)):
         return reason
-    for what, bits in zip(("weights", "inputs", "gradients", "gradients"), call.site.highest, strict=False):
+    highest = call.site.highest
+    kinds = ("weights", "inputs", "gradients", "gradients")[: len(highest)]  # torch.compile of 2.9 takes any zip for a strict one
+    for what, bits in zip(kinds, highest, strict=True):
         if bits > 8 and not (what == "gradients" and bits == FULL_PRECISION):
             return f"{what} of up to {bits:.0f} bits"
     x, w = call.x, call.w
