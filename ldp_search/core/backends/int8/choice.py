@@ -34,7 +34,7 @@ def misfit(call: Call) -> str | None:
     if isinstance(call.product, ConvolutionProduct) and (reason := _unfit_convolution(call.product)):
         return reason
     highest = call.site.highest
-    kinds = ("weights", "inputs", "gradients", "gradients")[: len(highest)]  # torch.compile of 2.9 takes any zip for a strict one
+    kinds = ("weights", "inputs", "gradients", "gradients")[: len(highest)]  # torch.compile of 2.9 wants them as many
     for what, bits in zip(kinds, highest, strict=True):
         if bits > 8 and not (what == "gradients" and bits == FULL_PRECISION):
             return f"{what} of up to {bits:.0f} bits"
