@@ -10,6 +10,7 @@ from torch import nn
 from . import core
 from .config import presets
 from .core import Controller, SearchSpace
+from .core.bits.policies.budget import TargetOutOfReach
 
 
 def resolve_space(space: str | Path | dict | SearchSpace, **overrides: Any) -> SearchSpace:
@@ -45,7 +46,12 @@ def apply(model: nn.Module, space: str | Path | dict | SearchSpace = "ldp", exam
             matches nothing, or a coverage below `min_coverage`. RuntimeError: the model does not compute the same as before
             with quantization off (then it is left unchanged).
     """
-    return core.apply(model, resolve_space(space, **overrides), example_inputs)
+    try:
+        return core.apply(model, resolve_space(space, **overrides), example_inputs)
+    except TargetOutOfReach as error:
+        if "target_cost" in overrides or not isinstance(space, str):
+            raise
+        raise error.of_space(space) from None
 
 
 def controller(model: nn.Module) -> Controller:

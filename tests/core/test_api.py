@@ -224,9 +224,12 @@ def test_wrong_models():
     assert ldp_search.apply(ldp_search.remove(whole)) is whole
 
 
-def test_a_budget_that_nobody_gave_is_told_with_the_way_to_have_none():
+def test_a_budget_that_nobody_gave_is_named_by_its_space():
     model, x = make("mlp")
-    remedy = "Spaces have a target of their own: policy='static' with target_cost=None"
-    with pytest.raises(ValueError, match=f"target_cost=0.3165 cannot be met: .* {remedy}"):
+    hint = "This target is that of the space 'ldp'; target_cost=None with policy='static'"
+    with pytest.raises(ValueError, match=f"target_cost=0.3165 cannot be met: .* {hint}"):
         ldp_search.apply(model, example_inputs=x, bits=8)
+    with pytest.raises(ValueError, match="cannot be met") as given:
+        ldp_search.apply(model, example_inputs=x, bits=8, target_cost=0.3165)
+    assert "This target is that of the space" not in str(given.value)
     ldp_search.apply(model, example_inputs=x, bits=8, target_cost=None, policy="static")

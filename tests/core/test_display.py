@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ldp_search
-from ldp_search.core import Coverage, Trajectory, html_table
+from ldp_search.core import Coverage, Trajectory, tables
 from ldp_search.core.bits.specs import LeftOut
 from ldp_search.core.controller import display
 from ldp_search.core.controller.summary import short
@@ -35,7 +35,7 @@ def test_summary_is_its_text_and_a_table_of_it(square):
     assert head == ["layer", "kind", "MACs", "weights", "w", "x", "g", "range"]
     assert [row[0] for row in rows] == list(bits) and [row[4:7] for row in rows] == [[*map(str, b)] for b in bits.values()]
     for note in summary.notes:
-        assert note in summary and html_table.escaped(note) in summary._repr_html_()
+        assert note in summary and tables.escaped(note) in summary._repr_html_()
     for again in (copy.deepcopy(summary), pickle.loads(pickle.dumps(summary))):
         assert again == summary and again._repr_html_() == summary._repr_html_()
 
@@ -96,13 +96,13 @@ def test_allocation_and_coverage(square):
 
 
 def test_names_are_escaped_and_long_tables_are_cut():
-    page = html_table.table(("a", "b"), [(f"<script>{i}", i) for i in range(500)], bits=(1,))
+    page = tables.as_html(("a", "b"), [(f"<script>{i}", i) for i in range(500)], bits=(1,))
     assert "<script>" not in page and "&lt;script&gt;0" in page and "&lt;script&gt;499" in page
-    assert len(cells(page)) == 1 + html_table.MOST_ROWS + 1 and "… 440 more …" in page and len(page) < 25_000
+    assert len(cells(page)) == 1 + tables.MOST_ROWS + 1 and "… 440 more …" in page and len(page) < 25_000
 
 
 def test_full_precision_has_no_shade():
-    page = html_table.table(("b",), [(3,), (8,), (32,)], bits=(0,))
+    page = tables.as_html(("b",), [(3,), (8,), (32,)], bits=(0,))
     assert [("background" in cell) for cell in re.findall(r"<td[^>]*>", page)] == [True, True, False]
 
 

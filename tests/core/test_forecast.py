@@ -101,6 +101,10 @@ def test_later_the_noise_of_gradients_costs_less_as_the_learning_rate_falls():
 
 def test_both_are_printed_as_tables():
     ldp = measured(split_gradient=True)
+    for shown in (ldp.damage(), ldp.front(12)):
+        page, (names, *rows) = shown._repr_html_(), shown.table()
+        assert all(f">{cell}<" in page for cell in names if cell) and page.count("<tr>") == 1 + len(rows)
+        assert all(f">{cell}<" in page for row in rows for cell in row)
     damage, front = str(ldp.damage()).splitlines(), str(ldp.front(12)).splitlines()
     assert damage[0].startswith("expected loss from rounding ") and damage[1].split() == ["layer", *ldp.damage().kinds]
     assert [line.split()[0] for line in damage[2:-1]] == list(ldp.layers) and damage[-1].startswith("all layers ")

@@ -69,15 +69,43 @@ def test_an_embedding_counts_as_the_layer_that_it_is():
 
 def test_frozen_tables_count_for_nothing():
     looked, _ = twins()
-    ldp = trained(looked.requires_grad_(False) and _unfrozen(looked, "up", "head"))
+    looked.table.requires_grad_(False), looked.norm.requires_grad_(False)
+    ldp = trained(looked)
     assert curves_of(ldp, ["up"])[:, 2].sum() == 0
     assert curves_of(ldp, ["head"])[:, 2].sum() > 0
 
 
-def _unfrozen(model: nn.Module, *names: str) -> nn.Module:
-    for name in names:
-        model.get_submodule(name).requires_grad_(True)
-    return model
+@pytest.mark.parametrize("factor", [1 / 1024, 1 / 3, 4.0])
+def test_gradients_scaled_before_the_step_count_as_they_were_recorded(factor):
+    """A GradScaler's `unscale_`, and clipping, come between backward and the step."""
+    found = []
+    for scale in (1.0, factor):
+        looked, _ = twins()
+        ldp_search.apply(looked, example_inputs=torch.zeros(2, dtype=torch.long), **LDP | ALIKE)
+        ldp, ids = ldp_search.controller(looked), torch.arange(WORDS)
+        torch.manual_seed(1)
+        F.cross_entropy(looked(ids), ids % 5).backward()
+        for parameter in looked.parameters():
+            parameter.grad *= scale
+        ldp.step(0.5)
+        found.append(curves_of(ldp, ["up", "head"])[:, 2])
+    assert (found[0] > 0).any()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=0)
+
+
+def test_a_table_that_several_look_up_counts_once_from_the_first_on():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.up, self.again = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Embedding(WORDS, WIDTH)
+            self.again.weight, self.head = self.words.weight, nn.Linear(WIDTH, 5)
+
+        def forward(self, ids):
+            return self.head(self.up(self.words(ids)) + self.again(ids))
+
+    others = trained(Twice()).sensor.others
+    assert [name for _, name in others.holders] == ["weight", "bias", "bias"]
+    assert others.before[:, 0].tolist() == [True, True]
 
 
 def test_what_comes_before_what():
@@ -137,17 +165,16 @@ def trained_specs(model: nn.Module):
     return find_sites(model, ldp_search.SearchSpace(policy="static"), None).values()
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_state_that_knows_nothing_of_them_is_taken(known):
+@pytest.mark.parametrize("known", [0, 3, 5, 7])
+def test_a_state_that_knows_of_another_number_of_them_is_taken(known):
     first, second = (trained(Looked(True)) for _ in range(2))
-    state = copy.deepcopy(first.state_dict())
-    if not known:
-        sites = len(first.layers)
-        state["damage"]["rates"] = state["damage"]["rates"][:sites]
-        for key in ("w_gradient", "sketches", "mean", "square"):
-            state["damage"]["meter"][key] = state["damage"]["meter"][key][:sites]
+    state, sites = copy.deepcopy(first.state_dict()), len(first.layers)
+    pad = lambda t: torch.cat([t, t.new_ones(2, *t.shape[1:])])[: sites + known]  # noqa: E731
+    state["damage"]["rates"] = pad(state["damage"]["rates"])
+    for key in ("w_gradient", "sketches", "mean", "square"):
+        state["damage"]["meter"][key] = pad(state["damage"]["meter"][key])
     second.load_state_dict(state)
-    if known:
+    if known == len(first.sensor.others.holders) == 5:
         assert torch.equal(second.sensor.curves(4), first.sensor.curves(4))
     else:
         assert second.sensor.curves(4).isfinite().all() and curves_of(second, ["up"])[:, 2].sum() == 0

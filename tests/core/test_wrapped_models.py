@@ -416,3 +416,4 @@ def test_wrapped_in_two_processes(two, wrapper):
     assert not zero["quiet"]
     assert zero["loaded"] == zero["logits"]  # saved by one of them, from a whole state dict
     assert zero["logits"] == pytest.approx(two[0]["ddp"]["logits"], abs=1e-5)  # however it is spread, the same training
+    assert zero["noise"] == pytest.approx(two[0]["ddp"]["noise"], rel=1e-2, abs=1e-12)  # of all that is trained, sharded or not

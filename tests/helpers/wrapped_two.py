@@ -134,6 +134,7 @@ def train(wrap, rank: int, folder: Path) -> dict:
         "mean_cost": ldp.cost().mean_relative,
         "covered": ldp.coverage.share,
         "quiet": quiet,
+        "noise": ldp.sensor.meter._spread().tolist(),
         "logits": logits.flatten().tolist(),
         "loaded": loaded.flatten().tolist(),
         "weights": {name: value.double().sum().item() for name, value in state.items()},

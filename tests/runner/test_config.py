@@ -18,7 +18,7 @@ def values(*words):
 
 WRONG = {
     "polcy=cyclic": "Unknown key 'polcy' on the command line. Did you mean 'policy'?",
-    "bits=8": "Spaces have a target of their own: policy='static' with target_cost=None",
+    "bits=8": "This target is that of the space 'ldp'; target_cost=null with policy='static' holds the highest bits",
     "lrr=1": "Unknown key 'lrr' on the command line. Did you mean 'lr'?",
     "lr=abc": "lr must be a number; received 'abc' (on the command line)",
     "lr=-1": "lr must be greater than 0; received -1",

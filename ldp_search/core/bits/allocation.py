@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import html_table
+from .. import tables
 from .specs import AnyBits, Bits, SplitBits, as_bits, computed
 
 
@@ -66,11 +66,8 @@ class Allocation:
 
     def __str__(self) -> str:
         columns, rows = self.table()
-        cells = [columns, *([f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        aligned = [[f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in cells]
-        return "\n".join(["  ".join(row) for row in aligned] + self._costs())
+        return "\n".join([tables.as_text([columns, *rows], left=2), *self._costs()])
 
     def _repr_html_(self) -> str:
         columns, rows = self.table()
-        return html_table.table(columns, rows, bits=range(3, len(columns))) + html_table.lines(self._costs())
+        return tables.as_html(columns, rows, bits=range(3, len(columns))) + tables.lines(self._costs())

@@ -206,12 +206,12 @@ class DamageMeter:
         return None if self.state is None else {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.state.items()}
 
     def load_state_dict(self, state: dict | None, others: int = 0) -> None:
-        """others: how many are trained besides the sites; those that the state knows nothing of have no noise yet."""
+        """others: how many are trained besides the sites; where the state knows of another number, they have no noise yet."""
         self.state = None if state is None else {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
-        if self.state is not None and (missing := len(self.state["curves"]) + others - len(self.state["mean"])) > 0:
+        if self.state is not None and len(self.state["mean"]) != (sites := len(self.state["curves"])) + others:
             for key in ("w_gradient", "sketches", "mean", "square"):
-                held = self.state[key]
-                self.state[key] = torch.cat([held, held.new_zeros(missing, *held.shape[1:])])
+                of_sites = self.state[key][:sites]
+                self.state[key] = torch.cat([of_sites, of_sites.new_zeros(others, *of_sites.shape[1:])])
 
 
 def all_finite(tensors: list[Tensor]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .. import html_table
+from .. import tables
 
 
 class Bits(NamedTuple):
@@ -80,8 +80,8 @@ class Coverage(NamedTuple):
     def _repr_html_(self) -> str:
         told = f"{self.share:.1%} of the MACs go through quantized products"
         if not self.left_out:
-            return html_table.lines([f"{told}; nothing is left out."])
-        return html_table.lines([told]) + html_table.table(LEFT_OUT, self.left_out)
+            return tables.lines([f"{told}; nothing is left out."])
+        return tables.lines([told]) + tables.as_html(LEFT_OUT, self.left_out)
 
 
 LEFT_OUT = ("left out", "MACs", "why")

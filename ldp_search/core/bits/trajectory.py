@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import html_table
+from .. import tables
 
 KINDS = ("weight_bits", "input_bits", "grad_bits", "weight_grad_bits")
 """Columns of a table; the last one where a space splits the gradient's bits."""
@@ -85,7 +85,7 @@ class Trajectory:
         """
         bits, progress = self.bits, self.progress
         if not progress:
-            return html_table.lines([f"No step is recorded yet, of {len(self.layers):,} layers."])
+            return tables.lines([f"No step is recorded yet, of {len(self.layers):,} layers."])
         moments = sorted({round(i * (len(progress) - 1) / 4) for i in range(5)})
         columns = ["layer", *(f"{progress[moment]:.0%}" for moment in moments)]
         used = self.computed or [[True] * bits.shape[-1]] * len(self.layers)
@@ -97,7 +97,7 @@ class Trajectory:
         rows = [[name, *(field(moment, i) for moment in moments)] for i, name in enumerate(self.layers)]
         each = ", ".join(kind.replace("_", " ") for kind in KINDS[: bits.shape[-1]])
         told = f"{self.seen:,} steps, {len(progress):,} of them recorded, up to {progress[-1]:.0%}; in a field: {each}"
-        return html_table.table(columns, rows) + html_table.lines([told])
+        return tables.as_html(columns, rows) + tables.lines([told])
 
     def state_dict(self) -> dict:
         return {

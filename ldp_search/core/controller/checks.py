@@ -11,7 +11,7 @@ from torch import Tensor
 from ..bits.policies import Policy, Problem
 from ..bits.space import FINAL_BUDGETS, SearchSpace
 from ..bits.specs import Coverage
-from .learning_rates import local_part
+from .distributed import local_part
 
 if TYPE_CHECKING:
     from ..model.sites import SiteSpec
@@ -81,8 +81,7 @@ def not_finite(controller: Controller) -> list[str]:
 
 def _at_hand(spec: SiteSpec) -> list[Tensor]:
     """What this process has of a site's weights; sharding leaves tensors behind whose memory is given back."""
-    held = None if spec.module is None else spec.module._parameters.get("weight")
-    found = [local_part(w.detach()) for w in (*spec.weights, *([] if held is None else [held])) if not w.is_meta]
+    found = [local_part(w.detach()) for w in spec.held if not w.is_meta]
     return [w for w in found if w.untyped_storage().nbytes()]
 
 

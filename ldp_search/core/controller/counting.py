@@ -11,7 +11,6 @@ import torch
 from ..bits.coordinates import precisions
 from ..bits.policies.budget import check_reachable
 from ..bits.reachable import check_limits
-from ..bits.space import FULL_PRECISION
 from ..bits.trajectory import Trajectory
 from ..model.coverage import coverage
 from ..model.site import Site
@@ -44,7 +43,7 @@ def build(controller: Controller, specs: dict[str, SiteSpec]) -> None:
     kinds, device = c.problem.low.shape[1], c.problem.low.device
     c.trajectory.computed = computed_of(specs, c.space, kinds)
     c.tensors = BitTensors([*specs.values()], kinds, len(c.levels), *quantizers, device)
-    kept_out = [site.name for site in c.sites if site.highest[0] >= FULL_PRECISION]
+    kept_out = [name for name, site in c.searched_sites().items() if site is None]
     c.sensor = DamageSensor(c.model, [*specs.values()], c.levels, kept_out) if c.policy.needs_damage else None
     c.sensing = c.senses_at(c._steps)
     c.bind_views()

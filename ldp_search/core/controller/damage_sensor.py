@@ -34,12 +34,13 @@ class DamageSensor:
 
     def measure(self, optimizer=None, training: bool = True) -> None:
         """Take in what the backward passes since the last step have recorded. training: whether the model is in that mode."""
+        average_over_ranks(self.record.tensors())
         others = self.others.measured(self.record)
-        average_over_ranks([*self.record.tensors(), *others])
+        average_over_ranks([*others])
         self.meter.update(self.record, others)
         self.record.clear()
         self._warn_of_silence(training)
-        weights = [*(_weights(spec) for spec in self.specs), *self.others.weights()]
+        weights = [*(spec.held for spec in self.specs), *self.others.weights()]
         self.rates = self._agreed(effective_rates(weights, optimizer))
         rate = learning_rate(optimizer)
         self.warming_up, self._rate = self._rate is None or rate > self._rate, rate
@@ -62,7 +63,7 @@ class DamageSensor:
             )
 
     def unscale(self, scale: float) -> None:
-        """Undo a factor on the loss (fp16), as was done with the parameters' gradients.
+        """Undo a factor on the loss (fp16); the parameters' own gradients may have it still.
 
         What is recorded is of the second order in gradients, the sketch of the first.
         """
@@ -104,11 +105,6 @@ class DamageSensor:
     def load_state_dict(self, state: dict) -> None:
         self.record.clear()
         self.meter.load_state_dict(state["meter"], len(self.others.holders))
-        self.rates[: len(state["rates"])] = state["rates"]
+        known = len(self.rates if len(state["rates"]) == len(self.rates) else self.specs)  # others may be more, or fewer
+        self.rates[:known] = state["rates"][:known]
         self._rate, self.warming_up = state["rate"], state["warming_up"]
-
-
-def _weights(spec: SiteSpec) -> list[Tensor]:
-    """The tensors that an optimizer may hold for a site: its own, and what sharding has put in a layer's place for it."""
-    held = None if spec.module is None else spec.module._parameters.get("weight")
-    return [*spec.weights, *([] if held is None else [held])]

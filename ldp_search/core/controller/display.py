@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .. import html_table
+from .. import tables
 from ..bits.cost import Cost
 from ..bits.space import SearchSpace
 from ..messages import did_you_mean
@@ -53,7 +53,7 @@ def as_html(controller: Controller) -> str:
     state = "bits are frozen" if controller.frozen else f"{progress:.0%} of the training"
     title = f"{type(controller.model).__name__}: {len(controller.specs):,} layers, policy {controller.policy.name}, {state}"
     if not controller.profiled:
-        return html_table.lines([title]) + controller.summary()._repr_html_()
+        return tables.lines([title]) + controller.summary()._repr_html_()
     space = controller.space
     rows = [
         ("training, mean so far", f"{cost.mean_relative:.4f}", _budget(space.target_cost)),
@@ -63,8 +63,8 @@ def as_html(controller: Controller) -> str:
         *_latency(cost, space),
         ("MACs in quantized products", f"{controller.coverage.share:.1%}", ""),
     ]
-    costs = html_table.table(("relative to the highest bits", "cost", "budget"), rows)
-    return html_table.lines([title]) + costs + html_table.folded("layers", controller.summary()._repr_html_())
+    costs = tables.as_html(("relative to the highest bits", "cost", "budget"), rows)
+    return tables.lines([title]) + costs + tables.folded("layers", controller.summary()._repr_html_())
 
 
 def _latency(cost: Cost, space: SearchSpace) -> list[tuple]:

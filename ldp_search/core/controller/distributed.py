@@ -23,6 +23,11 @@ def average_over_ranks(tensors: list[Tensor]) -> None:
         tensor.copy_(mean.view(tensor.shape))
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor, the tensor itself otherwise."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def ranks() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .. import tables
 from ..bits.cost import inference_bitops, weight_mib
 from ..bits.least_damage import LeastDamage
 from ..bits.within_limits import search_of
@@ -28,10 +29,17 @@ class Damage(NamedTuple):
     kinds: dict[str, float]
     total: float
 
-    def __str__(self) -> str:
+    def table(self) -> list[tuple[str, ...]]:
+        """Names of the columns, a row a layer, and the sum."""
         rows = [(name, *(f"{loss:.2e}" for loss in kinds.values())) for name, kinds in self.layers.items()]
-        total = ("all layers", *(f"{loss:.2e}" for loss in self.kinds.values()))
-        return f"expected loss from rounding {self.total:.3g}\n{_columns([('layer', *self.kinds), *rows, total])}"
+        return [("layer", *self.kinds), *rows, ("all layers", *(f"{loss:.2e}" for loss in self.kinds.values()))]
+
+    def __str__(self) -> str:
+        return f"expected loss from rounding {self.total:.3g}\n{tables.as_text(self.table())}"
+
+    def _repr_html_(self) -> str:
+        names, *rows = self.table()
+        return tables.lines([f"expected loss from rounding {self.total:.3g}"]) + tables.as_html(names, rows)
 
 
 class FrontPoint(NamedTuple):
@@ -54,21 +62,22 @@ class Front(NamedTuple):
     points: list[FrontPoint]
     now: FrontPoint
 
-    def __str__(self) -> str:
+    def table(self) -> list[tuple[str, ...]]:
+        """Names of the columns, a row a point, and the bits in force."""
         named = [*(("", point) for point in self.points), ("in force", self.now)]
         rows = [
             (f"{p.cost:.3f}", f"{p.damage:.2e}", f"{p.inference:.3f}", f"{p.weight_mib:.4g}", *_latency(p), what)
             for what, p in named
         ]
-        head = (
-            "training cost",
-            "expected loss",
-            "inference cost",
-            "weights, MiB",
-            *(["latency"] if _latency(self.now) else []),
-            "",
-        )
-        return _columns([head, *rows])
+        latency = ["latency"] if _latency(self.now) else []
+        return [("training cost", "expected loss", "inference cost", "weights, MiB", *latency, ""), *rows]
+
+    def __str__(self) -> str:
+        return tables.as_text(self.table())
+
+    def _repr_html_(self) -> str:
+        names, *rows = self.table()
+        return tables.as_html(names, rows)
 
     def at(self, cost: float) -> FrontPoint:
         """The point of least damage that costs no more.
@@ -86,13 +95,6 @@ class Front(NamedTuple):
 
 def _latency(point: FrontPoint) -> list[str]:
     return [] if point.latency is None else [f"{point.latency:.3f}"]
-
-
-def _columns(rows: list[tuple[str, ...]]) -> str:
-    """Rows as text, the first column to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
-    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def damage(controller: Controller) -> Damage:

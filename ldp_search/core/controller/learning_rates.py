@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..bits.damage import DEFAULT_RATE
+from .distributed import local_part
 
 SECOND_MOMENTS = ("exp_avg_sq", "square_avg")  # in the optimizer's state, of Adam and of RMSprop
 SMALLEST = 1e-12  # of an rms of gradients
@@ -61,8 +62,3 @@ def _rate(weight: Tensor, group: dict, state: dict) -> tuple[float, Tensor | Non
     if weight.grad is not None:
         return rate, local_part(weight.grad).float().square().mean()
     return rate, torch.ones((), device=weight.device)
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a sharded tensor, the tensor itself otherwise."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

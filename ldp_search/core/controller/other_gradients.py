@@ -6,59 +6,91 @@ in any product; they are read where an optimizer finds them, between backward an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
-from ..bits.damage import SKETCH, W_SQUARE, Sensed, sketch_of
+from ..bits.damage import SKETCH, SKETCH_SQUARE, W_SQUARE, Sensed, sketch_of
 from ..model.layers import kind_of
 from ..model.sites import SiteSpec, places_of
 
 
 class OtherGradients:
-    """holders: (module, name) of each parameter. before: (sites, others) mask of those that lie before a site.
+    """holders: (module, name) of each parameter, once. before: (sites, others) mask of those that lie before a site.
 
     shared: (others, sites) mask of the sites that multiply by the same tensor: the head that is tied to an embedding.
+    known: {site: layer} of those whose weight is theirs alone, so that its gradient is what they have recorded.
     """
 
     def __init__(self, model: nn.Module, specs: list[SiteSpec], kept_out: Collection[str] = ()):
         searched = [[id(w) for w in spec.weights if spec.name not in kept_out] for spec in specs]
-        held = {key for keys in searched for key in keys}
-        found = [
-            (place, module, name, id(parameter))
-            for place, (_, module) in enumerate(model.named_modules())
-            for name, parameter in module._parameters.items()
-            if parameter is not None and (id(parameter) not in held or _looks_up(module, specs))
-        ]
-        self.holders = [(module, name) for _, module, name, _ in found]
+        held = Counter(key for keys in searched for key in keys)
+        found: dict[int, tuple[int, nn.Module, str]] = {}
+        for place, (_, module) in enumerate(model.named_modules()):
+            for name, parameter in module._parameters.items():
+                if parameter is not None and (id(parameter) not in held or _looks_up(module, specs)):
+                    found.setdefault(id(parameter), (place, module, name))
+        self.holders = [(module, name) for _, module, name in found.values()]
         sites = torch.tensor(places_of(model, [spec.name for spec in specs]), dtype=torch.long)
-        self.before = torch.tensor([place for place, *_ in found], dtype=torch.long) < sites[:, None]
-        self.shared = torch.tensor([[key in keys for keys in searched] for *_, key in found], dtype=torch.bool)
+        self.before = torch.tensor([place for place, *_ in found.values()], dtype=torch.long) < sites[:, None]
+        self.shared = torch.tensor([[key in keys for keys in searched] for key in found], dtype=torch.bool)
         self.shared = self.shared.reshape(len(found), len(specs))
+        self.known = {
+            site: spec.module
+            for site, (spec, keys) in enumerate(zip(specs, searched, strict=True))
+            if spec.module is not None and len(keys) == 1 and held[keys[0]] == 1 and keys[0] not in found
+        }
 
     def weights(self) -> list[list[Tensor]]:
-        """One each, as `effective_rates` takes them."""
-        return [[module._parameters[name]] for module, name in self.holders]
+        """One each, as `effective_rates` takes them; none where a module has let go of its parameter."""
+        now = (module._parameters.get(name) for module, name in self.holders)
+        return [[] if parameter is None else [parameter] for parameter in now]
 
     @torch.no_grad()
     def measured(self, record: Sensed) -> tuple[Tensor, Tensor]:
         """(others, 2) |g|^2 and that of its sketch, (others, SKETCH): of this step; zero of what has no gradient.
 
-        Of a tied tensor's gradient, the part that the products of its sites have not told of.
+        In the units of the record, averaged over ranks. Of a tied tensor's gradient, the part that the products of its sites
+        have not told of.
         """
         squares, sketches = record.scalars.new_zeros(len(self.holders), 2), record.sketch.new_zeros(len(self.holders), SKETCH)
+        factor = self._factor(record)
         for row, (module, name) in enumerate(self.holders):
-            parameter = module._parameters[name]
-            g = None if parameter is None else parameter.grad
-            if g is None or g.layout != torch.strided or hasattr(g, "to_local"):  # sharded: each process has its own part
+            g = _gradient(module, name)
+            if g is None:
                 continue
-            sketch, sites = sketch_of(g.float()), self.shared[row].nonzero().flatten().tolist()
-            square = g.float().square().sum() - record.scalars[sites, W_SQUARE].sum()
-            sketches[row, : len(sketch)] = sketch - record.sketch[sites, : len(sketch)].sum(0)
+            sites = self.shared[row].nonzero().flatten().tolist()
+            told, share = record.sketch[sites], record.scalars[sites, W_SQUARE] / record.scalars[sites, SKETCH_SQUARE]
+            sketch = sketch_of(g).to(factor.device) * factor
+            square = g.square().sum().to(factor.device) * factor**2 - (told.square().sum(1) * share.nan_to_num()).sum()
+            sketches[row, : len(sketch)] = sketch - told[:, : len(sketch)].sum(0)
             squares[row, 0] = square.clamp_min(0.0)
             squares[row, 1] = sketches[row].square().sum()
         return squares, sketches
+
+    def _factor(self, record: Sensed) -> Tensor:
+        """(0-d) of what was recorded to the parameters' gradients, which may have been unscaled or clipped since; 1 where no
+        layer tells."""
+        both, own = record.scalars.new_zeros(()), record.scalars.new_zeros(())
+        for site, layer in self.known.items():
+            g = None if (parameter := layer._parameters.get("weight")) is None else parameter.grad
+            if g is None or g.layout != torch.strided or hasattr(g, "to_local"):
+                continue
+            sketch, told = sketch_of(g.float()).to(own.device), record.sketch[site]
+            recorded = record.scalars[site, W_SQUARE] > 0
+            both += recorded * (sketch * told[: len(sketch)]).sum()
+            own += recorded * sketch.square().sum()
+        return torch.where(own > 0, both / own, 1.0)
+
+
+def _gradient(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter's gradient, gathered where it is sharded; None where there is none, or a sparse one."""
+    g = None if (parameter := module._parameters.get(name)) is None else parameter.grad
+    if g is None or g.layout != torch.strided:
+        return None
+    return (g.full_tensor() if hasattr(g, "full_tensor") else g).float()
 
 
 def _looks_up(module: nn.Module, specs: list[SiteSpec]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .. import html_table
+from .. import tables
 from ..bits.cost import Cost
 from ..bits.specs import AnyBits, LayerSpec
 from .strays import find_strays, refrozen, some
@@ -35,7 +35,7 @@ class Summary(str):
 
     def _repr_html_(self) -> str:
         bits = range(4, len(self.columns) - 1)
-        return html_table.table(self.columns, self.rows, bits) + html_table.lines(self.notes)
+        return tables.as_html(self.columns, self.rows, bits) + tables.lines(self.notes)
 
 
 def summarize(controller: Controller) -> Summary:

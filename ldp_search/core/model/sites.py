@@ -47,6 +47,12 @@ class SiteSpec:
         self.uncomputed = of_input + found.uncomputed[1 - weight], of_weight + found.uncomputed[weight]
 
     @property
+    def held(self) -> list[Tensor]:
+        """The tensors that an optimizer may hold for it: its own, and what sharding has put in a layer's place for it."""
+        now = None if self.module is None else self.module._parameters.get("weight")
+        return [*self.weights, *([] if now is None else [now])]
+
+    @property
     def backward_macs(self) -> tuple[int, int]:
         """MACs of dL/dx and of dL/dw that training computes."""
         return self.macs - self.uncomputed[0], self.macs - self.uncomputed[1]

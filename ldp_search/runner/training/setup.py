@@ -21,6 +21,7 @@ from ...config.overlay import ConfigError, as_component
 from ...config.settings import Settings
 from ...config.task_file import display_name
 from ...core.apply import as_call
+from ...core.bits.policies.budget import TargetOutOfReach
 from ...core.bits.space import SearchSpace
 from ...core.controller.finalize import allocation
 from ...core.messages import did_you_mean
@@ -153,6 +154,9 @@ def searchable(settings: Settings, task: Task) -> nn.Module:
         ) from error
     try:
         return ldp_search.apply(model.train(), space=settings.space, example_inputs=inputs)
+    except TargetOutOfReach as error:
+        asked = "target_cost" in settings.asked
+        raise ConfigError(str(error if asked else error.of_space(display_name(settings.values["space"]), "null"))) from error
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
 

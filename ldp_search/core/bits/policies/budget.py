@@ -13,6 +13,15 @@ STARTS = {"low": 0.0, "middle": 0.5, "high": 1.0, "target": 0.5}
 """Where the bits may begin -> how far from the lowest to the highest; those of `target` are then moved to the budget."""
 
 
+class TargetOutOfReach(ValueError):
+    """Even the lowest bits cost more than the target."""
+
+    def of_space(self, name: str, none: str = "None") -> TargetOutOfReach:
+        """The same of a target that nobody gave: it came with the space. none: how no target is written."""
+        hint = f"This target is that of the space {name!r}; target_cost={none} with policy='static' holds the highest bits, "
+        return TargetOutOfReach(f"{self} {hint}without a budget.")
+
+
 def shift_to_cost(problem: Problem, bits: Tensor, target: float, halvings: int = 40) -> Tensor:
     """The shift (0-d) that moves all searched bits (layers, kinds) together so that the real-valued cost is `target`."""
     span = float((problem.high - problem.low).max()) + 1
@@ -56,15 +65,12 @@ def start_at(problem: Problem, start: str, policy: str, usual: float) -> Tensor:
 
 
 def check_reachable(problem: Problem) -> None:
-    """Raises:
-    ValueError: even the lowest bits cost more than the target.
-    """
+    """Raises TargetOutOfReach where even the lowest bits cost more than the target."""
     lowest = float(problem.relative_cost(problem.low))
     if problem.target_cost is not None and problem.target_cost < lowest:
-        raise ValueError(
+        raise TargetOutOfReach(
             f"target_cost={problem.target_cost} cannot be met: the lowest bits everywhere cost {lowest:.3f} of the highest. "
-            "Raise target_cost, widen `bits` downwards, or keep fewer layers out (`skip`, `fixed`). Spaces have a "
-            "target of their own: policy='static' with target_cost=None holds the highest bits, without one."
+            "Raise target_cost, widen `bits` downwards, or keep fewer layers out (`skip`, `fixed`)."
         )
 
 

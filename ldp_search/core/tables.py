@@ -1,4 +1,4 @@
-"""Small HTML tables, for notebooks: they take ink and ground of the page they stand in, so that they read in light and dark."""
+"""Small tables: as text for terminals, and as HTML for notebooks, which takes ink and ground of the page it stands in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ def escaped(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], bits: Collection[int] = ()) -> str:
+def as_text(rows: Sequence[Sequence[object]], left: int = 1) -> str:
+    """Rows in aligned columns, the first of them the names of these; all but the first `left` stand on the right."""
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ([f"{cell:{'<' if i < left else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in cells)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def as_html(columns: Sequence[str], rows: Sequence[Sequence[object]], bits: Collection[int] = ()) -> str:
     """A table that scrolls inside itself; past `MOST_ROWS` the rows in its middle are counted only.
 
     Numbers stand on the right. bits: the columns that hold bits, of which more have a darker ground.
@@ -24,7 +32,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], bits: Collec
     low, high = min(values, default=0), max(values, default=0)
 
     def cell(place: int, value: object) -> str:
-        style = f"padding:2px 10px;{RULE};text-align:{'right' if isinstance(value, int | float) else 'left'}"
+        style = f"padding:2px 10px;{RULE};text-align:{'right' if str(value)[:1].isdigit() else 'left'}"
         if place in bits and isinstance(value, int) and value <= WIDEST_SEARCHED:
             style += f";background:rgba(0,114,178,{0.06 + 0.5 * (value - low) / max(1, high - low):.2f})"
         return f'<td style="{style}">{escaped(f"{value:,}" if isinstance(value, int) else value)}</td>'
