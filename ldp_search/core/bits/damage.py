@@ -8,11 +8,12 @@ matrix for the Hessian H, over the M terms that the loss is the mean of (samples
 g, G_n: gradients of the mean loss. Rounding a gradient stochastically makes no error on average, but adds a covariance C to the
 weights' gradients, and noise costs SGD a loss of (lr / 4) tr C whatever the Hessian. From a layer's own rounding:
 
-    in dL/dw:  C = V2                    in dL/dx:  tr C_k = (V1 / |dL/dx|^2) tr Sigma_k  in all k that are trained before it
+    in dL/dw:  C = V2                    in dL/dx:  tr C_k = s_k (V1 / |dL/dx|^2) tr Sigma_k  in all k trained before it
 
-V2, V1: variance added to the layer's dL/dw and dL/dx; Sigma_k: covariance of k's gradient from step to step, where k is the
-weight of an earlier layer, an embedding, a norm or a bias (`controller.other_gradients`). What a product of two tensors makes
-of variances is the same product of squares, which is how both are measured.
+V2, V1: variance added to the layer's dL/dw and dL/dx; s_k: share of k's gradient that has come through it; Sigma_k: covariance of k's gradient from step to step, where k is the
+weight of an earlier layer, an embedding, a norm or a bias (`controller.other_gradients`), and what is left of the noise where k's
+gradient has come other ways too (`controller.gradient_paths`). What a product of two tensors makes of variances is the same
+product of squares, which is how both are measured.
 
 All are measured at the bits in force and carried to the others by the error, or the variance, that a sample of the very tensor
 shows at each number of bits: so no law like 4^-b is assumed, and clipping is in it.
@@ -74,6 +75,13 @@ class Sensed:
         places = self.places.tolist()
         return sorted((site for site, place in enumerate(places) if place), key=places.__getitem__)
 
+    @property
+    def terms(self) -> Tensor:
+        """(1,) M: the last site's output has a gradient at as many places as the loss has terms. In this process."""
+        reached = self.places * (self.scalars[:, PASSES] > 0)
+        last = reached.argmax(0, keepdim=True)
+        return torch.where(reached[last] > 0, self.scalars[last, TERMS], 1.0).clamp_min(1.0)
+
     def tensors(self) -> list[Tensor]:
         return [self.curves, self.scalars, self.sketch]
 
@@ -112,23 +120,21 @@ class DamageMeter:
 
     def __init__(self, smoothing: float, ranks: int = 1):
         self.smoothing, self.ranks = smoothing, ranks
-        self.state: Any = None  # {name: tensor, "mass": float, "order": list} from the first measurement on
+        self.state: Any = None  # {name: tensor, "mass": float} from the first measurement on
 
-    def update(self, sensed: Sensed, others: tuple[Tensor, Tensor] | None = None) -> None:
+    def update(self, sensed: Sensed, terms: Tensor, others: tuple[Tensor, Tensor], share: Tensor, known: Tensor) -> None:
         """Take in one step's measurement, in one transfer from the device. A step that overflowed, or whose backward told
         nothing of any site, says nothing of what rounding costs.
 
-        others: (others, 2) and (others, SKETCH), as `OtherGradients.measured` gives them; None: there are none.
+        Args:
+            terms: (1,) as `Sensed.terms`. others: (others, 2) and (others, SKETCH), as `OtherGradients.measured` gives them.
+            share: (sites, sites + others) s_k of the sites' dL/dx. known: of which of them this step tells; else the share is 0.
         """
-        others = others or (sensed.scalars.new_zeros(0, 2), sensed.sketch.new_zeros(0, SKETCH))
-        curves, scalars, sketch, *rest = found = [tensor.to("cpu", torch.float64) for tensor in (*sensed.tensors(), *others)]
-        if all_finite(found) and bool(scalars[:, PASSES].any()):
-            self._take_in(sensed.order, curves, scalars, sketch, *rest)
+        found = [tensor.to("cpu", torch.float64) for tensor in (*sensed.tensors(), terms, *others, share, known)]
+        if all_finite(found) and bool(found[1][:, PASSES].any()):
+            self._take_in(*found)
 
-    def _take_in(
-        self, order: list[int], curves: Tensor, scalars: Tensor, sketch: Tensor, squares: Tensor, sketches: Tensor
-    ) -> None:
-        terms = self._terms(scalars, order)
+    def _take_in(self, curves, scalars, sketch, terms, squares, sketches, share, known) -> None:
         curves[:, :2] *= terms / 2
         gradients = torch.cat([sketch, sketches])  # of the sites' weights, then of what else is trained
         now = {
@@ -136,44 +142,29 @@ class DamageMeter:
             "w_gradient": torch.cat([scalars[:, W_SQUARE], squares[:, 0]]),
             "sketches": torch.cat([scalars[:, SKETCH_SQUARE], squares[:, 1]]),
             "mean": gradients, "square": gradients.square().sum(1), "known": (scalars[:, PASSES] > 0).double(),
+            "share": share.float(), "pairs": known.float(),
         }  # fmt: skip
         if self.state is None:
-            self.state = {key: torch.zeros_like(value) for key, value in now.items()} | {"mass": 0.0, "order": []}
+            self.state = {key: torch.zeros_like(value) for key, value in now.items()} | {"mass": 0.0}
         keep = self.smoothing
         for key, value in now.items():
             self.state[key].lerp_(value, 1 - keep)
         self.state["mass"] = self.state["mass"] * keep + 1 - keep
-        self.state["order"] = _merged(self.state["order"], order)
-
-    @staticmethod
-    def _terms(scalars: Tensor, order: list[int]) -> Tensor:
-        """(1,) M: the last site's output has a gradient at as many places as the loss has terms."""
-        if not order:
-            return scalars.new_ones(1)
-        sites = torch.tensor(order, dtype=torch.long)
-        reached = scalars[sites, PASSES] > 0
-        last = (reached * torch.arange(1, len(sites) + 1)).argmax(0, keepdim=True)
-        terms = scalars[:, TERMS].gather(0, sites.gather(0, last))
-        return torch.where(reached.any(), terms, 1.0).clamp_min(1.0)
 
     @property
     def ready(self) -> bool:
         return self.state is not None
 
-    def curves(self, rates: Tensor, columns: int, before: Tensor | None = None) -> Tensor:
+    def curves(self, rates: Tensor, columns: int) -> Tensor:
         """(sites, columns, levels) damage of each coordinate at each number of bits, in units of the loss.
 
-        Args:
-            rates: (sites + others,) effective learning rates. columns: 3 where both gradients share their bits.
-            before: (sites, others) mask of what else is trained before each site; None: there are none.
+        rates: (sites + others,) effective learning rates. columns: 3 where both gradients share their bits.
         """
         s = self.state
         found = s["curves"] / s["mass"]
-        before = rates.new_zeros(len(found), 0) if before is None else before
-        noise, of_others = (rates * self._spread()).split([len(found), before.shape[1]])
-        rates, order = rates[: len(found)], torch.tensor(s["order"], dtype=torch.long)
-        earlier = before.double() @ of_others
-        earlier[order] += noise[order].cumsum(0) - noise[order]
+        paths = s["share"] / s["pairs"].clamp_min(1e-30)
+        earlier = paths.double() @ (rates * self._spread())
+        rates = rates[: len(found)]
         share = earlier * s["mass"] / s["x_gradient"].clamp_min(1e-300)
         in_input = found[:, INPUT_GRADIENT] * share[:, None] / 4
         in_weight = found[:, WEIGHT_GRADIENT] * (rates / self.ranks)[:, None] / 4
@@ -212,17 +203,10 @@ class DamageMeter:
             for key in ("w_gradient", "sketches", "mean", "square"):
                 of_sites = self.state[key][:sites]
                 self.state[key] = torch.cat([of_sites, of_sites.new_zeros(others, *of_sites.shape[1:])])
+            for key in ("share", "pairs"):
+                self.state[key] = torch.cat([self.state[key][:, :sites], self.state[key].new_zeros(sites, others)], 1)
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
     """Whether there is neither an infinity nor a NaN in any of them. Waits for the device."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-def _merged(known: list[int], now: list[int]) -> list[int]:
-    """The order of this step, with the sites that it has skipped behind those that they came behind before."""
-    out = list(now)
-    for before, site in zip([None, *known], known, strict=False):
-        if site not in out:
-            out.insert(0 if before is None else out.index(before) + 1, site)
-    return out

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..bits.damage import SKETCH_SQUARE, DamageMeter, Sensed
 from ..model.sites import SiteSpec
 from .distributed import average_over_ranks, ranks
+from .gradient_paths import GradientPaths
 from .learning_rates import effective_rates, learning_rate
 from .other_gradients import OtherGradients
 
@@ -19,7 +20,7 @@ SMOOTHING = 0.9  # share of the past that a measurement keeps; they are `sense_e
 
 
 class DamageSensor:
-    """record: what the sites write into. others: what is trained besides their weights. meter: the past, smoothed.
+    """record, paths: what the sites write into. others: what is trained besides their weights. meter: the past, smoothed.
 
     rates: (sites + others,) effective learning rates. kept_out: names of sites that stay in full precision.
     warming_up: the optimizer's learning rate has risen since the last measurement; True until there are two.
@@ -27,23 +28,35 @@ class DamageSensor:
 
     def __init__(self, model: nn.Module, specs: list[SiteSpec], levels: Tensor, kept_out: Collection[str] = ()):
         self.specs, self.record, self.others = specs, Sensed(len(specs), levels), OtherGradients(model, specs, kept_out)
-        self.meter, self.warming_up = DamageMeter(SMOOTHING), True
+        self.meter, self.paths, self.warming_up = DamageMeter(SMOOTHING), GradientPaths(), True
         self.rates = effective_rates([[]] * (len(specs) + len(self.others.holders)))
         self._rate: float | None = None  # at the last measurement
         self._silent = 0  # measurements in this process before the first that told anything
 
     def measure(self, optimizer=None, training: bool = True) -> None:
         """Take in what the backward passes since the last step have recorded. training: whether the model is in that mode."""
-        average_over_ranks(self.record.tensors())
+        terms, share, known = self.record.terms, *self._paths()
+        average_over_ranks([*self.record.tensors(), terms, share, known])
         others = self.others.measured(self.record)
         average_over_ranks([*others])
-        self.meter.update(self.record, others)
+        self.meter.update(self.record, terms, others, share, known)
         self.record.clear()
         self._warn_of_silence(training)
         weights = [*(spec.held for spec in self.specs), *self.others.weights()]
         self.rates = self._agreed(effective_rates(weights, optimizer))
         rate = learning_rate(optimizer)
         self.warming_up, self._rate = self._rate is None or rate > self._rate, rate
+
+    def _paths(self) -> tuple[Tensor, Tensor]:
+        """(sites, sites + others) share and known of `Reached`; where the graph does not tell (torch.compile, a recomputed
+        forward), all of what comes before a site has its whole noise.
+        """
+        parameters = [next(iter(held), None) for held in self.others.weights()]
+        share, known = self.paths.reached(len(self.specs), parameters)
+        earlier, met = by_order(self.record.order, self.others.before)
+        either = torch.where(known > 0, share, earlier), torch.maximum(known, met)
+        device = self.record.curves.device
+        return (either[0] * either[1]).to(device), either[1].to(device)
 
     def _warn_of_silence(self, training: bool) -> None:
         self._silent += not self.ready
@@ -89,7 +102,7 @@ class DamageSensor:
     def curves(self, kinds: int) -> Tensor:
         """(sites, kinds, levels) damages in units of the loss, float64 on the CPU."""
         self.meter.ranks = ranks()  # of this process, not of those that measured: a resumed training decides before it measures
-        return self.meter.curves(self.rates, kinds, self.others.before)
+        return self.meter.curves(self.rates, kinds)
 
     def to(self, device) -> None:
         self.record.to(device)
@@ -104,7 +117,26 @@ class DamageSensor:
 
     def load_state_dict(self, state: dict) -> None:
         self.record.clear()
-        self.meter.load_state_dict(state["meter"], len(self.others.holders))
+        meter = state["meter"]
+        if meter is not None and "share" not in meter:  # of a version that went by the order alone
+            earlier, met = by_order(meter["order"], self.others.before)
+            meter = meter | {"share": earlier * met * meter["mass"], "pairs": met * meter["mass"]}
+            meter.pop("order")
+        self.meter.load_state_dict(meter, len(self.others.holders))
         known = len(self.rates if len(state["rates"]) == len(self.rates) else self.specs)  # others may be more, or fewer
         self.rates[:known] = state["rates"][:known]
         self._rate, self.warming_up = state["rate"], state["warming_up"]
+
+
+def by_order(order: list[int], before: Tensor) -> tuple[Tensor, Tensor]:
+    """(sites, sites + others) each: 1 for the columns that lie before a site of this order, and 1 for the pairs that it tells of.
+
+    before: (sites, others) mask.
+    """
+    sites = len(before)
+    place = torch.full((sites,), -1, dtype=torch.long, device="cpu")
+    place[order] = torch.arange(len(order), device="cpu")
+    met = place >= 0
+    earlier = torch.cat([(place[None] < place[:, None]) & met[None], before], 1)
+    told = torch.cat([met[None].expand(sites, sites), torch.ones_like(before)], 1) & met[:, None]
+    return earlier.float(), told.float()

@@ -143,7 +143,8 @@ class Site:
             return c.backend(call)
         forward = lambda a, b: product.forward(a, b, None)  # noqa: E731
         sense = Sense(forward, axes, product.channel_dim), self._given(sensor, errors)
-        return Simulate()(call._replace(sense=sense))  # in floating point, whatever the backend
+        y = Simulate()(call._replace(sense=sense))  # in floating point, whatever the backend
+        return self._watched(sensor, x, y)
 
     def _given(self, sensor: DamageSensor, errors: Errors) -> Given:
         return Given(*errors, self.bits.detach(), self.controller.levels, *sensor.record.leaves[self.row])
@@ -187,7 +188,13 @@ class Site:
         sense, given = Sense(added, met.axes, -1, weight=met.weight is not None, part=1, once=True), self._given(sensor, errors)
         x_q, w_q = sense.watch(given, x, x_q, w, w_q)
         y = self._with_gradient(met.run(x_q, w_q), quantizer)
-        return sense.watch_gradient(given, y, x_q, w_q, quantizer)  # what comes back before it is rounded
+        return self._watched(sensor, x, sense.watch_gradient(given, y, x_q, w_q, quantizer))  # g before it is rounded
+
+    def _watched(self, sensor: DamageSensor, x: Tensor, y: Tensor) -> Tensor:
+        """y, whose place in the graph is noted; a compiled forward has none, a recomputed one is not the one that backward takes."""
+        if not torch.compiler.is_compiling() and not _recomputing():
+            sensor.paths.watch(self.row, x, y)
+        return y
 
     def _with_gradient(self, y: Tensor, quantizer: GradQuantizer | None) -> Tensor:
         return y if quantizer is None else quantize_gradient(y, self.grad_bits.amax(), quantizer)
