@@ -19,6 +19,7 @@ import ldp_search.runner.models.cifar  # noqa: F401  (registers the CIFAR networ
 from ldp_search.core.backends import simulate
 from ldp_search.core.backends.int8 import backend as int8
 from ldp_search.core.bits import damage
+from ldp_search.core.controller import damage_sensor
 from ldp_search.core.controller.tensors import NAMES
 
 SMALL_GPT2 = GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)
@@ -131,10 +132,15 @@ def fake(mode, tensor):
     return torch.nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
 
 
-def takes_in(meter, sensed, others) -> None:
-    """As `DamageMeter.update`, of a step that tells of every site."""
-    found = (tensor.to("cpu", torch.float64) for tensor in (*sensed.tensors(), *others))
-    meter._take_in(list(range(len(sensed.places))), *found)
+def takes_in(meter, sensed, terms, others, share, known) -> None:
+    """As `DamageMeter.update`, of a step that did not overflow."""
+    meter._take_in(*(tensor.to("cpu", torch.float64) for tensor in (*sensed.tensors(), terms, *others, share, known)))
+
+
+def paths(sensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `DamageSensor._paths`, of a graph that tells of nothing."""
+    shape = len(sensor.specs), len(sensor.specs) + len(sensor.others.holders)
+    return sensor.record.curves.new_zeros(shape), sensor.record.curves.new_ones(shape)
 
 
 @pytest.fixture
@@ -151,7 +157,10 @@ def test_a_step_runs_on_cuda_alone(model, space, on_cuda, monkeypatch):
     network, x = make(), inputs()
     ldp_search.apply(network, example_inputs=x[:1], **SPACES[space])
     ldp = ldp_search.controller(network)
-    monkeypatch.setattr(damage.DamageMeter, "update", takes_in)  # fake tensors have no values to ask for
+    # Fake tensors have no values to ask for.
+    monkeypatch.setattr(damage.DamageMeter, "update", takes_in)
+    monkeypatch.setattr(damage_sensor.DamageSensor, "_paths", paths)
+    monkeypatch.setattr(damage_sensor.DamageSensor, "_clipped", lambda sensor, factor: 1.0)
     seen = Recorder(monkeypatch, simulate._Product, int8._Product)
     with FakeTensorMode() as mode, torch.no_grad():
         to_cuda(mode, network)

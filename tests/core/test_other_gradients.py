@@ -75,9 +75,9 @@ def test_frozen_tables_count_for_nothing():
     assert curves_of(ldp, ["head"])[:, 2].sum() > 0
 
 
-@pytest.mark.parametrize("factor", [1 / 1024, 1 / 3, 4.0])
-def test_gradients_scaled_before_the_step_count_as_they_were_recorded(factor):
-    """A GradScaler's `unscale_`, and clipping, come between backward and the step."""
+@pytest.mark.parametrize("factor, less", [(1 / 1024, 1.0), (1 / 3, 1 / 3), (4.0, 1.0)])
+def test_gradients_scaled_before_the_step_count_as_they_were_recorded(factor, less):
+    """A GradScaler's `unscale_` comes between backward and the step; and clipping, by which an optimizer moves weights less."""
     found = []
     for scale in (1.0, factor):
         looked, _ = twins()
@@ -90,7 +90,17 @@ def test_gradients_scaled_before_the_step_count_as_they_were_recorded(factor):
         ldp.step(0.5)
         found.append(curves_of(ldp, ["up", "head"])[:, 2])
     assert (found[0] > 0).any()
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(found[1], less * found[0], rtol=1e-3, atol=0)
+
+
+def test_a_step_behind_zero_grad_is_named():
+    looked, _ = twins()
+    ldp_search.apply(looked, example_inputs=torch.zeros(2, dtype=torch.long), **LDP | ALIKE)
+    ldp, ids = ldp_search.controller(looked), torch.arange(WORDS)
+    F.cross_entropy(looked(ids), ids % 5).backward()
+    looked.zero_grad()
+    with pytest.warns(UserWarning, match=r"found gradients in no weight.*before optimizer\.zero_grad\(\)"):
+        ldp.step(0.5)
 
 
 def test_a_table_that_several_look_up_counts_once_from_the_first_on():
@@ -141,7 +151,7 @@ def test_of_a_tied_table_the_rows_alone_count():
         ldp = ldp_search.controller(each)
         torch.manual_seed(1)
         F.cross_entropy(each(torch.arange(WORDS)), torch.arange(WORDS)).backward()
-        found.append(ldp.sensor.others.measured(ldp.sensor.record))
+        found.append(ldp.sensor.others.measured(ldp.sensor.record, torch.ones(())))
     (squares, sketches), (of_apart, sketches_apart) = found
     assert len(squares) == len(of_apart) == 1
     torch.testing.assert_close(sketches, sketches_apart, rtol=1e-3, atol=1e-6)
@@ -152,10 +162,11 @@ def test_gradients_that_are_none_or_no_plain_tensors_are_left_out():
     model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Linear(4, 3), nn.LayerNorm(3))
     linear = [spec for spec in trained_specs(model)]
     others, record = OtherGradients(model, linear), Sensed(1, torch.arange(2.0, 9.0))
-    squares, sketches = others.measured(record)
+    assert others.factor(record) == 1
+    squares, sketches = others.measured(record, torch.ones(()))
     assert not squares.any() and sketches.shape == (4, SKETCH)
     model(torch.arange(3)).square().sum().backward()
-    squares, _ = others.measured(record)
+    squares, _ = others.measured(record, torch.ones(()))
     assert squares[0, 0] == 0 and (squares[1:, 0] > 0).any()
 
 

@@ -10,10 +10,10 @@ weights' gradients, and noise costs SGD a loss of (lr / 4) tr C whatever the Hes
 
     in dL/dw:  C = V2                    in dL/dx:  tr C_k = s_k (V1 / |dL/dx|^2) tr Sigma_k  in all k trained before it
 
-V2, V1: variance added to the layer's dL/dw and dL/dx; s_k: share of k's gradient that has come through it; Sigma_k: covariance of k's gradient from step to step, where k is the
-weight of an earlier layer, an embedding, a norm or a bias (`controller.other_gradients`), and what is left of the noise where k's
-gradient has come other ways too (`controller.gradient_paths`). What a product of two tensors makes of variances is the same
-product of squares, which is how both are measured.
+V2, V1: variance added to the layer's dL/dw and dL/dx. k: the weight of an earlier layer, an embedding, a norm or a bias
+(`controller.other_gradients`); Sigma_k: covariance of its gradient from step to step; s_k: share of that gradient's square that
+has come through the layer's dL/dx, and not round it (`controller.gradient_paths`). What a product of two tensors makes of
+variances is the same product of squares, which is how both are measured.
 
 All are measured at the bits in force and carried to the others by the error, or the variance, that a sample of the very tensor
 shows at each number of bits: so no law like 4^-b is assumed, and clipping is in it.
@@ -127,8 +127,8 @@ class DamageMeter:
         nothing of any site, says nothing of what rounding costs.
 
         Args:
-            terms: (1,) as `Sensed.terms`. others: (others, 2) and (others, SKETCH), as `OtherGradients.measured` gives them.
-            share: (sites, sites + others) s_k of the sites' dL/dx. known: of which of them this step tells; else the share is 0.
+            terms: (1,) as `Sensed.terms`. others: (others, 2) and (others, SKETCH), as of `OtherGradients.measured`.
+            share: (sites, sites + others) s_k of the sites' dL/dx, 0 where this step does not tell. known: where it does.
         """
         found = [tensor.to("cpu", torch.float64) for tensor in (*sensed.tensors(), terms, *others, share, known)]
         if all_finite(found) and bool(found[1][:, PASSES].any()):

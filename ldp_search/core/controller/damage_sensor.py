@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..bits.damage import SKETCH_SQUARE, DamageMeter, Sensed
 from ..model.sites import SiteSpec
+from ..native.memory import recomputing
 from .distributed import average_over_ranks, ranks
 from .gradient_paths import GradientPaths
 from .learning_rates import effective_rates, learning_rate
@@ -32,18 +34,31 @@ class DamageSensor:
         self.rates = effective_rates([[]] * (len(specs) + len(self.others.holders)))
         self._rate: float | None = None  # at the last measurement
         self._silent = 0  # measurements in this process before the first that told anything
+        self.scaled = False  # the loss has had a factor (fp16) that nobody has told
+        self._named = False  # that a step came without gradients
+
+    def watched(self, site: int, x: Tensor, y: Tensor) -> Tensor:
+        """y, which a site's product has made of x, its place in the graph noted. A compiled forward has none, and one that is
+        computed again has another than backward takes.
+        """
+        if not torch.compiler.is_compiling() and not recomputing():
+            self.scaled |= x.dtype == torch.float16
+            self.paths.watch(site, x, y)
+        return y
 
     def measure(self, optimizer=None, training: bool = True) -> None:
         """Take in what the backward passes since the last step have recorded. training: whether the model is in that mode."""
         terms, share, known = self.record.terms, *self._paths()
         average_over_ranks([*self.record.tensors(), terms, share, known])
-        others = self.others.measured(self.record)
+        factor = self.others.factor(self.record)
+        others = self.others.measured(self.record, factor)
         average_over_ranks([*others])
+        clipped = self._clipped(factor)
         self.meter.update(self.record, terms, others, share, known)
-        self.record.clear()
         self._warn_of_silence(training)
         weights = [*(spec.held for spec in self.specs), *self.others.weights()]
-        self.rates = self._agreed(effective_rates(weights, optimizer))
+        self.rates = self._agreed(effective_rates(weights, optimizer) * clipped)
+        self.record.clear()
         rate = learning_rate(optimizer)
         self.warming_up, self._rate = self._rate is None or rate > self._rate, rate
 
@@ -57,6 +72,25 @@ class DamageSensor:
         either = torch.where(known > 0, share, earlier), torch.maximum(known, met)
         device = self.record.curves.device
         return (either[0] * either[1]).to(device), either[1].to(device)
+
+    def _clipped(self, told: Tensor) -> float:
+        """By how much gradients were clipped since backward: what was recorded moves the weights by so much less.
+
+        told: `OtherGradients.factor`. That of a scaled loss which nobody has told is no clipping.
+        """
+        factor = float(told)
+        if factor == 0 and not self._named:
+            self._named = True
+            warnings.warn(
+                "ldp.step() found gradients in no weight, though a backward pass has come through them: what else is trained "
+                "(embeddings, norms) counts for nothing then. Call ldp.step() after backward and before optimizer.zero_grad().",
+                stacklevel=6,
+            )
+        scaled, self.scaled = self.scaled, False
+        if scaled or not math.isfinite(factor) or factor <= 1:
+            return 1.0
+        exponent = math.log2(factor)
+        return 1.0 if abs(exponent - round(exponent)) < 1e-3 else 1 / factor  # a scale is a power of two; clipping is none
 
     def _warn_of_silence(self, training: bool) -> None:
         self._silent += not self.ready
@@ -80,6 +114,7 @@ class DamageSensor:
 
         What is recorded is of the second order in gradients, the sketch of the first.
         """
+        self.scaled = False
         for tensor, factor in (
             (self.record.curves, scale**2),
             (self.record.scalars[:, : SKETCH_SQUARE + 1], scale**2),
@@ -129,7 +164,7 @@ class DamageSensor:
 
 
 def by_order(order: list[int], before: Tensor) -> tuple[Tensor, Tensor]:
-    """(sites, sites + others) each: 1 for the columns that lie before a site of this order, and 1 for the pairs that it tells of.
+    """(sites, sites + others) each: 1 for the columns that lie before a site, and 1 for the pairs that the order tells of.
 
     before: (sites, others) mask.
     """

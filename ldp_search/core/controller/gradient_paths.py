@@ -113,9 +113,10 @@ class GradientPaths:
             ways = [None if child is None else (self._numbers[child], output) for child, output in node.next_functions]
             number = len(self._ways)
             self._ways.append(ways)
-            for way in set(ways) - {None}:
-                self._seen.outputs[way[0]] += way not in self._seen.meeting
-            self._seen.meeting.update(way for way in ways if way is not None)
+            for way in ways:
+                if way is not None:
+                    self._seen.outputs[way[0]] += way not in self._seen.meeting
+                    self._seen.meeting[way] += 1
             if hasattr(node, "variable"):
                 self._leaves[number] = node.variable
             else:

@@ -16,6 +16,8 @@ from ..bits.damage import SKETCH, SKETCH_SQUARE, W_SQUARE, Sensed, sketch_of
 from ..model.layers import kind_of
 from ..model.sites import SiteSpec, places_of
 
+GATHERED = 4  # sharded weights whose gradients are gathered for `factor`
+
 
 class OtherGradients:
     """holders: (module, name) of each parameter, once. before: (sites, others) mask of those that lie before a site.
@@ -49,14 +51,13 @@ class OtherGradients:
         return [[] if parameter is None else [parameter] for parameter in now]
 
     @torch.no_grad()
-    def measured(self, record: Sensed) -> tuple[Tensor, Tensor]:
+    def measured(self, record: Sensed, factor: Tensor) -> tuple[Tensor, Tensor]:
         """(others, 2) |g|^2 and that of its sketch, (others, SKETCH): of this step; zero of what has no gradient.
 
-        In the units of the record, averaged over ranks. Of a tied tensor's gradient, the part that the products of its sites
-        have not told of.
+        factor: as of `factor`, which gives them the units of the record, averaged over ranks. Of a tied tensor's gradient, the
+        part that the products of its sites have not told of.
         """
         squares, sketches = record.scalars.new_zeros(len(self.holders), 2), record.sketch.new_zeros(len(self.holders), SKETCH)
-        factor = self._factor(record)
         for row, (module, name) in enumerate(self.holders):
             g = _gradient(module, name)
             if g is None:
@@ -70,19 +71,28 @@ class OtherGradients:
             squares[row, 1] = sketches[row].square().sum()
         return squares, sketches
 
-    def _factor(self, record: Sensed) -> Tensor:
-        """(0-d) of what was recorded to the parameters' gradients, which may have been unscaled or clipped since; 1 where no
-        layer tells."""
-        both, own = record.scalars.new_zeros(()), record.scalars.new_zeros(())
+    @torch.no_grad()
+    def factor(self, record: Sensed) -> Tensor:
+        """(0-d) of what was recorded to the parameters' gradients, which may have been unscaled or clipped since.
+
+        1 where no layer tells, 0 where there are no gradients though some were recorded.
+        """
+        both, own, told = record.scalars.new_zeros(3).unbind()
+        gathered = 0
         for site, layer in self.known.items():
-            g = None if (parameter := layer._parameters.get("weight")) is None else parameter.grad
-            if g is None or g.layout != torch.strided or hasattr(g, "to_local"):
+            weight = layer._parameters.get("weight")
+            if weight is None or not weight.requires_grad:
                 continue
-            sketch, told = sketch_of(g.float()).to(own.device), record.sketch[site]
             recorded = record.scalars[site, W_SQUARE] > 0
-            both += recorded * (sketch * told[: len(sketch)]).sum()
-            own += recorded * sketch.square().sum()
-        return torch.where(own > 0, both / own, 1.0)
+            told = told + recorded * record.sketch[site].square().sum()
+            if gathered == GATHERED:
+                continue
+            gathered += hasattr(weight, "full_tensor")
+            if (g := _gradient(layer, "weight")) is not None:
+                sketch = sketch_of(g).to(own.device)
+                both = both + recorded * (sketch * record.sketch[site, : len(sketch)]).sum()
+                own = own + recorded * sketch.square().sum()
+        return torch.where(own > 0, both / own, torch.where(told > 0, 0.0, 1.0))
 
 
 def _gradient(module: nn.Module, name: str) -> Tensor | None:

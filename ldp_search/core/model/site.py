@@ -13,7 +13,7 @@ from ..backends.reference import under_transform
 from ..backends.sensing import Given, Sense
 from ..bits.space import FULL_PRECISION, BitsOfKinds
 from ..native import with_kernel
-from ..native.memory import transformed
+from ..native.memory import recomputing, transformed
 from ..products.bilinear import Product
 from ..products.torch_functions import TorchProduct
 from ..quantize.fake_quantize import fake_quantize, quantize_gradient
@@ -143,8 +143,7 @@ class Site:
             return c.backend(call)
         forward = lambda a, b: product.forward(a, b, None)  # noqa: E731
         sense = Sense(forward, axes, product.channel_dim), self._given(sensor, errors)
-        y = Simulate()(call._replace(sense=sense))  # in floating point, whatever the backend
-        return self._watched(sensor, x, y)
+        return sensor.watched(self.row, x, Simulate()(call._replace(sense=sense)))  # in floating point, whatever the backend
 
     def _given(self, sensor: DamageSensor, errors: Errors) -> Given:
         return Given(*errors, self.bits.detach(), self.controller.levels, *sensor.record.leaves[self.row])
@@ -188,13 +187,7 @@ class Site:
         sense, given = Sense(added, met.axes, -1, weight=met.weight is not None, part=1, once=True), self._given(sensor, errors)
         x_q, w_q = sense.watch(given, x, x_q, w, w_q)
         y = self._with_gradient(met.run(x_q, w_q), quantizer)
-        return self._watched(sensor, x, sense.watch_gradient(given, y, x_q, w_q, quantizer))  # g before it is rounded
-
-    def _watched(self, sensor: DamageSensor, x: Tensor, y: Tensor) -> Tensor:
-        """y, whose place in the graph is noted; a compiled forward has none, a recomputed one is not the one that backward takes."""
-        if not torch.compiler.is_compiling() and not _recomputing():
-            sensor.paths.watch(self.row, x, y)
-        return y
+        return sensor.watched(self.row, x, sense.watch_gradient(given, y, x_q, w_q, quantizer))  # g before it is rounded
 
     def _with_gradient(self, y: Tensor, quantizer: GradQuantizer | None) -> Tensor:
         return y if quantizer is None else quantize_gradient(y, self.grad_bits.amax(), quantizer)
@@ -230,7 +223,7 @@ class Site:
 
     def _look(self, x: Tensor, w: Tensor, axes: tuple, own: bool = False) -> tuple[Tensor, Tensor]:
         """(levels,) squared errors of both operands at each number of bits; bounds move. own: the operands have none."""
-        c, move = self.controller, not _recomputing()
+        c, move = self.controller, not recomputing()
         if move and c.sensor is not None:  # the order of the forward, which a recomputation need not keep
             c.sensor.record.met(self.row)
         x_stats, w_stats = measure(x.detach(), (), True), measure(w.detach(), axes, True)
@@ -299,7 +292,7 @@ class Site:
         if self._ends is None or self._ends.device != batch.low.device:
             self._ends = torch.full((len(self.x_bounds), 2), torch.nan, dtype=torch.float32, device=batch.low.device)
         ends = torch.stack([batch.low, batch.high]).view(2).float()
-        if not _recomputing():
+        if not recomputing():
             self._ends[self.call_site] = ends
             return self.x_bounds[self.call_site]
         which = (self._ends == ends).all(1).int().argmax(0, keepdim=True)
@@ -332,17 +325,12 @@ class Site:
 
     def _next_ranges(self) -> Tensor | None:
         """The moving averages (4,) of the call site whose turn it is; None: they are not to be touched."""
-        if _recomputing():  # a checkpointed forward runs again, perhaps in another order: it was recorded the first time
+        if recomputing():  # a checkpointed forward runs again, perhaps in another order: it was recorded the first time
             return None
         ranges = self.ranges[self.call_site]
         if len(self.ranges) > 1:
             self.call_site = (self.call_site + 1) % len(self.ranges)
         return ranges
-
-
-def _recomputing() -> bool:
-    """Whether this forward runs within a backward, as activation checkpointing does."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _mix(x: Tensor, bits: Tensor, grid: GridAt, straight: bool) -> Tensor:

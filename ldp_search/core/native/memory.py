@@ -20,6 +20,11 @@ PLAIN = (Tensor, nn.Parameter)
 T = TypeVar("T")
 
 
+def recomputing() -> bool:
+    """Whether this forward runs within a backward, as activation checkpointing does."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def transformed() -> bool:
     """Whether a transform of torch.func (vmap, grad, ...) is under way, whose tensors have no memory of their own."""
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
