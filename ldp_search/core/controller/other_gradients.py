@@ -92,7 +92,7 @@ class OtherGradients:
                 sketch = sketch_of(g).to(own.device)
                 both = both + recorded * (sketch * record.sketch[site, : len(sketch)]).sum()
                 own = own + recorded * sketch.square().sum()
-        return torch.where(own > 0, both / own, torch.where(told > 0, 0.0, 1.0))
+        return torch.where(own > 0, both / own, torch.where((told > 0) & (own == 0), 0.0, 1.0))
 
 
 def _gradient(module: nn.Module, name: str) -> Tensor | None:
