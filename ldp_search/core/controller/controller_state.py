@@ -27,6 +27,7 @@ def of(controller: Controller) -> dict:
         "trajectory": controller.trajectory.state_dict(),
         "generator": controller.generator.get_state(),
         "progress": controller._progress,
+        "loss": None if controller._loss is None else controller._loss.cpu().clone(),
         "frozen": controller.frozen,
         "backend": controller.backend.state_dict(),
     }
@@ -84,6 +85,7 @@ def _take(controller: Controller, state: dict) -> None:
     if state.get("backend"):
         controller.backend.load_state_dict(state["backend"])
     controller._progress, controller.frozen = state["progress"], state["frozen"]
-    controller._steps = state.get("steps", 0)
+    controller._steps, loss = state.get("steps", 0), state.get("loss")  # a state from before may lack either
+    controller._loss = None if loss is None else loss.to(controller.tensors.bits.device, copy=True)
     controller.sensing = controller.senses_at(controller._steps)
     controller.bind_views()
