@@ -19,11 +19,11 @@ def applied(model, space=None, **options):
     return model, ldp_search.controller(model)
 
 
-@pytest.mark.parametrize("progress", [0.0, -0.1, 0.3, 0.25, 1.5, float("nan")])
+@pytest.mark.parametrize("progress", [0.0, -0.1, 0.3, 0.25, 1.5, float("nan"), "a", None])
 def test_progress_must_rise(mlp, progress):
     _, ldp = applied(mlp())
     ldp.step(0.3)
-    with pytest.raises(ValueError, match=rf"rise from 0 to 1.*received {progress} after 0.3.*Pass \(step \+ 1\) / total_steps"):
+    with pytest.raises(ValueError, match=rf"rise from 0 to 1.*received {progress!r} after 0.3.*Pass \(step \+ 1\) / total_steps"):
         ldp.step(progress)
     ldp.step(1.0)
     assert ldp.trajectory.progress == [0.3, 1.0]

@@ -99,9 +99,13 @@ def warn_where_diverged(controller: Controller) -> None:
 def check_step(controller: Controller, progress: float, before: float, loss: Tensor | float | None) -> None:
     """Raises ValueError where a step comes out of order, or lacks what the policy reads. before: the progress so far."""
     check_present(controller)
-    if not before < progress <= 1 + 1e-9:
+    try:
+        in_order = before < progress <= 1 + 1e-9
+    except TypeError:  # no number at all
+        in_order = False
+    if not in_order:
         raise ValueError(
-            f"progress must rise from 0 to 1, once per optimizer step; received {progress} after {before}. "
+            f"progress must rise from 0 to 1, once per optimizer step; received {progress!r} after {before}. "
             "Pass (step + 1) / total_steps."
         )
     if controller.policy.needs_loss and loss is None and not controller.frozen:

@@ -154,8 +154,8 @@ class Controller:
             optimizer: of the weights; its learning rate is what the noise of rounded gradients counts by. Without one an
                 effective rate of 1 is taken (SGD at 0.1 with momentum 0.9).
 
-        A loss scaled for fp16 scales the bits' gradients too: 'learned' with a target does not mind (though
-        `damage()` is then of the scaled loss), others do.
+        A loss scaled for fp16 scales the bits' gradients too: 'learned' with a target takes the same bits (the losses that
+        `damage()` and `front()` expect are multiplied by the square of the scale), other policies mind.
 
         Raises:
             ValueError: progress out of order, or no loss for a policy that needs one.
