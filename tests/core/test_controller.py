@@ -23,7 +23,9 @@ def applied(model, space=None, **options):
 def test_progress_must_rise(mlp, progress):
     _, ldp = applied(mlp())
     ldp.step(0.3)
-    with pytest.raises(ValueError, match=rf"rise from 0 to 1.*received {progress!r} after 0.3.*Pass \(step \+ 1\) / total_steps"):
+    with pytest.raises(
+        ValueError, match=rf"rise from 0 to 1.*received {progress!r} after 0.3.*Pass \(step \+ 1\) / total_steps"
+    ):
         ldp.step(progress)
     ldp.step(1.0)
     assert ldp.trajectory.progress == [0.3, 1.0]
