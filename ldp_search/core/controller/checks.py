@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..model.sites import SiteSpec
     from .controller import Controller
 
+NEARLY_ALL = 0.99  # of a training: a few steps that a loop leaves out at its end are no matter
+
 
 def check_learnable(policy: Policy, problem: Problem, space: SearchSpace) -> None:
     """Raises ValueError where a policy that learns by dL/dbits finds nothing that has one."""
@@ -61,13 +63,21 @@ def check_present(controller: Controller) -> None:
 
 
 def warn_where_nothing_was_learned(controller: Controller) -> None:
-    """Where bits that should have been searched are final as they began, or were chosen without any measurement."""
+    """Where bits that should have been searched are final as they began, were chosen without any measurement, or too early."""
     if controller.frozen or controller.policy.name == "static" or not controller.problem.searched.any():
         return
-    if controller.spent[1] == 0:
+    progress = controller.spent[1]
+    if progress == 0:
         what = "no ldp.step() was called, so they are those of the beginning. Call it once per optimizer step, after backward"
     elif controller.trajectory.seen and controller.sensor is not None and not controller.sensor.ready:
         what = "nothing was measured of what rounding costs. Train in training mode, with loss.backward() before ldp.step()"
+    elif progress < NEARLY_ALL:
+        warnings.warn(
+            f"These bits are final at {progress:.0%} of the training: its last part, in which they come to rest and the budget is "
+            "met, never ran. Let progress rise to 1, ldp.step((step + 1) / total_steps), with the steps that will be taken.",
+            stacklevel=4,
+        )
+        return
     else:
         return
     warnings.warn(f"These bits were not learned; {what}.", stacklevel=4)
