@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from ..bits.policies import Policy, Problem
 from ..bits.space import FINAL_BUDGETS, SearchSpace
 from ..bits.specs import Coverage
+from ..messages import warn
 from .distributed import local_part
 
 if TYPE_CHECKING:
@@ -72,15 +72,14 @@ def warn_where_nothing_was_learned(controller: Controller) -> None:
     elif controller.trajectory.seen and controller.sensor is not None and not controller.sensor.ready:
         what = "nothing was measured of what rounding costs. Train in training mode, with loss.backward() before ldp.step()"
     elif progress < NEARLY_ALL:
-        warnings.warn(
-            f"These bits are final at {progress:.0%} of the training: its last part, in which they come to rest and the budget is "
-            "met, never ran. Let progress rise to 1, ldp.step((step + 1) / total_steps), with the steps that will be taken.",
-            stacklevel=4,
+        warn(
+            f"These bits are final at {progress:.0%} of the training: its last part, in which they come to rest and the budget "
+            "is met, never ran. Let progress rise to 1, ldp.step((step + 1) / total_steps), with the steps that will be taken.",
         )
         return
     else:
         return
-    warnings.warn(f"These bits were not learned; {what}.", stacklevel=4)
+    warn(f"These bits were not learned; {what}.")
 
 
 def not_finite(controller: Controller) -> list[str]:
@@ -98,11 +97,10 @@ def _at_hand(spec: SiteSpec) -> list[Tensor]:
 def warn_where_diverged(controller: Controller) -> None:
     """At the end of a training, whose bits and weights are of no use where it diverged."""
     if broken := not_finite(controller):
-        warnings.warn(
+        warn(
             f"The training diverged: weights or ranges of {len(broken)} of {len(controller.specs)} layers are infinite or "
             f"not a number ({', '.join(broken[:3])}{' ...' * (len(broken) > 3)}), so the bits mean nothing. Train again "
             "with a smaller learning rate, or with more bits.",
-            stacklevel=4,
         )
 
 
@@ -123,17 +121,15 @@ def check_step(controller: Controller, progress: float, before: float, loss: Ten
             f"The policy {controller.policy.name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
         )
     if before > 0 and controller.trajectory.seen == 0 and not controller.frozen:
-        warnings.warn(
+        warn(
             f"This training goes on at {before:.0%} without what it had measured and recorded until then: a folder of "
             "save_pretrained is for using and exporting a model. To go on with a training, save and load "
             "ldp_search.controller(model).state_dict().",
-            stacklevel=5,
         )
     if not controller.profiled and before == 0:
-        warnings.warn(
+        warn(
             "The first step comes before any operation was counted: costs take all layers alike, and products outside of "
             "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
-            stacklevel=5,
         )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
+from ..messages import warn
 from ..profile.records import ModelProfile
 from . import counting
 
@@ -52,9 +52,8 @@ def load(controller: Controller, state: dict) -> None:
         controller.adopt_profile(ModelProfile.from_dict(state["profile"]))
         controller.trained |= flags  # of these counts
     elif any(controller.trained.get(name, each) != each for name, each in flags.items()):
-        warnings.warn(
+        warn(
             "The state is of a training in which other weights were frozen: what it has spent so far was counted by that.",
-            stacklevel=5,
         )
     _take(controller, state)
 
