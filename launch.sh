@@ -59,10 +59,24 @@ make_venv() {
   "$python" -m venv --clear "$venv"
 }
 
+# What pip is at, by its output so far. Its last step says nothing while it unpacks for minutes: there the disk tells.
+progress() {
+  local now
+  now="$(grep -E '^ *(Collecting|Downloading|Processing|Installing)' "$1" | tail -n 1)" || true
+  case "$now" in
+    *"Installing collected packages: "*)
+      # shellcheck disable=SC2086 (the names, a word each)
+      set -- ${now#*: }
+      printf 'unpacking %s packages, %s MB on disk so far\n' $# "$(du -sm "$venv" 2>/dev/null | cut -f 1)"
+      ;;
+    *) sed -E 's#^ *##; s#[^ ]*/##' <<<"$now" | cut -c 1-90 ;; # a file's name and size, without where it comes from
+  esac
+}
+
 # Runs a command with its output in a file, a line of progress every 15 seconds, and the output's end if it fails. The
 # command runs in the background because bash would otherwise answer Ctrl-C or a termination only when it has ended.
 quietly() {
-  local log="$1" seconds=0 pid status=0 now
+  local log="$1" seconds=0 pid status=0
   shift
   "$@" >"$log" 2>&1 &
   pid=$!
@@ -71,8 +85,7 @@ quietly() {
     sleep 1
     seconds=$((seconds + 1))
     if [ $((seconds % 15)) -eq 0 ]; then
-      now="$(grep -E '^ *(Collecting|Downloading|Processing|Installing)' "$log" | tail -n 1 | cut -c 1-90)" || true
-      say "  $seconds s: $now"
+      say "  $seconds s: $(progress "$log")"
     fi
   done
   wait "$pid" || status=$?

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +19,7 @@ from torch import nn
 from .api import controller
 from .core import Controller
 from .core.controller.display import check_picture
+from .core.messages import warn
 
 __all__ = ["Picture", "Watch", "watch"]
 
@@ -62,7 +62,7 @@ class Picture:
             figure.clear()
         except Exception as error:  # a picture must not cost a training
             self._broken = True
-            warnings.warn(f"The picture is not drawn any more: {type(error).__name__}: {error}", stacklevel=3)
+            warn(f"The picture is not drawn any more: {type(error).__name__}: {error}")
         self._steps, ended = steps, time.monotonic()
         self._due = ended + max(self.every, (ended - begun) * (1 / SHARE - 1))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import warnings
 from collections.abc import Iterable
 
+_BETWEEN = (__name__.partition(".")[0], "torch", "contextlib")
+"""Packages whose lines nobody can mend who is warned."""
 MARGIN = 0.2  # by which a name may be less alike than the nearest one and still be named
 
 
@@ -25,6 +28,14 @@ def check_choice(option: str, given: str, known: Iterable[str], of: str) -> None
         raise ValueError(f"Unknown {option} {given!r} of {of}.{did_you_mean(given, known)}")
 
 
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning at the line that called the package, whatever decorators, hooks and calls of its own lie between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN and frame.f_back is not None:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
 def warn_renamed(old: str, new: str) -> None:
     """The one line on a word that is called otherwise now."""
-    warnings.warn(f"{old} is called {new} now; the old word is still taken.", FutureWarning, stacklevel=3)
+    warn(f"{old} is called {new} now; the old word is still taken.", FutureWarning)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ from torch.optim import Optimizer
 
 from ..api import controller
 from ..core.controller.controller import Controller
+from ..core.messages import warn
 from .length import Stand, stand_of
 
 KEY = "ldp"  # in the optimizer's state dict
@@ -102,11 +102,10 @@ class _Hooks:
 
 
 def _warn_of_second(ldp) -> None:
-    warnings.warn(
+    warn(
         f"The bits of this model took {ldp.trajectory.seen} steps with another optimizer, and go on from there. For a "
         "training from the start (a retry with a smaller batch, say) call ldp_search.remove(model) and "
         "ldp_search.apply(model, ...) before.",
-        stacklevel=3,
     )
 
 
@@ -120,8 +119,7 @@ def _check_length(saved: Stand, total: int) -> None:
             "first training). For a longer training start the search anew, without loading the optimizer's state."
         )
     if saved.jumps_in(saved.step + 1, total):
-        warnings.warn(
+        warn(
             f"The loaded optimizer state stands at {saved}, but {here}: the bits jump ahead to there, and the mean cost may "
             f"miss its target. To go on without a jump give total_steps={saved.total}.",
-            stacklevel=3,
         )

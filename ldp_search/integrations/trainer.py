@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import os
 import uuid
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ except ImportError as error:
 
 from ..api import controller
 from ..core.bits.space import FULL_PRECISION
+from ..core.messages import warn
 from .length import Stand, stand_of
 from .training_loss import LossListener
 
@@ -136,9 +136,7 @@ class LDPCallback(TrainerCallback, ExportableState):
         if not args.should_save:
             return
         if not folder.is_dir():  # hyperparameter_search puts its checkpoints elsewhere, and does not say where
-            warnings.warn(
-                f"No checkpoint folder {folder}: the LDP state is not saved, this run cannot be resumed.", stacklevel=2
-            )
+            warn(f"No checkpoint folder {folder}: the LDP state is not saved, this run cannot be resumed.")
             return
         unfinished = folder / f"{STATE}.unfinished"
         try:
@@ -155,15 +153,14 @@ class LDPCallback(TrainerCallback, ExportableState):
             if best.is_file():
                 _take_bits(ldp, torch.load(best, map_location="cpu", weights_only=True)["ldp"])
             else:
-                warnings.warn(f"No {best}: the best weights are loaded, but the bits are those of the last step.", stacklevel=2)
+                warn(f"No {best}: the best weights are loaded, but the bits are those of the last step.")
         if self.finalize:
             try:
                 ldp.finalize(train_dataloader)
             except Exception as error:  # hours of training are worth more than its statistics
-                warnings.warn(
+                warn(
                     f"finalize failed on the training data ({type(error).__name__}: {error}); the trained model and its bits "
                     "are as the last step left them. ldp_search.controller(model).finalize(loader) takes other batches.",
-                    stacklevel=2,
                 )
 
     # -- beginning and resuming -------------------------------------------------------------------------------------
@@ -181,10 +178,9 @@ class LDPCallback(TrainerCallback, ExportableState):
             return
         ldp.load_state_dict(begun)
         if not args.auto_find_batch_size:
-            warnings.warn(
+            warn(
                 f"The training before this one stopped after {steps} steps. Its bits are forgotten and begin anew; the weights "
                 "go on from where they were. To go on with both: trainer.train(resume_from_checkpoint=True).",
-                stacklevel=2,
             )
 
     def _resume(self, ldp, args, state) -> None:
@@ -242,10 +238,9 @@ def _check_length(saved: Stand, state) -> None:
             "ldp_search.remove(model), ldp_search.apply(model, ...), trainer.train()."
         )
     if saved.jumps_in(step + 1, total):
-        warnings.warn(
+        warn(
             f"The checkpoint stands at {saved}, but {here}: the bits jump ahead to there, and the mean cost may miss its "
             f"target. To go on without a jump set {same}.",
-            stacklevel=2,
         )
 
 

@@ -117,6 +117,19 @@ def test_bits_that_no_step_has_moved_are_named_at_the_end():
         trained(steps=12)[1].finalize()
 
 
+@pytest.mark.parametrize(("share", "early"), [(0.5, True), (0.995, False), (1.0, False)])
+def test_bits_that_are_final_before_the_end_are_named_once(share, early):
+    ldp = trained(steps=12)[1]
+    ldp._progress, ldp.frozen = share, False
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        allocation = ldp.finalize()
+        ldp.finalize()
+    told = [str(warning.message) for warning in heard]
+    assert len(told) == early and all("final at 50% of the training" in one and "Let progress rise to 1" in one for one in told)
+    assert allocation.summary.get("progress", 1.0) == share
+
+
 def test_a_training_that_goes_on_from_a_folder_is_told_what_it_lacks(tmp_path):
     model, ldp, _ = trained(steps=12)
     ldp._progress = 0.5

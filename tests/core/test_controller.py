@@ -19,11 +19,13 @@ def applied(model, space=None, **options):
     return model, ldp_search.controller(model)
 
 
-@pytest.mark.parametrize("progress", [0.0, -0.1, 0.3, 0.25, 1.5, float("nan")])
+@pytest.mark.parametrize("progress", [0.0, -0.1, 0.3, 0.25, 1.5, float("nan"), "a", None])
 def test_progress_must_rise(mlp, progress):
     _, ldp = applied(mlp())
     ldp.step(0.3)
-    with pytest.raises(ValueError, match=rf"rise from 0 to 1.*received {progress} after 0.3.*Pass \(step \+ 1\) / total_steps"):
+    with pytest.raises(
+        ValueError, match=rf"rise from 0 to 1.*received {progress!r} after 0.3.*Pass \(step \+ 1\) / total_steps"
+    ):
         ldp.step(progress)
     ldp.step(1.0)
     assert ldp.trajectory.progress == [0.3, 1.0]
@@ -117,6 +119,18 @@ def test_a_saved_state_goes_on_bitwise(name, steps):
         assert all(torch.equal(v, whole["ldp"]["tensors"][k]) for k, v in end["ldp"]["tensors"].items())
         assert resumed.trajectory.columns() == ldp.trajectory.columns() and resumed.cost() == ldp.cost()
         assert all(torch.equal(v, whole["model"][k]) for k, v in end["model"].items())
+
+
+def test_a_loss_that_is_no_number_goes_on_from_the_saved_one(mlp):
+    (_, whole), (_, resumed), (_, older) = (applied(mlp(), {"cost_weight": 0.1}) for _ in range(3))
+    whole.step(0.1, loss=4.0)
+    state = whole.state_dict()
+    resumed.load_state_dict(state)
+    older.load_state_dict({key: value for key, value in state.items() if key != "loss"})
+    for ldp in (whole, resumed, older):
+        ldp.step(0.2, loss=float("nan"))
+    assert whole.policy.state["loss"] == resumed.policy.state["loss"] == 4.0
+    assert older.policy.state["loss"] < 4.0, "a state without one loads, and takes 1 as at the beginning"
 
 
 def test_a_state_of_other_layers(mlp):

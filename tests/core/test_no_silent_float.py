@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import ldp_search
+from ldp_search.core.controller.strays import PATIENCE
+from ldp_search.core.messages import warn
 from ldp_search.core.model.patched import Beneath
 
 
@@ -26,10 +29,17 @@ def left_out(ldp) -> dict[str, str]:
     return {item.name: item.reason for item in ldp.coverage.left_out}
 
 
-def trained(model, ldp) -> None:
+def trained(model, ldp, progress=0.5) -> None:
     """One step."""
     model(torch.randn(5, 6)).sum().backward()
-    ldp.step(0.5)
+    ldp.step(progress)
+
+
+def warnings_of(call) -> list[warnings.WarningMessage]:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        call()
+    return heard
 
 
 def by_lambda(layer):
@@ -172,9 +182,31 @@ def test_a_layer_that_the_forward_goes_around_is_named_in_warning_and_summary():
     model = small()
     ldp = searched(model)
     go_around(model)
-    with pytest.warns(UserWarning, match="reached by no forward so far, though their operations were counted: 2"):
-        trained(model, ldp)
+    warned = [warnings_of(lambda step=step: trained(model, ldp, step / 12)) for step in range(1, PATIENCE + 2)]
+    assert [len(each) for each in warned] == [0] * (PATIENCE - 1) + [1, 0], "a model may skip it at random: some steps tell"
+    said = str(warned[PATIENCE - 1][0].message)
+    assert (
+        "reached by no forward so far, though their operations were counted: 2. Where the model skips layers at random" in said
+    )
     assert "no forward has reached 2" in ldp.summary()
+    with pytest.warns(UserWarning, match="reached by no forward so far"):
+        ldp.finalize()
+
+
+def test_a_layer_that_is_skipped_at_random_is_not_named():
+    model = small()
+    ldp, forward = searched(model), model.forward
+    for step in range(1, PATIENCE + 2):
+        model.forward = forward if step == 3 else lambda x: model[1](model[0](x))
+        assert not warnings_of(lambda step=step: trained(model, ldp, step / 12))
+
+
+def test_a_warning_points_at_the_line_that_called():
+    model = small()
+    ldp = searched(model)
+    model.append(nn.Linear(4, 4))
+    for call in (lambda: trained(model, ldp), ldp.finalize, lambda: warn("in the package's words")):
+        assert [warning.filename for warning in warnings_of(call)] == [__file__]
 
 
 def test_layers_that_come_in_after_apply_are_named():

@@ -124,8 +124,12 @@ def test_random_meets_its_target_and_differs_between_seeds(square, pretend, targ
     assert len(set(drawn[0].values())) > 1
 
 
-def test_neighbouring_allocations_enclose_a_budget():
-    p, bits = problem(layers=5), 3 + 5 * torch.rand(5, 3)
+@pytest.mark.parametrize("equal", [False, True])
+def test_neighbouring_allocations_enclose_a_budget(equal):
+    p = problem(layers=5)
+    bits = torch.full((5, 3), 5.5) if equal else 3 + 5 * torch.rand(5, 3)
+    p.group = torch.arange(15).view(5, 3)
+    p.groups = 15
     for target in (0.3, 0.4, 0.55, 0.7, 0.99):
         below, above = allocation_at_cost(p, bits, target)
         costs = [float(p.relative_cost(b)) for b in (below, above)]
@@ -137,6 +141,15 @@ def test_neighbouring_allocations_enclose_a_budget():
         assert spent / 0.5 == pytest.approx(target, abs=1e-12)
         real = torch.minimum(torch.maximum(bits + shift_to_cost(p, bits, target), p.low), p.high)
         assert float(p.relative_cost(real)) == pytest.approx(target, abs=1e-6)
+
+
+@pytest.mark.parametrize("target", [0.25, 0.3165, 0.4])
+def test_learned_begins_near_its_target(target):
+    p = problem(grad=(3.0, 8.0), layers=20, target_cost=target)
+    p.group, p.groups = torch.arange(60).view(20, 3), 60
+    start = build("policy", "learned").bind(p)
+    assert target - 0.01 < float(p.relative_cost(start)) <= target
+    assert start.max() - start.min() <= 1
 
 
 def replayed(square, path, steps, **options):

@@ -103,6 +103,20 @@ def test_a_run_leaves_as_every_format_and_scores_what_the_run_said(run_folder, t
     assert report["data"] == "evaluation data of digits" and "ms, batch 2" in out and "Accuracy" in out
 
 
+def test_without_onnxruntime_there_are_no_rows_of_it(run_folder, tmp_path, capsys, monkeypatch):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import would fail
+    folder = copied(run_folder, tmp_path)
+    assert main([str(folder), "format=packed", "batch=2", "rounds=2", "samples=40"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "Did not run" not in out and peers.FP32_ORT not in out and out.count("pip install '.[onnx]' adds the comparison") == 1
+    )
+    assert [row["name"] for row in json.loads((folder / "export.json").read_text())["rows"]][2:] == ["ours, packed"]
+    assert main([str(folder), "format=packed", *QUICK]) == 0
+    assert "adds the comparison" not in capsys.readouterr().out, "nobody asked for the comparison"
+
+
 def test_a_folder_of_save_pretrained_is_compared_on_a_task_or_on_random_inputs(tmp_path, capsys):
     timm = pytest.importorskip("timm")
     import ldp_search.runner.models.cifar  # noqa: F401 (the import registers the names)

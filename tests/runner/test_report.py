@@ -114,13 +114,20 @@ def test_page_shows_the_numbers_of_the_files(tmp_path, unpainted):
     assert "Accuracy 87.65 %" in text
     assert f"Training cost {100 * mean:.1f} % of static 8 bits" in text
     assert f"reached {100 * mean:.1f} %: {100 * abs(mean / 0.6 - 1):.1f} % {'above' if mean > 0.6 else 'below'}" in text
-    assert "Inference cost 37.0 %" in text
+    assert "Inference cost 37.0 %" in text and "Target cost 60.0 %" in text
     assert "Weights 0.0123 MiB" in text
     assert "Coverage 91.0 %" in text
     assert "Time 1 min 23 s" in text
     assert "Seed 0" in text
     assert "attention 900 9.00 % raw matmul" in text  # 900 of 10,000 MACs
     assert "not finished" not in text
+
+
+def test_a_target_is_shown_as_it_was_given(tmp_path, unpainted):
+    folder = make_run(tmp_path / "run", words=["target_cost=0.3165"])
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"mean_cost": 0.316502}))
+    assert "Target cost 31.65 % reached 31.65 %: on target" in text_of(write_report([folder], folder))
 
 
 def test_coverage_table_holds_bits_and_shares_of_every_layer(tmp_path, unpainted):

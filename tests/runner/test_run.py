@@ -57,6 +57,14 @@ def test_everything_that_a_run_leaves_with_report(tmp_path, capsys):
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").epochs == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "told"), [(["epochs=1"], "5 steps (1 epoch) of"), (["epochs=null", "steps=11"], "11 steps (2.2 epochs) of")]
+)
+def test_the_first_lines_tell_how_far_the_steps_go(tmp_path, capsys, words, told):
+    open_session(resolve([*WORDS, f"output={tmp_path / 'run'}", *words])).journal.close()
+    assert told in capsys.readouterr().out
+
+
 def test_the_folder_is_the_trained_model(tmp_path):
     """Loaded again without another word, it scores what the run said, at the bits that the run said."""
     assert run(tmp_path / "run", "model=resnet20", "model.shortcut=A", "epochs=1") == 0

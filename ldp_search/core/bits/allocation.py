@@ -16,7 +16,7 @@ class Allocation:
 
     layers: {name: Bits}. details: {name: {"kind", "macs", "backward_macs", "weight_numel", "searched"}}. summary:
     relative_cost, mean_relative_cost (training, to the space's highest bits), relative_inference_cost, weight_mib, coverage;
-    relative_latency and latency_ms where they were predicted.
+    relative_latency and latency_ms where they were predicted; progress where the training had not come to its end.
     """
 
     layers: dict[str, AnyBits]

@@ -15,6 +15,8 @@ from .latency import Latency
 from .limits import InferenceLimit, LatencyLimit, Limit, SizeLimit
 from .space import FULL_PRECISION
 
+GOLDEN = 0.618034  # whose multiples lie evenly between whole numbers
+
 
 @dataclass
 class Problem:
@@ -130,6 +132,11 @@ class Problem:
         """Training BitOPs at the highest bits; once, since a search for bits asks at every trial."""
         with torch.inference_mode(False):  # whoever asks first: a tensor of that mode would be none for autograd
             return training_bitops(self.macs, self.high.double(), self.backward).sum()
+
+    @property
+    def apart(self) -> Tensor:
+        """(layers, kinds) numbers from -0.5 to 0.5, evenly spread, one a group: an order for bits that are equal."""
+        return (torch.arange(self.groups, dtype=torch.float64, device=self.low.device) * GOLDEN % 1.0 - 0.5)[self.group]
 
     @property
     def members(self) -> Tensor:

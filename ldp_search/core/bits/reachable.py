@@ -11,8 +11,6 @@ from .limits import WITHIN, Limit
 from .problem import Problem
 from .within_limits import LeastDamageWithin
 
-GOLDEN = 0.618034  # whose multiples lie evenly between whole numbers
-
 
 def about_equal(problem: Problem, budget: float | None) -> tuple[Tensor, Tensor]:
     """Two neighbouring allocations (layers, kinds) within every budget, their bits about equal, their costs around `budget`.
@@ -69,7 +67,6 @@ def _neutral(problem: Problem) -> Tensor:
     """(layers, kinds, levels) damages where nothing is measured: those that make all bits about equal under every budget."""
     weight = problem.macs / problem.macs.sum().clamp_min(1e-300)
     scale = weight[:, None].expand(problem.low.shape).clone()
-    apart = torch.arange(scale.numel(), dtype=torch.float64).view_as(scale) * GOLDEN % 1.0 - 0.5  # or all would move at once
     if problem.target_size is not None and problem.weight_numel is not None:
         scale[:, 0] += problem.weight_numel / problem.weight_numel.sum().clamp_min(1)
-    return scale[..., None] * 4.0 ** (apart[..., None] - problem.levels.double())
+    return scale[..., None] * 4.0 ** (problem.apart[..., None] - problem.levels.double())  # or all would move at once

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,11 +10,14 @@ from torch import Tensor
 from ..bits.policies import Policy, Problem
 from ..bits.space import FINAL_BUDGETS, SearchSpace
 from ..bits.specs import Coverage
+from ..messages import warn
 from .distributed import local_part
 
 if TYPE_CHECKING:
     from ..model.sites import SiteSpec
     from .controller import Controller
+
+NEARLY_ALL = 0.99  # of a training: a few steps that a loop leaves out at its end are no matter
 
 
 def check_learnable(policy: Policy, problem: Problem, space: SearchSpace) -> None:
@@ -61,16 +63,23 @@ def check_present(controller: Controller) -> None:
 
 
 def warn_where_nothing_was_learned(controller: Controller) -> None:
-    """Where bits that should have been searched are final as they began, or were chosen without any measurement."""
+    """Where bits that should have been searched are final as they began, were chosen without any measurement, or too early."""
     if controller.frozen or controller.policy.name == "static" or not controller.problem.searched.any():
         return
-    if controller.spent[1] == 0:
+    progress = controller.spent[1]
+    if progress == 0:
         what = "no ldp.step() was called, so they are those of the beginning. Call it once per optimizer step, after backward"
     elif controller.trajectory.seen and controller.sensor is not None and not controller.sensor.ready:
         what = "nothing was measured of what rounding costs. Train in training mode, with loss.backward() before ldp.step()"
+    elif progress < NEARLY_ALL:
+        warn(
+            f"These bits are final at {progress:.0%} of the training: its last part, in which they come to rest and the budget "
+            "is met, never ran. Let progress rise to 1, ldp.step((step + 1) / total_steps), with the steps that will be taken.",
+        )
+        return
     else:
         return
-    warnings.warn(f"These bits were not learned; {what}.", stacklevel=4)
+    warn(f"These bits were not learned; {what}.")
 
 
 def not_finite(controller: Controller) -> list[str]:
@@ -88,20 +97,23 @@ def _at_hand(spec: SiteSpec) -> list[Tensor]:
 def warn_where_diverged(controller: Controller) -> None:
     """At the end of a training, whose bits and weights are of no use where it diverged."""
     if broken := not_finite(controller):
-        warnings.warn(
+        warn(
             f"The training diverged: weights or ranges of {len(broken)} of {len(controller.specs)} layers are infinite or "
             f"not a number ({', '.join(broken[:3])}{' ...' * (len(broken) > 3)}), so the bits mean nothing. Train again "
             "with a smaller learning rate, or with more bits.",
-            stacklevel=4,
         )
 
 
 def check_step(controller: Controller, progress: float, before: float, loss: Tensor | float | None) -> None:
     """Raises ValueError where a step comes out of order, or lacks what the policy reads. before: the progress so far."""
     check_present(controller)
-    if not before < progress <= 1 + 1e-9:
+    try:
+        in_order = before < progress <= 1 + 1e-9
+    except TypeError:  # no number at all
+        in_order = False
+    if not in_order:
         raise ValueError(
-            f"progress must rise from 0 to 1, once per optimizer step; received {progress} after {before}. "
+            f"progress must rise from 0 to 1, once per optimizer step; received {progress!r} after {before}. "
             "Pass (step + 1) / total_steps."
         )
     if controller.policy.needs_loss and loss is None and not controller.frozen:
@@ -109,17 +121,15 @@ def check_step(controller: Controller, progress: float, before: float, loss: Ten
             f"The policy {controller.policy.name!r} reads the training loss: call ldp.step(progress, loss=loss.detach())."
         )
     if before > 0 and controller.trajectory.seen == 0 and not controller.frozen:
-        warnings.warn(
+        warn(
             f"This training goes on at {before:.0%} without what it had measured and recorded until then: a folder of "
             "save_pretrained is for using and exporting a model. To go on with a training, save and load "
             "ldp_search.controller(model).state_dict().",
-            stacklevel=5,
         )
     if not controller.profiled and before == 0:
-        warnings.warn(
+        warn(
             "The first step comes before any operation was counted: costs take all layers alike, and products outside of "
             "layers are not quantized. Call the model itself (no part or method of it), or give apply() example_inputs.",
-            stacklevel=5,
         )
 
 

@@ -41,7 +41,7 @@ from .finalize import finalize, frozen_norms
 from .forecast import Damage, Front, damage, front
 from .rollback import controller_kept
 from .search_problem import always_computed, backward_macs
-from .strays import apart, warn_of_strays, warn_where_frozen
+from .strays import PATIENCE, apart, warn_of_changes, warn_of_unreached, warn_where_frozen
 from .summary import Summary, summarize
 from .tensors import BitTensors, leaf
 
@@ -83,6 +83,7 @@ class Controller:
         self._names: list[str] = []
         self._weights: list[int] = []
         self.bypassed: dict[str, str] = {}  # {site: why its products are not quantized}, found by `apply`
+        self._looks_again = PATIENCE  # the step after which layers that no forward has reached are named
         self.frozen_norms: set[str] | None = None  # names of batch norms, as the first step finds them; None: before it
         self.profile = profile
         counting.build(self, find_sites(model, space, profile))
@@ -154,8 +155,8 @@ class Controller:
             optimizer: of the weights; its learning rate is what the noise of rounded gradients counts by. Without one an
                 effective rate of 1 is taken (SGD at 0.1 with momentum 0.9).
 
-        A loss scaled for fp16 scales the bits' gradients too: 'learned' with a target does not mind (though
-        `damage()` is then of the scaled loss), others do.
+        A loss scaled for fp16 scales the bits' gradients too: 'learned' with a target takes the same bits (the losses that
+        `damage()` and `front()` expect are multiplied by the square of the scale), other policies mind.
 
         Raises:
             ValueError: progress out of order, or no loss for a policy that needs one.
@@ -186,13 +187,15 @@ class Controller:
             agree_on_choices(self.backend)
         if self.trajectory.seen.bit_count() == 1 or self.sensing:
             warn_where_frozen(self)
+        if self._steps == self._looks_again:
+            warn_of_unreached(self)
 
     def _look_around(self) -> None:
         """At the first step of a process: name what has come between `apply` and the training."""
         check_coverage(self)
-        warn_of_strays(self)
+        warn_of_changes(self)
         warn_where_frozen(self)
-        self.frozen_norms = frozen_norms(self.model)
+        self.frozen_norms, self._looks_again = frozen_norms(self.model), self._steps + PATIENCE
 
     def senses_at(self, steps: int) -> bool:
         """Whether the forward and backward of step `steps` measure what rounding costs, and search the clipping bounds."""

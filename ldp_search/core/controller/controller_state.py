@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
+from ..messages import warn
 from ..profile.records import ModelProfile
 from . import counting
 
@@ -27,6 +27,7 @@ def of(controller: Controller) -> dict:
         "trajectory": controller.trajectory.state_dict(),
         "generator": controller.generator.get_state(),
         "progress": controller._progress,
+        "loss": None if controller._loss is None else controller._loss.cpu().clone(),
         "frozen": controller.frozen,
         "backend": controller.backend.state_dict(),
     }
@@ -51,9 +52,8 @@ def load(controller: Controller, state: dict) -> None:
         controller.adopt_profile(ModelProfile.from_dict(state["profile"]))
         controller.trained |= flags  # of these counts
     elif any(controller.trained.get(name, each) != each for name, each in flags.items()):
-        warnings.warn(
+        warn(
             "The state is of a training in which other weights were frozen: what it has spent so far was counted by that.",
-            stacklevel=5,
         )
     _take(controller, state)
 
@@ -84,6 +84,7 @@ def _take(controller: Controller, state: dict) -> None:
     if state.get("backend"):
         controller.backend.load_state_dict(state["backend"])
     controller._progress, controller.frozen = state["progress"], state["frozen"]
-    controller._steps = state.get("steps", 0)
+    controller._steps, loss = state.get("steps", 0), state.get("loss")  # a state from before may lack either
+    controller._loss = None if loss is None else loss.to(controller.tensors.bits.device, copy=True)
     controller.sensing = controller.senses_at(controller._steps)
     controller.bind_views()

@@ -139,7 +139,7 @@ def _forward(model):
 def allocation(controller: Controller) -> Allocation:
     """The bits in force, with what they cost, as an Allocation."""
     cost, coverage = controller.cost(), controller.coverage
-    searched = controller.problem.searched.any(1).tolist()
+    searched, progress = controller.problem.searched.any(1).tolist(), float(controller.spent[1])
     details = {
         name: {
             "kind": s.kind,
@@ -156,6 +156,7 @@ def allocation(controller: Controller) -> Allocation:
         "relative_inference_cost": cost.relative_inference,
         "weight_mib": cost.weight_mib,
         **({} if cost.relative_latency is None else {"relative_latency": cost.relative_latency, "latency_ms": cost.latency_ms}),
+        **({"progress": progress} if 0 < progress < 1 - 1e-9 else {}),
         "coverage": {"share": coverage.share, "left_out": [item._asdict() for item in coverage.left_out]},
     }
     return Allocation(controller.bits(), details, summary)

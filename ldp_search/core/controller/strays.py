@@ -2,16 +2,17 @@
 
 Layers are replaced (`reset_classifier`), classes changed back, forwards patched after `apply`, layers added. Each is found by
 looking at the model as it is now and at what its forwards have reached, and is named: in the coverage, in `ldp.summary()`,
-and as a warning at the first step, at `finalize`, when a model is saved and when it is exported.
+and as a warning at the first step (what was not reached, some steps later), at `finalize`, when a model is saved and when it is
+exported.
 """
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
+from ..messages import warn
 from ..model.interception import InterceptionPlan
 from ..model.layers import kind_of
 from ..model.patched import is_patched
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .controller import Controller
 
 MOST_NAMES = 8
+PATIENCE = 10  # steps of a process after which a layer that no forward has reached is named: models skip layers at random
 
 
 class Strays(NamedTuple):
@@ -99,15 +101,29 @@ def _newcomers(controller: Controller) -> list[str]:
 
 def warn_of_strays(controller: Controller) -> None:
     """Name them, where there are any."""
+    warn_of_changes(controller)
+    warn_of_unreached(controller)
+
+
+def warn_of_unreached(controller: Controller) -> None:
+    """Name the layers that no forward has reached."""
+    used = [name for name in find_strays(controller).unreached if controller.specs[name].macs]
+    if used:
+        warn(
+            f"Layers of the model are reached by no forward so far, though their operations were counted: {some(used)}. Where "
+            "the model skips layers at random there is nothing to do. Otherwise train by the forward that was counted, or call "
+            "ldp_search.remove(model) and ldp_search.apply(model, ..., example_inputs=...) with inputs as in training."
+        )
+
+
+def warn_of_changes(controller: Controller) -> None:
+    """Name what was taken out of the search since `apply`, and what came in beside it."""
     found = find_strays(controller)
-    used = [name for name in found.unreached if controller.specs[name].macs]
     parts = [f"{name} ({reason})" for name, reason in found.lost.items()]
     if parts:
         _warn(f"in floating point, though they are part of the search: {some(parts)}")
     if found.newcomers:
         _warn(f"in floating point, since they came in after apply(): {some(found.newcomers)}")
-    if used:
-        _warn(f"reached by no forward so far, though their operations were counted: {some(used)}")
 
 
 def refrozen(controller: Controller) -> list[str]:
@@ -123,18 +139,16 @@ def warn_where_frozen(controller: Controller) -> None:
     changed = refrozen(controller)
     new, controller.named_refrozen = set(changed) - controller.named_refrozen, set(changed)
     if new:
-        warnings.warn(
+        warn(
             f"Weights were frozen or unfrozen after apply(); their costs are those of before: {some(sorted(new))}. "
             "Freeze first, then apply: ldp_search.remove(model), ldp_search.apply(model, ...).",
-            stacklevel=5,
         )
 
 
 def _warn(what: str) -> None:
-    warnings.warn(
+    warn(
         f"Layers of the model are {what}. Call ldp_search.remove(model) and ldp_search.apply(model, ...) after the last change "
         "of the model, or ldp_search.controller(model).summary() to see all.",
-        stacklevel=5,
     )
 
 

@@ -136,6 +136,8 @@ def _told(subject: Subject, report: dict, options: ExportOptions, folder: Path) 
             parts = {"in floating point": "float_layers", "int8, not nbits": "not_nbits", "inputs unrounded": "unrounded"}
             note = "".join(_listed(what, file.get(key, {})) for what, key in parts.items())
             lines.append(f"{name:<8} {file['path']}  {file['bytes'] / 2**20:.2f} MiB{note}")
+    if options.compare and not peers.has_onnxruntime():
+        lines.append("not compared with onnxruntime, which is not installed: pip install '.[onnx]' adds the comparison")
     return "\n".join([*lines, f"table    {folder / REPORT}"])
 
 

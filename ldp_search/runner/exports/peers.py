@@ -6,6 +6,7 @@ Everything here is a `Way`: a module that is called as the model is, with its by
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import logging
 from collections.abc import Callable, Iterator
@@ -64,13 +65,18 @@ def by_token(path: Path) -> Way:
     return _way(BY_TOKEN, lambda: OnnxModel(path, token_by_token=True), path, ours=True, timed=False)
 
 
+def has_onnxruntime() -> bool:
+    """Whether all that a comparison with onnxruntime needs is installed."""
+    return all(importlib.util.find_spec(package) is not None for package in ("onnx", "onnxscript", "onnxruntime"))
+
+
 def peers(subject: Subject, folder: Path, compare: bool) -> Iterator[Way]:
-    """What to compare with; files are made in `folder`. compare: also with onnxruntime."""
+    """What to compare with; files are made in `folder`. compare: also with onnxruntime, where it is installed."""
     yield Way(TRAINED, subject.model, timed=False)
     plain = plain_copy(subject.model)
     size = sum(t.numel() * t.element_size() for t in {t.data_ptr(): t for t in plain.state_dict().values()}.values())
     yield Way(FP32_TORCH, plain, size)
-    if not compare:
+    if not compare or not has_onnxruntime():
         return
     float_file = folder / "fp32.onnx"
     first = _way(FP32_ORT, lambda: _written(float_file, lambda: write_float(plain, float_file, subject)), float_file)

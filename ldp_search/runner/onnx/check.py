@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import onnxscript
 import torch
 from onnxscript import ir
 
+from ...core.messages import warn
 from . import cache
 from .dynamic_shapes import tensors
 
@@ -134,7 +134,7 @@ def save(
         if runs:
             checked = _compared(made, optimized, inputs, _arrays(expected), by_token)
         else:
-            warnings.warn("The exported file was not run, since onnxruntime is missing: pip install onnxruntime", stacklevel=3)
+            warn("The exported file was not run, since onnxruntime is missing: pip install onnxruntime")
         os.replace(made, path)
     return checked
 

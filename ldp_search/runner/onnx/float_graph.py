@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
+from ...core.messages import warn
 from .dynamic_shapes import Freedom, by_parameter, fixed_lengths, name_lengths, tensors
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules in whose forward a node was made
@@ -62,7 +63,7 @@ def float_graph(model: nn.Module, args: tuple, kwargs: dict, names: list[str]):
         fixed[f"length of {', '.join(stiff)}"] = "its computation depends on it"
         freedom = freedom._replace(lengths=frozenset())
     for what, why in fixed.items():
-        warnings.warn(f"The {what} stays fixed in the file, as in the example: {why}.", stacklevel=3)
+        warn(f"The {what} stays fixed in the file, as in the example: {why}.")
     name_lengths(graph.graph)
     return graph, freedom
 

@@ -7,12 +7,12 @@ README.md without the marks is not touched.
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 from ...core import Allocation, Controller
 from ...core.controller.finalize import allocation
+from ...core.messages import warn
 
 CARD, PICTURE = "README.md", "schedule.png"
 BEGIN, END = "<!-- ldp_search: written by save_pretrained -->", "<!-- ldp_search: end -->"
@@ -36,10 +36,9 @@ def write_card(ldp: Controller, record: dict[str, Any], stage: Path, folder: Pat
         path.read_text(encoding="utf-8") if path.is_file() else None, make_card(ldp, record, picture is not None, name)
     )
     if text is None:
-        warnings.warn(
+        warn(
             f"{path} was not written by save_pretrained and stays as it is; for the table of bits in it, put the lines "
             f"{BEGIN!r} and {END!r} where it shall stand.",
-            stacklevel=4,
         )
     else:
         (stage / CARD).write_text(text, encoding="utf-8")
@@ -164,5 +163,5 @@ def _picture(ldp: Controller) -> bytes | None:
         run = run_of(ldp)
         return schedule_figure(run, scale_of(run))
     except Exception as error:
-        warnings.warn(f"The schedule could not be drawn ({type(error).__name__}: {error}); all else is saved.", stacklevel=5)
+        warn(f"The schedule could not be drawn ({type(error).__name__}: {error}); all else is saved.")
         return None

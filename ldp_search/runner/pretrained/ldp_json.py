@@ -20,6 +20,7 @@ from ...api import controller
 from ...core import Controller, SearchSpace, apply
 from ...core.bits.space import current_words
 from ...core.controller.finalize import allocation
+from ...core.messages import warn
 from ...core.profile.records import ModelProfile
 
 FORMAT_VERSION = 3
@@ -68,7 +69,7 @@ def _version(package: str) -> str | None:
 def _plain(values: Tensor) -> Any:
     """Nested lists of numbers, which JSON keeps exactly."""
     if not torch.isfinite(values).all():
-        warnings.warn("Some ranges are not finite: the training diverged.", stacklevel=4)
+        warn("Some ranges are not finite: the training diverged.")
     return values.tolist()
 
 
@@ -123,7 +124,7 @@ def restore(model: nn.Module, record: dict[str, Any]) -> None:
         if not record["frozen"] or space["policy"] == "static":
             raise
         # The policy (a recorded schedule, a module of one's own) may be out of reach here; frozen bits do not need it.
-        warnings.warn(f"The policy {space['policy']!r} cannot be made here; the bits are frozen and stay.", stacklevel=3)
+        warn(f"The policy {space['policy']!r} cannot be made here; the bits are frozen and stay.")
         apply(model, SearchSpace.from_dict(space | {"policy": "static"}), profile=profile)
     ldp = controller(model)
     state = ldp.state_dict()

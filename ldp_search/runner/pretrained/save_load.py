@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from ...api import controller
 from ...core.apply import check_fresh, remove
 from ...core.controller.strays import warn_of_strays
+from ...core.messages import warn
 from ..io.atomic import folder_made, replace_together
 from .card import write_card
 from .dtypes import dtypes_of, take_dtypes
@@ -170,12 +170,11 @@ def _take(model: nn.Module, tensors: dict[str, Tensor], folder: Path, record: di
 def _warn_of(how: dict[str, Any], model: nn.Module, folder: Path, told: bool) -> None:
     """What will surprise whoever loads the folder: no recipe where one was to be expected, files of other models in it."""
     if how["source"] == "none" and (told or hasattr(model, "pretrained_cfg") or "another model" in how["reason"]):
-        warnings.warn(f"load_pretrained({str(folder)!r}) will need the model, since {how['reason']}.", stacklevel=3)
+        warn(f"load_pretrained({str(folder)!r}) will need the model, since {how['reason']}.")
     for name, reads in _left_behind(model, folder):
-        warnings.warn(
+        warn(
             f"{folder} holds the {name} of another model: load_pretrained reads past it, but {reads}. Move it away, or save "
             "into another folder.",
-            stacklevel=3,
         )
 
 

@@ -18,7 +18,7 @@ from .heatmap import schedule_figure
 from .layers import Layer, layers_of, left_out, total_macs
 from .load import Run, named, number
 from .style import BitScale
-from .words import count, describe, digits, duration, percent, score
+from .words import count, describe, digits, duration, percent, places_of, score
 
 Pictures = dict[str, bytes]
 """File name -> PNG, filled while the sections are written."""
@@ -80,12 +80,13 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
     if run.folder is not None:  # a controller knows nothing of the model's metric
         cards[:0] = [(run.metric.title, score(run), kind if run.score is not None else "not evaluated yet")]
     if target is not None:
+        places = places_of(target)
         reached = (
             "not recorded yet"
             if run.mean_cost is None
-            else f"reached {percent(run.mean_cost)}: {_deviation(run.mean_cost, target)}"
+            else f"reached {percent(run.mean_cost, places)}: {_deviation(run.mean_cost, target)}"
         )
-        cards.append(("Target cost", percent(target), reached))
+        cards.append(("Target cost", percent(target, places), reached))
     share = number(run.coverage.get("share"))
     cards += [
         ("Inference cost", percent(run.inference_cost), f"of {run.static_name}, final bits{_budget(run, 'target_inference')}"),

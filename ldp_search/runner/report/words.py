@@ -147,6 +147,11 @@ def percent(value: float | None, places: int = 1) -> str:
     return "–" if value is None or np.isnan(value) else f"{100 * value:.{places}f}\N{NO-BREAK SPACE}%"
 
 
+def places_of(value: float, least: int = 1, most: int = 3) -> int:
+    """As many places as a fraction's percentage needs to be shown as it was given: 2 for 0.3165."""
+    return max(least, len(f"{100 * value:.{most}f}".rstrip("0").partition(".")[2]))
+
+
 def score(run: Run) -> str:
     """The run's metric, in its own unit."""
     return percent(run.score, 2) if run.metric.percent else run.metric.show(run.score)

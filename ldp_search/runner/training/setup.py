@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -199,10 +198,16 @@ def _headline(run: Session) -> str:
         f"{models.display_name(config.model)}: {len(run.ldp.layers)} quantized layers, {coverage.share:.1%} of the MACs{left}\n"
         f"space {display_name(config.space)}, policy {as_component(run.settings.values['policy'])['name']}, "
         f"target cost {run.settings.space.target_cost}{_other_budgets(run.settings.space)}; {run.total_steps:,} steps "
-        f"({math.ceil(run.total_steps / run.steps_per_epoch)} epochs) of {config.batch_size} on {device}, "
+        f"({_epochs(run.total_steps / run.steps_per_epoch)}) of {config.batch_size} on {device}, "
         f"torch {torch.__version__}; output {run.output}"
         + (f"\ngoing on from step {run.step:,}" if run.step else "")
     )  # fmt: skip
+
+
+def _epochs(many: float) -> str:
+    """2.7 epochs, 160 epochs, 0.02 epochs: as far as the steps go, which may end within an epoch."""
+    shown = f"{many:,.1f}".removesuffix(".0") if many >= 0.95 else f"{many:.1g}"
+    return "1 epoch" if shown == "1" else f"{shown} epochs"
 
 
 def _other_budgets(space: SearchSpace) -> str:

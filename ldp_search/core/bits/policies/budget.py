@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..problem import Problem
 
+TIE = 1e-8
+"""Of `Problem.apart`, between equal bits. It is less than lies between two fp32 numbers of bits that differ."""
 ROUNDING = 1e-9
 """Of progress. A part of a plan that is to begin with a step would otherwise begin one step late."""
 STARTS = {"low": 0.0, "middle": 0.5, "high": 1.0, "target": 0.5}
@@ -83,10 +85,12 @@ def allocation_at_cost(problem: Problem, bits: Tensor, target: float) -> tuple[T
     """The two neighbouring integer allocations, (layers, kinds), whose costs enclose `target`: at most it, and at least it.
 
     Integer allocations are those that rounding gives as all real-valued bits move together, so neighbours differ in the
-    group whose fraction comes next. Where even the lowest bits cost more, or the highest less, both are that one.
+    group whose fraction comes next; of equal fractions one after the other. Where even the lowest bits cost more, or the
+    highest less, both are that one.
     """
     lower, upper = -20.0, 20.0
-    rounded = lambda shift: problem.in_force(clamp(problem, torch.round(bits.double() + shift))).to(bits.dtype)  # noqa: E731
+    real = bits.double() + TIE * problem.apart
+    rounded = lambda shift: problem.in_force(clamp(problem, torch.round(real + shift))).to(bits.dtype)  # noqa: E731
     for _ in range(60):
         middle = (lower + upper) / 2
         if float(problem.relative_cost(rounded(middle))) <= target:

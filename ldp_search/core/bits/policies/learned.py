@@ -35,7 +35,7 @@ LONGEST_WARM_UP = 0.2  # share of the run that a rising learning rate may hold t
 class Learned(Policy):
     """Bits of least damage, within a budget (`target_cost`) or at a price (`cost_weight`).
 
-    start: of the bits: low, middle, high, or target (all equal, at the target cost; the middle where there is none).
+    start: of the bits: low, middle, high, or target (about equal, at the target cost; the middle where there is none).
     warmup: share of the run in which they stay there; and as long as the learning rate rises, up to a fifth of the run and to
         half of what the budget allows.
     freeze: share of the run at its end in which they stay at what they are.
