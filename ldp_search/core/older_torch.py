@@ -12,13 +12,13 @@ where a name occurs both in it and around it.
 """
 
 
-def needs_torch(version: str, what: str, instead: str) -> RuntimeError:
+def needs_torch(version: str, what: str, instead: str) -> ImportError:
     """The error to raise where `what` needs a newer torch. instead: what can be done without."""
-    return RuntimeError(f"{what} needs torch >= {version}; this is torch {torch.__version__}. Update torch, or {instead}.")
+    return ImportError(f"{what} needs torch >= {version}; this is torch {torch.__version__}. Update torch, or {instead}.")
 
 
 def refuse_to_compile() -> None:
-    """RuntimeError, always: a quantized module runs into it while this torch compiles it."""
+    """ImportError, always: a quantized module runs into it while this torch compiles it."""
     raise needs_torch("2.8", "torch.compile (or a strict torch.export) of a quantized model", "leave the model as it is")
 
 
