@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-COMPILES = torch.__version__ >= (2, 8)
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+COMPILES = TORCH >= (2, 8)
 """Whether torch.compile computes a quantized model as it is.
 
 Before torch 2.8 products outside of layers stay unrounded, and the backward of an autograd function takes one scale for another
