@@ -22,7 +22,7 @@ try:
     from transformers.trainer_callback import CallbackHandler, ExportableState
     from transformers.training_args import ParallelMode
 except ImportError as error:
-    raise ImportError(f"ldp_search.integrations needs transformers>=4.47: pip install -U transformers ({error})") from error
+    raise ImportError(f"ldp_search.integrations needs transformers>=4.56: pip install -U transformers ({error})") from error
 
 from ..api import controller
 from ..core.bits.space import FULL_PRECISION
@@ -62,7 +62,7 @@ class LDPCallback(TrainerCallback, ExportableState):
     def __init__(self, finalize: bool = False, resume_from: str | os.PathLike | None = None):
         if "on_pre_optimizer_step" not in vars(TrainerCallback):
             raise ImportError(
-                "LDPCallback needs a Trainer that announces its optimizer steps: pip install 'transformers>=4.47'"
+                "LDPCallback needs a Trainer that announces its optimizer steps: pip install 'transformers>=4.56'"
             )
         self.finalize, self.resume_from = finalize, None if resume_from is None else str(resume_from)
         self.run = uuid.uuid4().hex  # tells this run's states from those of another run in the same folder

@@ -8,6 +8,7 @@ import timm
 import torch
 import transformers as hf
 from breadth import breadth
+from older import COMPILED
 from signals import deaf_layers
 from timm.layers import ScaledStdConv2d  # standardizes its weights in every forward
 from timm.models._efficientnet_builder import decode_arch_def
@@ -173,6 +174,7 @@ class Rare(nn.Module):
         return torch.bmm(x.transpose(0, 1).flatten(1, 2), self.experts)
 
 
+@COMPILED
 @breadth("name", ["standardized", "gpt2", "rare"], always=["rare"])
 def test_one_graph_whatever_the_bits(name):
     torch._dynamo.reset()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from breadth import breadth
+from older import COMPILED
 from torch import nn
 
 import ldp_search
 from ldp_search.core import native
+from ldp_search.core.model import swap
 from ldp_search.core.native import library
 
 OPERATORS = torch.ops.ldp_search
@@ -98,6 +102,7 @@ def equal_steps(make, space, steps: int):
     return eager, traced, graphs
 
 
+@COMPILED
 @breadth(
     "make, space",
     [(linear, PAPER), (convolution, PAPER), (convolution, SPLIT), (convolution, BLOCKED), (Outside, SEARCHED)],
@@ -112,6 +117,7 @@ def test_a_compiled_step_is_the_eager_one(make, space):
     assert ("scale_gradient" if space is PAPER else "total_variances") in called(graphs)
 
 
+@COMPILED
 @pytest.mark.slow(reason="the formulas compile as any torch code; they always are compared, uncompiled")
 def test_without_kernels_the_formulas_are_compiled(monkeypatch):
     space = {**PAPER, "grad_bits": 32}
@@ -138,6 +144,7 @@ class Twice(nn.Module):
         return self.layer(first) + self.layer(second)
 
 
+@COMPILED
 def test_the_compiler_neither_keeps_roundings_nor_merges_draws():
     """What is rounded in the forward is rounded again in backward, and two roundings of one gradient draw twice."""
     from torch._dynamo.backends.common import aot_autograd
@@ -195,11 +202,24 @@ def test_operators_are_what_they_say(layout):
         assert torch.equal(OPERATORS.gradient_values(*args), drawn) and not torch.equal(again, drawn)
 
 
-def test_an_exported_program_needs_no_operators():
+@COMPILED
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_program_needs_no_operators(strict):
     """Who loads it may not have them."""
-    if not hasattr(torch.compiler, "is_exporting"):
-        pytest.skip("this torch does not tell while it exports")
     model = linear()
     ldp_search.apply(model, **PAPER, example_inputs=torch.zeros(2, 32))
-    program = torch.export.export(model.eval(), (torch.zeros(2, 32),), strict=True)
+    program = torch.export.export(model.eval(), (torch.zeros(2, 32),), strict=strict)
     assert not called([program.graph_module])
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["model", "step"])
+def test_a_torch_that_compiles_something_else_is_refused(monkeypatch, together):
+    """Rather than left to compute products unrounded. Without torch.compile the model runs."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(swap, "COMPILES", False)
+    model, x = linear(), torch.randn(2, 32)
+    ldp_search.apply(model, **PAPER, example_inputs=x)
+    compiled = torch.compile((lambda x: model(x).sum()) if together else model, backend="eager")
+    with pytest.raises(ImportError, match=rf"needs torch >= 2.8; this is torch {re.escape(torch.__version__)}"):
+        compiled(x)
+    assert model(x).isfinite().all()

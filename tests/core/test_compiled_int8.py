@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from breadth import breadth
+from older import COMPILED
 from test_compiled import OPERATORS, SEARCHED, called, compiled_pair, convolution, equal_steps, linear
 from torch import nn
 
@@ -30,6 +31,7 @@ def strided():
     return nn.Sequential(nn.Unflatten(1, (2, 4, 4)), nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False), nn.Flatten())
 
 
+@COMPILED
 @breadth(
     "make, space",
     [
@@ -48,6 +50,7 @@ def test_a_compiled_step_in_integers_is_the_eager_one(make, space):
     assert traced[1].backend.report(list(traced[1].layers)) == eager[1].backend.report(list(eager[1].layers))
 
 
+@COMPILED
 @pytest.mark.slow(reason="a compilation by itself; sizes pass through the operators as they do through torch's")
 def test_inputs_of_each_length_take_no_graph_of_their_own():
     (eager, _), (model, _), _, graphs = compiled_pair(linear, PAPER)
@@ -83,6 +86,7 @@ NOT_COMPILED = {
 }
 
 
+@COMPILED
 @breadth("reason", list(NOT_COMPILED), always=["a gradient quantizer that torch.compile cannot be told of"])
 def test_what_cannot_be_compiled_in_integers_is_simulated_and_named(reason):
     _, traced, function, graphs = compiled_pair(lambda: nn.Sequential(nn.Linear(32, 4)), PAPER | NOT_COMPILED[reason])
@@ -91,6 +95,7 @@ def test_what_cannot_be_compiled_in_integers_is_simulated_and_named(reason):
     assert f"0 of 1 layers; simulated: 0 ({reason})" in traced[1].summary()
 
 
+@COMPILED
 @pytest.mark.slow(reason="a compilation by itself")
 def test_what_eager_steps_found_slower_stays_simulated(monkeypatch):
     """Measured in eager steps before, by this process or by the one that was resumed; a trace measures nothing."""
@@ -105,10 +110,9 @@ def test_what_eager_steps_found_slower_stays_simulated(monkeypatch):
     assert traced[1].state_dict()["backend"]["slower"] == ["2"]
 
 
+@COMPILED
 @pytest.mark.slow(reason="an export by itself; test_compiled.py shows the default backend's at every run")
 def test_an_exported_program_is_simulated():
-    if not hasattr(torch.compiler, "is_exporting"):
-        pytest.skip("this torch does not tell while it exports")
     model = linear()
     ldp_search.apply(model, **PAPER, example_inputs=torch.zeros(2, 32))
     program = torch.export.export(model.eval(), (torch.zeros(2, 32),), strict=True)

@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 from breadth import breadth
+from older import COMPILED
 from signals import deaf_layers
 from torch import nn
 
@@ -161,6 +162,7 @@ def test_a_model_in_bfloat16(mlp, space):
     assert all(t.dtype == torch.float32 for t in ldp.parameters().values())
 
 
+@COMPILED
 @breadth(
     "options", [{}, {"relaxation": "interpolate"}, {"weight_quantizer": "minmax", "input_quantizer": "symmetric"}], always=1
 )
@@ -187,6 +189,7 @@ def test_compiled_once_whatever_the_bits(mlp, options):
     assert len(graphs) == 1
 
 
+@COMPILED
 @pytest.mark.slow(reason="of learned clips what test_compiled.py shows of other grids")
 def test_compiled_for_steps_that_sense_and_for_steps_that_do_not(mlp):
     """Two kinds of steps, however many there are and whatever the bits; both measure what they measure uncompiled."""

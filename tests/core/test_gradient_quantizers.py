@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from breadth import breadth
+from older import COMPILED
 from torch import nn
 
 import ldp_search
@@ -451,6 +452,7 @@ def test_what_is_not_needed_is_not_rounded(frozen, monkeypatch):
     assert rounded == ([PerChannel] if frozen == "x" else [PerSampleChannel])
 
 
+@COMPILED
 @pytest.mark.parametrize("name", ["per_sample", "per_sample_channel"])
 def test_compiled_layers_round_too(name):
     torch.manual_seed(0)

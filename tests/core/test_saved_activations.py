@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from older import COMPILED
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -191,6 +192,7 @@ def test_checkpointed_parts_and_two_forwards_before_backward():
             assert (one - other).norm() < 5e-3 * one.norm()
 
 
+@COMPILED
 def test_compiled_it_keeps_what_the_compiler_keeps():
     options = {"policy": "bit_gradient", "target_cost": 0.6, "grad_bits": 32}  # one that measures nothing breaks no graph
     models = [ldp_search.apply(nn.Sequential(nn.Linear(64, 64)), "ldp", torch.ones(1, 64), activations=mode, **options)

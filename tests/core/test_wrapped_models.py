@@ -408,6 +408,8 @@ def two(request, tmp_path_factory):
 
 @breadth("wrapper", WRAPPERS, always=["ddp", "accelerate_fsdp2"])
 def test_wrapped_in_two_processes(two, wrapper):
+    if "fsdp2" in wrapper and torch.__version__ < (2, 7):
+        pytest.skip("FSDP2 on a CPU needs torch >= 2.7: 2.6 asks the CPU for a stream")
     zero, one = two[0][wrapper], two[1][wrapper]
     assert "error" not in zero, zero["error"]
     assert zero == one

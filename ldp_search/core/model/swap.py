@@ -8,7 +8,10 @@ from __future__ import annotations
 from functools import cache, wraps
 from typing import Any
 
+import torch
 from torch import nn
+
+from ..older_torch import COMPILES, refuse_to_compile
 
 ATTRIBUTE = "_ldp_site"  # in the layer's __dict__: neither parameter, buffer nor submodule
 
@@ -45,6 +48,8 @@ def quantized_class(cls: Any, mixin: Any) -> Any:
 
     @wraps(cls.forward)
     def forward(self, *args, **kwargs):
+        if not COMPILES and torch.compiler.is_dynamo_compiling():
+            refuse_to_compile()
         return mixin.run(self, cls.forward, args, kwargs)
 
     names = {"forward": forward, "_ldp_original": cls, "__doc__": cls.__doc__, "__module__": cls.__module__}

@@ -46,8 +46,14 @@ _there_are_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined] 
 
 
 def exporting() -> bool:
-    """Whether torch.export traces, rather than torch.compile."""
-    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()  # since torch 2.7
+    """Whether torch.export traces, rather than torch.compile.
+
+    As torch's own flags say: torch.compiler.is_exporting() came with torch 2.7, and until 2.9 torch.compile takes it for true.
+    In 2.6 what exports (with strict=False) sets the other flag, which torch.compile does not.
+    """
+    if hasattr(torch.compiler, "_is_exporting_flag"):
+        return torch.compiler._is_exporting_flag
+    return torch.compiler.is_exporting() if hasattr(torch.compiler, "is_exporting") else torch.compiler._is_compiling_flag
 
 
 def _serve(*tensors: Tensor) -> bool:

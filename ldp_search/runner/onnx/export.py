@@ -22,6 +22,7 @@ from ...core.apply import as_call
 from ...core.bits.space import FULL_PRECISION
 from ...core.controller.strays import warn_of_strays
 from ...core.messages import did_you_mean
+from ...core.older_torch import TORCH, needs_torch
 from ..exports.ready import check_frozen, check_ranges, why_float
 from .integer_codes import CONTAINER_BITS, float_weight, input_codes, weight_codes
 from .nbits import NBitsCodes, check_runtime, integer_kernels, nbits_codes
@@ -95,7 +96,8 @@ def export(
     Raises:
         ValueError: unknown format, bits not frozen yet, unknown input ranges, weights that are not fp32 or too large; with
             `nbits`, an onnxruntime without its kernels; with `cache`, a model that has none or fixes a length.
-        ImportError: onnx or onnxscript is missing. LookupError: `apply` was never called. All before any work is done.
+        ImportError: onnx or onnxscript is missing, or torch is older than 2.7. LookupError: `apply` was never called. All
+            before any work is done.
     """
     if format not in FORMATS:
         raise ValueError(f"Unknown export format {format!r}.{did_you_mean(format, FORMATS)}")
@@ -138,6 +140,8 @@ def _has(package: str) -> bool:
 
 def _check(ldp, path: Path) -> None:
     """Everything that the export needs, before it starts."""
+    if TORCH < (2, 7):  # its exporter knows no batch norm, and frees no length of token inputs
+        raise needs_torch("2.7", "Export to ONNX", 'take format="torch" or "packed"')
     missing = [package for package in ("onnx", "onnxscript") if not _has(package)]
     if missing:
         raise ImportError(f"Export to ONNX needs {' and '.join(missing)}: pip install 'ldp_search[onnx]'")
