@@ -83,7 +83,7 @@ def check_fresh(model: nn.Module) -> None:
 
 
 def _install(model: nn.Module, controller: Controller) -> None:
-    model.__dict__[ATTRIBUTE] = controller
+    model.__dict__[ATTRIBUTE], controller.removed = controller, False
     install(controller)
     if controller.space.activations == "16bit":
         controller.hooks |= saved_activations.install(model)

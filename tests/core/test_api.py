@@ -233,3 +233,21 @@ def test_a_budget_that_nobody_gave_is_named_by_its_space():
         ldp_search.apply(model, example_inputs=x, bits=8, target_cost=0.3165)
     assert "This target is that of the space" not in str(given.value)
     ldp_search.apply(model, example_inputs=x, bits=8, target_cost=None, policy="static")
+
+
+def test_a_model_that_computes_something_else_every_time_can_be_trained():
+    """Of numbers of its own, which no fixed state of torch's generator repeats."""
+
+    class Drawn(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.draw = torch.nn.Linear(6, 3), torch.Generator().manual_seed(0)
+
+        def forward(self, x):
+            return self.layer(x + torch.randn(x.shape, generator=self.draw))
+
+    model, x = Drawn(), torch.randn(4, 6)
+    ldp = controller(ldp_search.apply(model, example_inputs=x))
+    model(x).square().mean().backward()
+    ldp.step(0.5)
+    assert ldp.damage().total >= 0

@@ -1,11 +1,13 @@
 """Noise of a rounded dL/dx goes on where its gradient does: what part of the earlier gradients has come through each site."""
 
 import gc
+import json
 import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fork_two import fork_two
 from torch import nn
 
 import ldp_search
@@ -185,3 +187,11 @@ def test_a_copy_of_the_model_begins_its_own():
     assert not ldp_search.controller(twin).sensor.paths._calls
     twin(x).square().mean().backward()
     ldp_search.controller(twin).step(0.1)
+
+
+def test_processes_that_meet_layers_in_orders_of_their_own_have_the_same_bits(tmp_path):
+    both = fork_two(tmp_path / "printed", "orders_two", str(tmp_path))
+    assert both.wait() == 0, both.printed
+    zero, one = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert zero == one
+    assert len({str(bits) for bits in zero["bits"]}) > 3, "the bits move"
