@@ -247,7 +247,7 @@ def test_a_model_that_computes_something_else_every_time_can_be_trained():
             return self.layer(x + torch.randn(x.shape, generator=self.draw))
 
     model, x = Drawn(), torch.randn(4, 6)
-    ldp = controller(ldp_search.apply(model, example_inputs=x))
+    ldp = ldp_search.controller(ldp_search.apply(model, example_inputs=x))
     model(x).square().mean().backward()
     ldp.step(0.5)
     assert ldp.damage().total >= 0
