@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
 from ..bits.damage import SKETCH_SQUARE, DamageMeter, Sensed
+from ..messages import warn
 from ..model.sites import SiteSpec
 from ..native.memory import recomputing
 from .distributed import average_over_ranks, ranks
@@ -81,10 +81,9 @@ class DamageSensor:
         factor = float(told)
         if factor == 0 and not self._named:
             self._named = True
-            warnings.warn(
+            warn(
                 "ldp.step() found gradients in no weight, though a backward pass has come through them: what else is trained "
                 "(embeddings, norms) counts for nothing then. Call ldp.step() after backward and before optimizer.zero_grad().",
-                stacklevel=6,
             )
         scaled, self.scaled = self.scaled, False
         if scaled or not math.isfinite(factor) or factor <= 1:
@@ -96,17 +95,15 @@ class DamageSensor:
         self._silent += not self.ready
         if self._silent == 1 and not training and not self.ready:
             self._silent = PATIENCE + 1  # said
-            warnings.warn(
+            warn(
                 "The model is in evaluation mode, in which nothing is measured of what rounding costs: bits are chosen without "
                 "it, and ranges stay as they are. Call model.train() before the training.",
-                stacklevel=6,
             )
         if self._silent == PATIENCE and not self.ready:
-            warnings.warn(
+            warn(
                 f"{PATIENCE} measurements told nothing of what rounding costs, so bits are chosen without it: no backward "
                 "pass has reached a quantized layer, or all of them overflowed. Call loss.backward() before ldp.step(); "
                 "torch.autograd.grad(loss, parameters) leaves nothing behind.",
-                stacklevel=6,
             )
 
     def unscale(self, scale: float) -> None:
