@@ -189,3 +189,13 @@ def test_a_state_that_knows_of_another_number_of_them_is_taken(known):
         assert torch.equal(second.sensor.curves(4), first.sensor.curves(4))
     else:
         assert second.sensor.curves(4).isfinite().all() and curves_of(second, ["up"])[:, 2].sum() == 0
+
+
+def test_a_state_that_went_by_the_order_of_the_layers_is_taken():
+    first, second = (trained(Looked(True)) for _ in range(2))
+    state = copy.deepcopy(first.state_dict())
+    meter = state["damage"]["meter"]
+    meter["order"] = list(range(len(first.layers)))
+    del meter["share"], meter["pairs"]
+    second.load_state_dict(state)
+    torch.testing.assert_close(second.sensor.curves(4), first.sensor.curves(4))  # a chain: all noise goes on
