@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "bf16.h"
+#include "window.h"
 
 #define BLOCK 4096 /* elements; even, so that no packed byte is shared by two threads */
 #define CELLS 15
@@ -202,8 +203,6 @@ void ldp8_planes(const float *w, int64_t rows, int64_t columns, float most, floa
 }
 
 /* -- columns of a convolution ----------------------------------------------------------------------------------------------- */
-
-typedef struct { int64_t samples, height, width, channels, kernel[2], stride[2], padding[2], dilation[2], places[2]; } window_t;
 
 /* out: a row for each place, (taps, channels) of x (samples, height, width, channels); zeros in the padding */
 void ldp8_columns(const int8_t *x, const window_t *w, int8_t *out, int threads) {

@@ -4,8 +4,8 @@ The codes of the inputs under a kernel, channels last, make a row of `columns`. 
 an input in general does not hold: it stands as code 0, which the grid's scale multiplies to nothing, and the grid's offset is
 added for the taps that lie inside alone (`inside`), in a term that depends on the place but not on the sample.
 
-dL/dx of a stride of 1 is such a convolution too, of the gradient with the kernel turned around; with another stride it is
-computed in floating point. Columns are made for a few samples at a time, so that they stay in the cache.
+dL/dx is such a convolution too, of the gradient with the kernel turned around. Columns are made for a few samples at a time,
+so that they stay in the cache; where a kernel convolves (`native/convolution.py`) there are none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...native import convolution as whole
 from ...native import int8 as kernels
 from ...native import with_kernel
 from ...native.memory import intercepted
@@ -61,41 +62,61 @@ def chunks(values: Tensor, rows: int, width: int) -> Iterator[slice]:
     return (slice(first, first + most) for first in range(0, len(values), most))
 
 
-def inside(size, kernel, stride, padding, dilation) -> Tensor:
-    """(places, taps): 1 where a tap lies inside of the input, 0 where in its padding; fp32, on the CPU."""
+def inside(size, kernel, stride, padding, dilation, every: tuple[int, int] = (1, 1)) -> Tensor:
+    """(places, taps): 1 where a tap lies inside of the input, 0 where in its padding; fp32, on the CPU.
+
+    every: the input has something at one place of so many, and zeros between.
+    """
     # A mode's tensors are of use to it alone, and others' may be of none to it.
     make = _inside.__wrapped__ if intercepted() else _inside
-    return make(size, kernel, stride, padding, dilation)
+    return make(size, every, kernel, stride, padding, dilation)
 
 
 @lru_cache(256)
-def _inside(size, *where) -> Tensor:
+def _inside(size, every, *where) -> Tensor:
     with torch.inference_mode(False):  # a later training takes it too
-        return columns(torch.ones(1, *size, 1, dtype=torch.float32, device="cpu"), *where)
+        ones = torch.zeros(1, *size, 1, dtype=torch.float32, device="cpu")
+        ones[:, :: every[0], :: every[1]] = 1
+        return columns(ones, *where)
 
 
-def products(values: Tensor, w: Tensor, kernel, stride, padding, dilation, row_sums: bool) -> tuple[Tensor, Tensor]:
-    """(columns @ w in int32, sums of the columns' rows or nothing) for codes (samples, height, width, channels)."""
-    places = prod(output_size(values.shape[1:3], kernel, stride, padding, dilation))
-    out = torch.empty(len(values) * places, w.shape[1], dtype=torch.int32, device=values.device)
-    sums = []
-    for some in chunks(values, places, w.shape[0]):
+def products(
+    values: Tensor, w: Tensor, kernel, stride, padding, dilation, sums: bool, turned: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of products (samples * places, outputs), int32, of codes (samples, height, width, channels) and a weight (taps,
+    channels, outputs); where `sums` are asked for, of the codes under the kernel at each place, and of the weight over its
+    channels (outputs, taps). turned: the weight's taps in the other order.
+    """
+    places = output_size(values.shape[1:3], kernel, stride, padding, dilation)
+    return _products(values, w, kernel, stride, padding, dilation, places, sums, turned)
+
+
+@with_kernel(whole.products)
+def _products(
+    values: Tensor, w: Tensor, kernel, stride, padding, dilation, places, sums: bool, turned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    per_sample, outputs = prod(places), w.shape[2]
+    matrix = (w.flip(0) if turned else w).reshape(-1, outputs)
+    out = torch.empty(len(values) * per_sample, outputs, dtype=torch.int32, device=values.device)
+    row_sums = []
+    for some in chunks(values, per_sample, len(matrix)):
         rows = columns(values[some], kernel, stride, padding, dilation)
-        integers.product(rows, w, out[some.start * places : some.start * places + len(rows)])
-        if row_sums:
-            sums.append(integers.code_sums(rows, 1))
-    return out, torch.cat(sums) if row_sums else out.new_empty(0)
+        integers.product(rows, matrix, out[some.start * per_sample : some.start * per_sample + len(rows)])
+        if sums:
+            row_sums.append(integers.code_sums(rows, 1))
+    if not sums:
+        return out, out.new_empty(0), out.new_empty(0, len(w))
+    return out, torch.cat(row_sums), w.sum(1, dtype=torch.int32).t()
 
 
 def forward(x: Codes, w: Codes, bias: Tensor | None, product, kernel, dtype: torch.dtype) -> Tensor:
-    """Q(x) * Q(w) + bias (samples, height, width, outputs) from codes of x, channels last, and w (outputs, taps * inputs)."""
+    """Q(x) * Q(w) + bias (samples, height, width, outputs) from codes of x, channels last, and w (outputs, inputs * taps)."""
     where = kernel, product.stride, product.padding, product.dilation
-    accumulators, rows = products(x.values, w.values.t(), *where, True)
-    size, outputs = tuple(x.values.shape[1:3]), len(w.values)
-    w_scale, w_offset, taps = w.scale.view(-1), w.offset.view(-1), kernel[0] * kernel[1]
-    of_taps = w.values.view(outputs, taps, -1).sum(2, dtype=torch.int32) * w_scale[:, None] + (
-        w.values.shape[1] // taps * w_offset[:, None]
-    )
+    size, inputs, outputs = tuple(x.values.shape[1:3]), x.values.shape[3], len(w.values)
+    codes = w.values.view(outputs, inputs, -1).permute(2, 1, 0)
+    accumulators, rows, of_taps = products(x.values, codes, *where, True)
+    w_scale, w_offset = w.scale.view(-1), w.offset.view(-1)
+    of_taps = of_taps * w_scale[:, None] + inputs * w_offset[:, None]
     column = x.offset * (inside(size, *where).to(w_scale.device) @ of_taps.t())
     column = column if bias is None else column + bias.float()
     y = integers.to_values(accumulators, x.scale * w_scale, x.scale * rows, w_offset, column, dtype)
@@ -109,44 +130,66 @@ def channels_last(g: GradCodes) -> Codes:
 
 
 def weight_gradient(g: Codes, x: Codes, product, kernel) -> Tensor:
-    """dL/dw (outputs, taps, inputs), fp32, from codes of the gradient (one scale, or one a channel) and of the input."""
+    """dL/dw (outputs, inputs, taps), fp32, from codes of the gradient (one scale, or one a channel) and of the input."""
     where = kernel, product.stride, product.padding, product.dilation
     samples, places, outputs = len(g.values), g.values[0, :, :, 0].numel(), g.values.shape[-1]
     valid = inside(tuple(x.values.shape[1:3]), *where).to(x.scale.device)
-    total = column = torch.zeros((), dtype=torch.float64, device=x.scale.device)
-    for some in chunks(x.values, places, valid.shape[1] * x.values.shape[-1]):
-        rows, of_rows = columns(x.values[some], *where), g.values[some].reshape(-1, outputs)
+    g_scale, x_scale = g.scale.double().view(-1, 1), x.scale.double()
+    of_places = Codes(g.values.reshape(samples, -1), x.scale, x.offset).sum(0).view(places, outputs).double()
+    of_taps = g_scale * (of_places.t() @ valid.double()) + g.offset * samples * valid.sum(0)
+    factors = (g_scale * x_scale).view(-1), (g.offset * x_scale).double(), x.offset * of_taps
+    return _weight_products(g.values.contiguous(), x.values, *where, *factors)
+
+
+@with_kernel(whole.weight_products)
+def _weight_products(
+    g: Tensor, values: Tensor, kernel, stride, padding, dilation, by: Tensor, of_column: Tensor, rest: Tensor
+) -> Tensor:
+    """(g^T @ columns) * by[:, None] + of_column * (sums of the columns) + rest, (outputs, channels, taps), fp32; of codes
+    (samples, height, width, outputs) and (samples, height, width, channels). by, of_column, rest (outputs, taps): float64.
+    """
+    places, outputs = g[0, :, :, 0].numel(), g.shape[-1]
+    total = sums = torch.zeros((), dtype=torch.float64, device=values.device)
+    for some in chunks(values, places, kernel[0] * kernel[1] * values.shape[-1]):
+        rows, of_rows = columns(values[some], kernel, stride, padding, dilation), g[some].reshape(-1, outputs)
         # One sample alone may have more places than 32 bits hold the sum over.
         for part, of_part in zip(rows.split(integers.LONGEST_SUM), of_rows.split(integers.LONGEST_SUM), strict=True):
             total = total + integers.product(of_part.t(), part).double()
-            column = column + Codes(part, x.scale, x.offset).sum(0).double()
-    g_scale, x_scale = g.scale.double().view(-1, 1), x.scale.double()
-    gw = total.mul_(g_scale * x_scale).add_(column * (g.offset * x_scale)).view(outputs, valid.shape[1], -1)
-    of_places = Codes(g.values.reshape(samples, -1), x.scale, x.offset).sum(0).view(places, outputs).double()
-    of_taps = g_scale * (of_places.t() @ valid.double()) + g.offset * samples * valid.sum(0)
-    return gw.add_((x.offset * of_taps)[:, :, None]).float()
+            sums = sums + integers.code_sums(part, 0).double()
+    gw = total.mul_(by.view(-1, 1)).add_(sums * of_column).view(outputs, kernel[0] * kernel[1], -1)
+    return gw.add_(rest[:, :, None]).permute(0, 2, 1).float().contiguous()
 
 
-def input_gradient(g: Codes, w_q: Tensor, product, number: int) -> InputGradient:
-    """dL/dx (samples * places, inputs) of a stride of 1, from a gradient with one scale, or one a sample.
+def input_gradient(g: Codes, w_q: Tensor, product, size: tuple[int, int], number: int) -> InputGradient:
+    """dL/dx (samples * places, inputs) of an input (height, width), from a gradient with one scale, or one a sample.
 
-    w_q: (outputs, inputs, height, width), on its grid.
+    w_q: (outputs, inputs, height, width), on its grid. It is the convolution of the gradient with the kernel turned around,
+    zeros between the places of the gradient where the stride is more than 1.
     """
     kernel = tuple(w_q.shape[2:])
     padding = tuple(d * (k - 1) - p for d, k, p in zip(product.dilation, kernel, product.padding, strict=True))
     where = kernel, (1, 1), padding, product.dilation
-    turned = w_q.flip(2, 3).permute(2, 3, 0, 1)  # (height, width, outputs, inputs)
-    values, scale = integers.planes(turned.reshape(-1, w_q.shape[1]), number)
-    accumulators, _ = products(g.values, values, *where, False)
-    valid = inside(tuple(g.values.shape[1:3]), *where).to(scale.device)
-    column = g.offset * (valid @ turned.sum(2).view(valid.shape[1], -1))
+    between = tuple(n - 2 * p + d * (k - 1) for n, p, d, k in zip(size, padding, product.dilation, kernel, strict=True))
+    values, scale = integers.planes(w_q.reshape(len(w_q), -1), number)  # (outputs, planes * inputs * taps)
+    taps = values.view(len(w_q), number * w_q.shape[1], -1).permute(2, 0, 1)
+    accumulators, _, _ = products(_apart(g.values, between, product.stride), taps, *where, False, True)
+    valid = inside(between, *where, tuple(product.stride)).to(scale.device)
+    column = g.offset * (valid @ w_q.sum(0).flip(1, 2).flatten(1).t())
     scale = scale * g.scale
     if scale.dim():  # one a sample
         scale = scale.view(-1, 1).expand(-1, len(valid)).flatten()
     return InputGradient(accumulators, number, scale, column)
 
 
+def _apart(values: Tensor, size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """(samples, *size, channels): the values `stride` apart, zeros between them."""
+    if tuple(stride) == (1, 1):
+        return values
+    out = values.new_zeros(len(values), *size, values.shape[-1])
+    out[:, :: stride[0], :: stride[1]] = values
+    return out
+
+
 def turns(product, kernel) -> bool:
     """Whether dL/dx is such a convolution."""
-    within = all(p <= d * (k - 1) for p, d, k in zip(product.padding, product.dilation, kernel, strict=True))
-    return tuple(product.stride) == (1, 1) and within
+    return all(p <= d * (k - 1) for p, d, k in zip(product.padding, product.dilation, kernel, strict=True))

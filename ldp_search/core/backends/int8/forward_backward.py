@@ -85,8 +85,7 @@ def _linear(codes, x: Tensor, w: Tensor, bias, w_grid: Grid, bits: Tensor, how: 
 
 
 def _convolution(codes, x: Tensor, w: Tensor, bias, w_grid: Grid, bits: Tensor, how: How) -> Tensor:
-    rows = w.permute(0, 2, 3, 1).reshape(len(w), -1)
-    w_codes, _ = integers.quantize(rows, w_grid.map(lambda t: t.view(-1, 1)), bits[0])
+    w_codes, _ = integers.quantize(w.reshape(len(w), -1), w_grid.map(lambda t: t.view(-1, 1)), bits[0])
     y = convolutions.forward(codes, w_codes, bias, how.product, tuple(w.shape[2:]), how.dtype)
     return _last_to_first(y)
 
@@ -172,17 +171,16 @@ def _values(g) -> Tensor:
 
 
 def _convolution_products(gy, grad_bits, codes, w_q, how, needs: Needs):
-    """(dL/dx as (places, channels), dL/dw), in floating point where `_linear_products` says so, and dL/dx of a stride.
+    """(dL/dx as (places, channels), dL/dw), in floating point where `_linear_products` says so.
 
     w_q: where dL/dw alone is asked for, its shape serves.
     """
     gx, gw, full, kernel = None, None, grad_bits is None, tuple(w_q.shape[2:])
     g_x, g_w = (gy, gy) if full else _codes(how, gy, grad_bits, needs)
     if needs.w and not full and not g_w.by_row:
-        gw = convolutions.weight_gradient(g_w, codes, how.product, kernel)
-        gw = gw.view(len(gw), *kernel, -1).permute(0, 3, 1, 2).contiguous()
+        gw = convolutions.weight_gradient(g_w, codes, how.product, kernel).view(w_q.shape)
     if needs.x and not full and convolutions.turns(how.product, kernel) and g_x.scale.numel() in (1, len(g_x.values)):
-        gx = convolutions.input_gradient(g_x, w_q, how.product, how.planes)
+        gx = convolutions.input_gradient(g_x, w_q, how.product, tuple(codes.values.shape[1:3]), how.planes)
     missing = needs.x and gx is None, needs.w and gw is None
     if any(missing):
         x_q = codes.to_float().permute(0, 3, 1, 2)
