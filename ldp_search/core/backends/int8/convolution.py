@@ -172,7 +172,11 @@ def input_gradient(g: Codes, w_q: Tensor, product, size: tuple[int, int], number
     between = tuple(n - 2 * p + d * (k - 1) for n, p, d, k in zip(size, padding, product.dilation, kernel, strict=True))
     values, scale = integers.planes(w_q.reshape(len(w_q), -1), number)  # (outputs, planes * inputs * taps)
     taps = values.view(len(w_q), number * w_q.shape[1], -1).permute(2, 0, 1)
-    accumulators, _, _ = products(_apart(g.values, between, product.stride), taps, *where, False, True)
+    if kernel == (1, 1) and not any(padding):  # nothing of it meets the zeros
+        accumulators, _, _ = products(g.values, taps, *where, False)
+        accumulators = _apart(accumulators.view(*g.values.shape[:3], -1), between, product.stride).view(-1, taps.shape[2])
+    else:
+        accumulators, _, _ = products(_apart(g.values, between, product.stride), taps, *where, False, True)
     valid = inside(between, *where, tuple(product.stride)).to(scale.device)
     column = g.offset * (valid @ w_q.sum(0).flip(1, 2).flatten(1).t())
     scale = scale * g.scale
