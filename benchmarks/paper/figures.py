@@ -9,27 +9,20 @@ allocation-*.png    the bits at the end, layer by layer, mean and range over the
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from ldp_search.runner.report.style import FAINT, GRID, MARKERS, SERIES, BitScale, drawing, label_rows
+from ldp_search.runner.report.style import FAINT, GRID, SERIES, BitScale, drawing, label_rows
 
 from .costs import over_time
-from .rows import ROWS
+from .front import front
 from .store import Store
 from .table import GROUP
 
-FAMILIES = {"learned": 0, "uniform": 1, "static": 1, "cpt": 2, "random": 3, "replay": 4, "without": 5, "fp32": 6}
 MOMENTS = 400  # columns of a schedule
-UNIT = 1e15  # bit operations
-JOINED = re.compile(r"learned_(\d\.\d+|as_\d+)"), re.compile(r"uniform_\d+")
-"""Rows that differ in their budget alone."""
-FULL_PRECISION_COST = 2.0  # rows above cost as much as no quantized one: a line instead of a point
 
 
 @dataclass
@@ -89,52 +82,6 @@ def draw_all(store: Store, table: list[dict], lines: list[dict]) -> list[Path]:
             (folder / f"{key}.png").write_bytes(png)
             out.append(folder / f"{key}.png")
     return out
-
-
-def _style(row: str) -> dict[str, Any]:
-    index = FAMILIES.get(row.replace("_", " ").split()[0].rstrip("0123456789"), 6)
-    return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
-
-
-def front(cells: list[dict], means: list[dict], metric: str) -> bytes:
-    """Score against training BitOPs; learned rows, and uniform ones, joined in the order of their cost.
-
-    Rows that lack one part of another stand in the table alone.
-    """
-    means = [line for line in means if line["row"] not in ROWS or ROWS[line["row"]].part_of is None]
-    with drawing(9.0, 5.5) as (figure, png):
-        axis = figure.subplots()
-        axis.grid(color=GRID)
-        for line in means:
-            if line["cost"] > FULL_PRECISION_COST:
-                axis.axhline(line["score"], color=FAINT, linestyle="--", linewidth=1)
-                axis.text(0.995, line["score"], line["row"], transform=axis.get_yaxis_transform(), ha="right", va="bottom")
-                continue
-            style, x = _style(line["row"]), line["training_bitops"] / UNIT
-            seeds = [row for row in cells if row["row"] == line["row"]]
-            axis.plot(
-                [row["training_bitops"] / UNIT for row in seeds],
-                [row[metric] for row in seeds],
-                ".",
-                color=style["color"],
-                alpha=0.4,
-            )
-            spread = line["score_sd"] if line["seeds"] > 1 else None
-            axis.errorbar(x, line["score"], spread, capsize=3, linestyle="none", markersize=6, **style)
-            beside = (6, -11) if line["row"].startswith("uniform") else (6, 4)  # they often lie right below learned ones
-            axis.annotate(line["row"], (x, line["score"]), beside, textcoords="offset points", fontsize=8)
-        for rows in JOINED:
-            budgets = [line for line in means if rows.fullmatch(line["row"])]
-            if len(budgets) > 1:
-                points = zip(*((b["training_bitops"] / UNIT, b["score"]) for b in budgets), strict=True)
-                axis.plot(*points, color=_style(budgets[0]["row"])["color"], linewidth=1)
-        axis.set_xlim(left=0)
-        axis.set_xlabel("bit operations of the training, 10^15")
-        axis.set_ylabel("test accuracy, %" if metric == "accuracy" else metric)
-        if metric == "perplexity":
-            axis.set_yscale("log")
-            axis.invert_yaxis()  # better is up, as with accuracy
-    return bytes(png)
 
 
 def cost_over_time(cells: list[dict], bits: dict[str, Bits]) -> bytes:
