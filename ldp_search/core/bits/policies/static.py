@@ -13,16 +13,18 @@ from .base import Policy
 @register("policy", "static")
 @dataclass
 class Static(Policy):
-    """`bits` of weights and inputs, within their ranges; None: the highest. Gradient bits at their highest."""
+    """bits: of weights and inputs, within their ranges; None: the highest. grad_bits: of gradients, the same."""
 
     bits: float | None = None
+    grad_bits: float | None = None
 
     def begin(self):
         low, high = self.problem.low, self.problem.high
-        if self.bits is None:
-            return high.clone()
-        bits = torch.minimum(torch.maximum(torch.full_like(high, self.bits), low), high)
-        return torch.cat([bits[:, :2], high[:, 2:]], 1)
+        wanted = high.clone()
+        for given, columns in ((self.bits, slice(0, 2)), (self.grad_bits, slice(2, None))):
+            if given is not None:
+                wanted[:, columns] = given
+        return torch.minimum(torch.maximum(wanted, low), high)
 
     def step(self, signals):
         return self.begin()
