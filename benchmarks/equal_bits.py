@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/equal_bits.py [models=convnext,vit,mixer,mobilenet] [bits=3] [steps=300] [seeds=0,1,2]
 
-Small networks of timm on scikit-learn's handwritten digits, enlarged to 32x32: AdamW from 2e-3 with a cosine to 0, batches of 32.
-A row for full precision, for `bits` of weights, inputs and gradients everywhere, and for `learned` at their cost, (bits / 8)^2
-of that of 8 bits; the space `uniform` has the quantizers of `ldp`. Same weights and batches for all rows of a seed. Training loss:
-mean of the last tenth; accuracy on the 355 pictures that are held out, after `finalize`.
+Small networks of timm on scikit-learn's handwritten digits, enlarged to 32x32: AdamW from 2e-3 with a cosine to 0, batches of
+32. A row for full precision, for `bits` of weights, inputs and gradients everywhere (the space `uniform`, which has the
+quantizers of `ldp`), and for `learned` at their cost, (bits / 8)^2 of that of 8 bits. Same weights and batches for all rows of
+a seed. Training loss: mean of the last tenth; accuracy on the 355 pictures that are held out, after `finalize`.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def apply(model: nn.Module, space: str | Path | dict | SearchSpace = "ldp", exam
 
     Raises:
         ValueError: a bad space, a model with nothing to quantize or one that is a search space already, a pattern that
-            matches nothing, or a coverage below `min_coverage`. RuntimeError: the model does not compute the same as before
+            matches nothing, a target out of reach, or a coverage below `min_coverage`; what needs the costs of the layers at
+            the first forward where there are no `example_inputs`. RuntimeError: the model does not compute the same as before
             with quantization off (then it is left unchanged).
     """
     try:

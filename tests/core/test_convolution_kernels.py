@@ -1,7 +1,5 @@
 """The kernels that convolve codes without columns, against sums over columns; all is exact."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -17,16 +15,17 @@ pytestmark = pytest.mark.skipif(
 )
 SIZES = ((2, 8, 8, 16, 16), (3, 7, 9, 3, 20), (1, 5, 6, 40, 33), (2, 4, 30, 4, 64), (0, 5, 5, 4, 4))
 WINDOWS = (
-    ((3, 3), (1, 1), (1, 1), (1, 1)), ((3, 3), (2, 1), (1, 0), (1, 1)), ((1, 1), (2, 2), (0, 0), (1, 1)),
-    ((2, 5), (1, 2), (1, 2), (2, 1)), ((4, 4), (3, 3), (2, 2), (1, 1)), ((1, 1), (1, 1), (1, 0), (1, 1)),
+    ((3, 3), (1, 1), (1, 1), (1, 1)), ((3, 3), (2, 1), (1, 0), (1, 1)), ((1, 3), (1, 2), (0, 0), (1, 1)),
+    ((2, 5), (1, 2), (1, 2), (2, 1)), ((4, 4), (3, 3), (2, 2), (1, 1)), ((3, 3), (2, 2), (1, 1), (1, 1)),
 )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def everywhere(monkeypatch):
-    """Small tensors take one thread, and tiles other kernels: here both are asked for."""
+    """Small tensors take one thread, and tiles and small sizes other kernels: here all are asked for."""
     monkeypatch.setattr("ldp_search.core.native.library.SMALL", 0)
     monkeypatch.setattr(kernels.amx, "has_tiles", lambda: False)
+    monkeypatch.setattr(kernels, "LEAST_CHANNELS", 1), monkeypatch.setattr(kernels, "LEAST_PLACES", 1)
 
 
 @pytest.fixture(params=[1, 2])
@@ -109,12 +108,26 @@ def test_calls_that_are_not_served():
     x, w = codes(2, 6, 6, 8), codes(9, 8, 8)
     for wrong in (x[:, :, ::2], x.float(), x.permute(0, 3, 1, 2)):
         assert kernels.products(wrong, w, *where, (6, 6), True, False) is None
-    pointwise = (1, 1), (1, 1), (0, 0), (1, 1)
-    assert kernels.products(x, w[:1], *pointwise, (6, 6), True, False) is None  # its codes are the columns
+    for kernel, stride, places in (((1, 1), (1, 1), (6, 6)), ((1, 1), (2, 2), (3, 3)), ((2, 2), (2, 2), (3, 3))):
+        some = codes(kernel[0] * kernel[1], 8, 8)  # columns are no larger than the input
+        assert kernels.products(x, some, kernel, stride, (0, 0), (1, 1), places, True, False) is None
     long, factors = torch.zeros(1, 1, kernels.LONGEST + 1, 4, dtype=torch.int8), [torch.ones(4).double()] * 3
     assert kernels.weight_products(long, long, (1, 3), (1, 1), (0, 1), (1, 1), *factors) is None
     with native.disabled():
         assert kernels.products(x, w, *where, (6, 6), True, False) is None
+
+
+def test_few_channels_and_few_places_are_left_to_columns(monkeypatch):
+    monkeypatch.undo()
+    where, factors = (
+        ((3, 3), (1, 1), (1, 1), (1, 1)),
+        [torch.ones(4).double(), torch.ones(()).double(), torch.ones(4, 9).double()],
+    )
+    for width, channels, served in ((6, 16, True), (3, 16, False), (6, 3, False)):
+        x, g = codes(2, 6, width, channels), codes(2, 6, width, 4)
+        if kernels.amx.has_tiles() and channels > kernels.FEW:
+            continue
+        assert (kernels.weight_products(g, x, *where, *factors) is not None) == served
 
 
 def test_tiles_are_given_what_has_many_channels(monkeypatch):
@@ -125,17 +138,16 @@ def test_tiles_are_given_what_has_many_channels(monkeypatch):
         assert (found is not None) == served
 
 
-@pytest.mark.parametrize("stride", [(2, 2), (2, 3), (1, 2)])
-def test_the_gradient_of_a_strided_convolution_is_that_of_autograd(stride):
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (2, 3), (1, 2)])
+def test_the_gradient_of_a_pointwise_convolution_is_that_of_autograd(stride):
     """For sizes that leave rows over, and for a gradient whose grid has an offset."""
-    for size, kernel, padding in itertools.product([(8, 9), (7, 8), (10, 11)], [(3, 3), (1, 1), (2, 3)], [(0, 0), (1, 1)]):
-        if any(p > k - 1 for p, k in zip(padding, kernel, strict=True)):
-            continue
-        places = convolution.output_size(size, kernel, stride, padding, (1, 1))
-        g, w = codes(2, *places, 5), torch.randn(5, 4, *kernel)
+    for size in [(8, 9), (7, 8), (10, 11)]:
+        places = convolution.output_size(size, (1, 1), stride, (0, 0), (1, 1))
+        g, w = codes(2, *places, 5), torch.randn(5, 4, 1, 1)
         scale, offset = torch.tensor(0.01), torch.tensor(0.3)
-        product = ConvolutionProduct(stride, padding, (1, 1), 1)
+        product = ConvolutionProduct(stride, (0, 0), (1, 1), 1)
+        assert convolution.turns(product, (1, 1))
         found = convolution.input_gradient(Codes(g, scale, offset), w, product, size, 2).to_float().view(2, *size, 4)
         values = (g.float() * scale + offset).permute(0, 3, 1, 2)
-        expected = torch.nn.grad.conv2d_input((2, 4, *size), w, values, stride=stride, padding=padding).permute(0, 2, 3, 1)
+        expected = torch.nn.grad.conv2d_input((2, 4, *size), w, values, stride=stride).permute(0, 2, 3, 1)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -30,6 +31,8 @@ CONVOLUTIONS = {
     "dilated": (lambda: nn.Conv2d(3, 4, (2, 3), padding=(1, 2), dilation=(2, 1)), (2, 3, 9, 7), {}),
     "padded widely": (lambda: nn.Conv2d(3, 4, 2, padding=2, dilation=(1, 2)), (2, 3, 5, 5), {}),
     "patches": (lambda: nn.Conv2d(3, 4, 4, stride=4), (2, 3, 8, 8), {}),
+    "one line of one sample": (lambda: nn.Conv2d(3, 7, (1, 5), padding=(0, 2)), (1, 3, 1, 40), {}),
+    "one column of one sample": (lambda: nn.Conv2d(3, 7, 3), (1, 3, 20, 3), {}),
 }
 MATRICES = [name for name in TABLE if "linear" in name or "Conv1D" in name]
 KERNELS = {"native": contextlib.nullcontext, "formulas": native.disabled}
@@ -209,6 +212,37 @@ def test_a_sample_of_more_places_than_32_bits_hold_the_sum_of(kernels, kernel):
     expected = torch.zeros(kernel * kernel)
     expected[kernel * kernel // 2] = 1
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)  # of terms of 40,000 in fp32
+
+
+@dataclass
+class ByRow(gradient_quantizers.SymmetricStochastic):
+    """One scale for each row of an image, which no product of a convolution can take out of its sums."""
+
+    def axes(self, g):
+        return (2,)
+
+
+@pytest.mark.parametrize("batch", [5, 6, 7])
+def test_a_scale_of_another_kind_is_no_scale_a_sample(batch):
+    """Also where there are as many samples as scales: an image has 6 rows."""
+    found = []
+    for backend in ("simulate", {"name": "int8", "choose": "always"}):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)), torch.randn(batch, 4, 6, 8)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        ldp_search.apply(model, policy="static", bits=8, grad_bits=8, grad_quantizer=ByRow(), backend=backend)
+        g = torch.randn(batch, 4, 6, 8) * torch.logspace(-2, 0, 6)[:, None]
+        torch.manual_seed(1)  # the same noise
+        model(x).backward(g.to(memory_format=torch.channels_last))
+        found.append(x.grad)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-3 * float(found[0].abs().max()))
+
+
+def test_a_kernel_larger_than_its_input_is_told_as_torch_tells_it():
+    model = nn.Sequential(nn.Conv2d(17, 17, (7, 17), stride=(7, 1)))
+    ldp_search.apply(model, policy="static", bits=8, backend={"name": "int8", "choose": "always"})
+    with pytest.raises(RuntimeError, match="can't be greater than"):
+        model(torch.randn(2, 17, 5, 8))
 
 
 def test_products_of_single_rows_and_columns():

@@ -86,6 +86,12 @@ def test_static(bits, expected):
         assert found.tolist() == [[expected, expected, 8]] * 2
 
 
+@pytest.mark.parametrize(("bits", "expected"), [(None, 8), (6, 6), (1, 5), (20, 8)])
+def test_static_gradients(bits, expected):
+    for found in walk(build("policy", {"name": "static", "bits": 4, "grad_bits": bits}), 3, problem(grad=(5.0, 8.0))):
+        assert found.tolist() == [[4, 4, expected]] * 2
+
+
 def test_progressive_moves_on_when_the_loss_stalls():
     policy = build("policy", {"name": "progressive", "window": 2})
     policy.bind(problem(grad=(6.0, 8.0)))

@@ -55,6 +55,8 @@ def _begun(model, controller: Controller, loader, forward, batches: int):
     """The batches to use, of which there is one. A model that has not been counted yet is so on that one, for good."""
     if isinstance(loader, Tensor):
         raise TypeError(f"loader must give batches; received one tensor of shape {tuple(loader.shape)}. Pass [tensor].")
+    if isinstance(loader, str):
+        raise TypeError(f"loader must give batches, as a DataLoader does; received the text {loader[:60]!r}.")
     chosen = itertools.islice(loader, batches)
     first = next(iter(chosen), None)
     if first is None:

@@ -22,6 +22,8 @@ _CONVOLVE = Kernel("ldp8_convolve", INT8, POINTER, POINTER, LONG, INT32, INT32, 
 _CONVOLVE_WEIGHT = Kernel("ldp8_convolve_weight", INT8, INT8, POINTER, LONG, *[(torch.float64,)] * 3, FP32)
 LONGEST = 65536
 """Places of a sample whose products with an unsigned byte 32 bits hold the sum of."""
+LEAST_CHANNELS, LEAST_PLACES = 12, 4
+"""Of dL/dw; below, most of what is multiplied would be zeros."""
 FEW = 64
 """Channels up to which a processor that has tiles too is not given columns."""
 
@@ -34,13 +36,11 @@ def has_vnni() -> bool:
     return bool(found.item())
 
 
-def _serves(values: Tensor, kernel, stride, padding) -> bool:
-    """Where one place of the input makes one of the output, there is nothing to save: its codes are the columns."""
-    if tuple(kernel) == (1, 1) and tuple(stride) == (1, 1) and not any(padding):
+def _serves(values: Tensor, kernel, stride) -> bool:
+    """Where columns would be no larger than the input, they cost too little to be worth another layout of it."""
+    if prod(kernel) <= prod(stride) or values.dtype != torch.int8 or not values.is_contiguous():
         return False
-    if values.dtype != torch.int8 or not values.is_contiguous() or not serves(values) or not has_vnni():
-        return False
-    return values.shape[-1] <= FEW or not amx.has_tiles()
+    return serves(values) and has_vnni() and (values.shape[-1] <= FEW or not amx.has_tiles())
 
 
 class _Weight(ctypes.Structure):
@@ -63,7 +63,7 @@ def products(
     values: Tensor, w: Tensor, kernel, stride, padding, dilation, places, sums: bool, turned: bool
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """(sums of products; where asked for of the codes under the kernel, and of the weight over its channels), int32."""
-    if not _serves(values, kernel, stride, padding) or w.dtype != torch.int8 or not serves(w):
+    if not _serves(values, kernel, stride) or w.dtype != torch.int8 or not serves(w):
         return None
     (taps, _, outputs), rows = w.shape, len(values) * prod(places)
     out = empty((rows, outputs), torch.int32)
@@ -83,7 +83,9 @@ def weight_products(
 ) -> Tensor | None:
     """(g^T @ columns) * by[:, None] + of_column * (sums of the columns) + rest, (outputs, channels, taps), fp32."""
     places = g.shape[1:3]
-    if not _serves(values, kernel, stride, padding) or prod(places) > LONGEST:
+    if not _serves(values, kernel, stride) or prod(places) > LONGEST:
+        return None
+    if values.shape[-1] < LEAST_CHANNELS or places[1] < LEAST_PLACES:  # sixteen channels and four places lie together
         return None
     if g.dtype != torch.int8 or not g.is_contiguous() or not serves(g):
         return None

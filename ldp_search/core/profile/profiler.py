@@ -33,6 +33,10 @@ def profile(model: nn.Module, args: tuple, kwargs: dict) -> ModelProfile:
     with scripts_wrapped(model):
         output = _counted(model, args, kwargs, watch)
     batch = batch_size(args, kwargs, getattr(model, "main_input_name", None), output)
+    if batch == 0:
+        raise ValueError(
+            "The first inputs, on which the costs of the layers are counted, must hold a sample; this batch is empty."
+        )
     return ModelProfile(_per_sample(watch.modules, batch), shapes(args, kwargs))
 
 

@@ -4,8 +4,9 @@ The codes of the inputs under a kernel, channels last, make a row of `columns`. 
 an input in general does not hold: it stands as code 0, which the grid's scale multiplies to nothing, and the grid's offset is
 added for the taps that lie inside alone (`inside`), in a term that depends on the place but not on the sample.
 
-dL/dx is such a convolution too, of the gradient with the kernel turned around. Columns are made for a few samples at a time,
-so that they stay in the cache; where a kernel convolves (`native/convolution.py`) there are none.
+dL/dx of a stride of 1 is such a convolution too, of the gradient with the kernel turned around; of another it is computed in
+floating point. Columns are made for a few samples at a time, so that they stay in the cache; where a kernel convolves
+(`native/convolution.py`) there are none.
 """
 
 from __future__ import annotations
@@ -31,9 +32,19 @@ CHUNK = 1 << 21
 
 
 def output_size(size, kernel, stride, padding, dilation) -> tuple[int, int]:
-    """Of the output, for an input (height, width)."""
+    """Of the output, for an input (height, width).
+
+    Raises:
+        RuntimeError: as of torch, where the kernel is larger than the padded input.
+    """
     sides = zip(size, kernel, stride, padding, dilation, strict=True)
-    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+    found = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+    if min(found) < 1:
+        raise RuntimeError(
+            f"A kernel of {tuple(kernel)} with dilation {tuple(dilation)} can't be greater than the input, {tuple(size)} with "
+            f"a padding of {tuple(padding)}: give larger inputs."
+        )
+    return found
 
 
 def columns(values: Tensor, kernel, stride, padding, dilation) -> Tensor:
@@ -53,7 +64,8 @@ def _columns(values: Tensor, kernel, stride, padding, dilation, places: tuple[in
     s, r, c, _ = values.stride()
     shape = (n, *places, *kernel, channels)
     strides = (s, r * stride[0], c * stride[1], r * dilation[0], c * dilation[1], 1)
-    return values.as_strided(shape, strides).reshape(n * places[0] * places[1], -1)
+    # Rows of one sample may lie over one another, of which oneDNN makes garbage without an error.
+    return values.as_strided(shape, strides).reshape(n * places[0] * places[1], -1).contiguous()
 
 
 def chunks(values: Tensor, rows: int, width: int) -> Iterator[slice]:
@@ -62,22 +74,17 @@ def chunks(values: Tensor, rows: int, width: int) -> Iterator[slice]:
     return (slice(first, first + most) for first in range(0, len(values), most))
 
 
-def inside(size, kernel, stride, padding, dilation, every: tuple[int, int] = (1, 1)) -> Tensor:
-    """(places, taps): 1 where a tap lies inside of the input, 0 where in its padding; fp32, on the CPU.
-
-    every: the input has something at one place of so many, and zeros between.
-    """
+def inside(size, kernel, stride, padding, dilation) -> Tensor:
+    """(places, taps): 1 where a tap lies inside of the input, 0 where in its padding; fp32, on the CPU."""
     # A mode's tensors are of use to it alone, and others' may be of none to it.
     make = _inside.__wrapped__ if intercepted() else _inside
-    return make(size, every, kernel, stride, padding, dilation)
+    return make(size, kernel, stride, padding, dilation)
 
 
 @lru_cache(256)
-def _inside(size, every, *where) -> Tensor:
+def _inside(size, *where) -> Tensor:
     with torch.inference_mode(False):  # a later training takes it too
-        ones = torch.zeros(1, *size, 1, dtype=torch.float32, device="cpu")
-        ones[:, :: every[0], :: every[1]] = 1
-        return columns(ones, *where)
+        return columns(torch.ones(1, *size, 1, dtype=torch.float32, device="cpu"), *where)
 
 
 def products(
@@ -163,37 +170,35 @@ def _weight_products(
 def input_gradient(g: Codes, w_q: Tensor, product, size: tuple[int, int], number: int) -> InputGradient:
     """dL/dx (samples * places, inputs) of an input (height, width), from a gradient with one scale, or one a sample.
 
-    w_q: (outputs, inputs, height, width), on its grid. It is the convolution of the gradient with the kernel turned around,
-    zeros between the places of the gradient where the stride is more than 1.
+    w_q: (outputs, inputs, height, width), on its grid. It is the convolution of the gradient with the kernel turned around; a
+    pointwise one with a stride has zeros between its places.
     """
     kernel = tuple(w_q.shape[2:])
     padding = tuple(d * (k - 1) - p for d, k, p in zip(product.dilation, kernel, product.padding, strict=True))
     where = kernel, (1, 1), padding, product.dilation
-    between = tuple(n - 2 * p + d * (k - 1) for n, p, d, k in zip(size, padding, product.dilation, kernel, strict=True))
     values, scale = integers.planes(w_q.reshape(len(w_q), -1), number)  # (outputs, planes * inputs * taps)
     taps = values.view(len(w_q), number * w_q.shape[1], -1).permute(2, 0, 1)
-    if kernel == (1, 1) and not any(padding):  # nothing of it meets the zeros
-        accumulators, _, _ = products(g.values, taps, *where, False)
-        accumulators = _apart(accumulators.view(*g.values.shape[:3], -1), between, product.stride).view(-1, taps.shape[2])
-    else:
-        accumulators, _, _ = products(_apart(g.values, between, product.stride), taps, *where, False, True)
-    valid = inside(between, *where, tuple(product.stride)).to(scale.device)
-    column = g.offset * (valid @ w_q.sum(0).flip(1, 2).flatten(1).t())
+    accumulators, _, _ = products(g.values, taps, *where, False, True)
+    places = tuple(g.values.shape[1:3])
+    column = g.offset * (inside(places, *where).to(scale.device) @ w_q.sum(0).flip(1, 2).flatten(1).t())
+    if max(product.stride) > 1:
+        accumulators = _apart(accumulators, len(g.values), places, size, product.stride)
+        column = _apart(column, 1, places, size, product.stride)
     scale = scale * g.scale
     if scale.dim():  # one a sample
-        scale = scale.view(-1, 1).expand(-1, len(valid)).flatten()
+        scale = scale.view(-1, 1).expand(-1, size[0] * size[1]).flatten()
     return InputGradient(accumulators, number, scale, column)
 
 
-def _apart(values: Tensor, size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
-    """(samples, *size, channels): the values `stride` apart, zeros between them."""
-    if tuple(stride) == (1, 1):
-        return values
-    out = values.new_zeros(len(values), *size, values.shape[-1])
-    out[:, :: stride[0], :: stride[1]] = values
-    return out
+def _apart(rows: Tensor, samples: int, places, size, stride) -> Tensor:
+    """Rows of samples' places as those of an image of `size` (height, width): `stride` apart, zeros between them."""
+    out = rows.new_zeros(samples, *size, rows.shape[1])
+    out[:, :: stride[0], :: stride[1]] = rows.view(samples, *places, -1)
+    return out.view(-1, rows.shape[1])
 
 
 def turns(product, kernel) -> bool:
-    """Whether dL/dx is such a convolution."""
+    """Whether dL/dx is such a convolution. With a stride most of it would be products with zeros, but of a pointwise kernel."""
+    if max(product.stride) > 1:
+        return tuple(kernel) == (1, 1) and not any(product.padding)
     return all(p <= d * (k - 1) for p, d, k in zip(product.padding, product.dilation, kernel, strict=True))

@@ -171,7 +171,7 @@ def _values(g) -> Tensor:
 
 
 def _convolution_products(gy, grad_bits, codes, w_q, how, needs: Needs):
-    """(dL/dx as (places, channels), dL/dw), in floating point where `_linear_products` says so.
+    """(dL/dx as (places, channels), dL/dw), in floating point where `_linear_products` says so, and dL/dx of a stride.
 
     w_q: where dL/dw alone is asked for, its shape serves.
     """
@@ -179,7 +179,7 @@ def _convolution_products(gy, grad_bits, codes, w_q, how, needs: Needs):
     g_x, g_w = (gy, gy) if full else _codes(how, gy, grad_bits, needs)
     if needs.w and not full and not g_w.by_row:
         gw = convolutions.weight_gradient(g_w, codes, how.product, kernel).view(w_q.shape)
-    if needs.x and not full and convolutions.turns(how.product, kernel) and g_x.scale.numel() in (1, len(g_x.values)):
+    if needs.x and not full and convolutions.turns(how.product, kernel) and g_x.scale.shape[1:].numel() == 1:
         gx = convolutions.input_gradient(g_x, w_q, how.product, tuple(codes.values.shape[1:3]), how.planes)
     missing = needs.x and gx is None, needs.w and gw is None
     if any(missing):
