@@ -1,6 +1,6 @@
 """Learned bits beside equal bits of exactly the same training cost, in minutes, without data or network.
 
-    OMP_NUM_THREADS=1 python benchmarks/equal_bits.py [models=convnext,vit,mixer,mobilenet] [bits=3] [steps=300] [seeds=0,1,2]
+    OMP_NUM_THREADS=1 python benchmarks/equal_bits.py [models=convnext,mixer,resnet] [bits=3] [steps=300] [seeds=0,1,2]
 
 Small networks of timm on scikit-learn's handwritten digits, enlarged to 32x32: AdamW from 2e-3 with a cosine to 0, batches of
 32. A row for full precision, for `bits` of weights, inputs and gradients everywhere (the space `uniform`, which has the
@@ -21,14 +21,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import ldp_search
+import ldp_search.runner.models.cifar  # noqa: F401  # gives timm the CIFAR ResNets
 from ldp_search.runner.data.embedded import digits
 
-SIZES = {"num_classes": 10, "img_size": 32}
 MODELS = {
     "convnext": lambda: timm.create_model("convnext_atto", num_classes=10, dims=(16, 32, 64, 96), depths=(2, 2, 4, 2)),
-    "vit": lambda: timm.create_model("vit_tiny_patch16_224", patch_size=4, embed_dim=64, depth=4, num_heads=4, **SIZES),
-    "mixer": lambda: MlpMixer(patch_size=4, embed_dim=64, num_blocks=4, **SIZES),
-    "mobilenet": lambda: timm.create_model("mobilenetv2_035", num_classes=10),
+    "mixer": lambda: MlpMixer(num_classes=10, img_size=32, patch_size=4, embed_dim=64, num_blocks=4),
+    "resnet": lambda: timm.create_model("cifar_resnet20", num_classes=10),
 }
 SEARCH = {"sense_every": 8}  # short trainings have few steps to measure in
 Data = tuple[torch.Tensor, torch.Tensor]

@@ -115,3 +115,5 @@ def test_a_tensor_is_no_loader():
     model = ldp_search.apply(nn.Sequential(nn.Linear(6, 3)), policy="static", example_inputs=x)
     with pytest.raises(TypeError, match=r"loader must give batches; received one tensor of shape \(8, 6\). Pass \[tensor\]"):
         ldp_search.controller(model).finalize(x)
+    with pytest.raises(TypeError, match="loader must give batches, as a DataLoader does; received the text 'data'"):
+        ldp_search.controller(model).finalize("data")

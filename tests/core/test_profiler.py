@@ -152,3 +152,10 @@ def test_the_models_own_inputs(make, inputs):
 def test_batch_size_by_the_main_input():
     inputs = {"patches": torch.zeros(6, 2), "ids": torch.zeros(3, 2)}
     assert [batch_size((), inputs, main) for main in (None, "ids", ["ids", "patches"], "absent", [])] == [6, 3, 3, 6, 6]
+
+
+def test_an_empty_batch_counts_nothing():
+    model = ldp_search.apply(nn.Sequential(nn.Linear(6, 3)), policy="static")
+    with pytest.raises(ValueError, match="must hold a sample; this batch is empty"):
+        model(torch.randn(0, 6))
+    assert model(torch.randn(2, 6)).shape == (2, 3)  # counted then
