@@ -53,13 +53,18 @@ def weights(taps, channels, outputs):
     }
 
 
+def cases(size):
+    """(where a window looks, places, taps, codes of the input) for each window."""
+    samples, height, width, channels, _ = size
+    for where in WINDOWS:
+        taps = where[0][0] * where[0][1]
+        yield where, convolution.output_size((height, width), *where), taps, codes(samples, height, width, channels)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_sums_are_those_of_columns(size, threads):
-    samples, height, width, channels, outputs = size
-    for kernel, stride, padding, dilation in WINDOWS:
-        where = kernel, stride, padding, dilation
-        places, taps = convolution.output_size((height, width), *where), kernel[0] * kernel[1]
-        x = codes(samples, height, width, channels)
+    samples, _, _, channels, outputs = size
+    for where, places, taps, x in cases(size):
         for order, w in weights(taps, channels, outputs).items():
             for turned in (False, True):
                 found = kernels.products(x, w, *where, places, True, turned)
@@ -76,11 +81,9 @@ def test_sums_are_those_of_columns(size, threads):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_weight_gradients_are_those_of_columns(size, threads):
-    samples, height, width, channels, outputs = size
-    for kernel, stride, padding, dilation in WINDOWS:
-        where = kernel, stride, padding, dilation
-        places, taps = convolution.output_size((height, width), *where), kernel[0] * kernel[1]
-        x, g = codes(samples, height, width, channels), codes(samples, *places, outputs)
+    samples, _, _, channels, outputs = size
+    for where, places, taps, x in cases(size):
+        g = codes(samples, *places, outputs)
         by, each, rest = torch.rand(outputs).double(), torch.tensor(0.5).double(), torch.rand(outputs, taps).double()
         found = kernels.weight_products(g, x, *where, by, each, rest)
         if samples == 0:

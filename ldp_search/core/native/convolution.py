@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import amx
+from .int8 import window
 from .library import FP32, INT, INT8, INT32, LONG, POINTER, Kernel, serves
 from .memory import empty
 
@@ -44,6 +45,8 @@ def _serves(values: Tensor, kernel, stride) -> bool:
 
 
 class _Weight(ctypes.Structure):
+    """weight_t of convolution.c."""
+
     _fields_ = [
         ("codes", POINTER),
         ("end", POINTER),
@@ -52,11 +55,6 @@ class _Weight(ctypes.Structure):
         ("by_output", LONG),
         ("turned", INT),
     ]
-
-
-def window(values: Tensor, kernel, stride, padding, dilation, places) -> ctypes.Array:
-    """The struct of `window.h`, of codes (samples, height, width, channels)."""
-    return (LONG * 14)(*values.shape, *kernel, *stride, *padding, *dilation, *places)
 
 
 def products(

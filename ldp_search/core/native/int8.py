@@ -135,11 +135,16 @@ def planes(w_q: Tensor, number: int, most: int) -> tuple[Tensor, Tensor] | None:
     return out.t() if transposed else out, scale
 
 
+def window(values: Tensor, kernel, stride, padding, dilation, places) -> ctypes.Array:
+    """The struct of `window.h`, of codes (samples, height, width, channels)."""
+    return (LONG * 14)(*values.shape, *kernel, *stride, *padding, *dilation, *places)
+
+
 def columns(values: Tensor, kernel, stride, padding, dilation, places) -> Tensor | None:
     """Of codes (samples, height, width, channels), what lies under a kernel at each place, padded with zeros."""
     if values.dtype != torch.int8 or not values.is_contiguous() or not serves(values):
         return None
-    window = (LONG * 14)(*values.shape, *kernel, *stride, *padding, *dilation, *places)
+    seen = window(values, kernel, stride, padding, dilation, places)
     out = empty((len(values) * places[0] * places[1], kernel[0] * kernel[1] * values.shape[3]), torch.int8)
-    _COLUMNS(out.numel(), values, ctypes.addressof(window), out)
+    _COLUMNS(out.numel(), values, ctypes.addressof(seen), out)
     return out
