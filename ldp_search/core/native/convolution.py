@@ -44,8 +44,8 @@ def _serves(values: Tensor, kernel, stride) -> bool:
     return serves(values) and has_vnni() and (values.shape[-1] <= FEW or not amx.has_tiles())
 
 
-class _Weight(ctypes.Structure):
-    """weight_t of convolution.c."""
+class Weight(ctypes.Structure):
+    """weight_t of lines.h."""
 
     _fields_ = [
         ("codes", POINTER),
@@ -66,9 +66,9 @@ def products(
     (taps, _, outputs), rows = w.shape, len(values) * prod(places)
     out = empty((rows, outputs), torch.int32)
     row_sums, tap_sums = empty(rows * sums, torch.int32), empty((outputs * sums, taps), torch.int32)
-    seen, first = window(values, kernel, stride, padding, dilation, places), w.data_ptr()
+    seen, first = window(values.shape, kernel, stride, padding, dilation, places), w.data_ptr()
     last = first + 1 + sum((size - 1) * step for size, step in zip(w.shape, w.stride(), strict=True))
-    weight = _Weight(first, last, *w.stride(), turned)
+    weight = Weight(first, last, *w.stride(), turned)
     _CONVOLVE(
         out.numel() * w[..., 0].numel(), values, ctypes.addressof(seen), ctypes.addressof(weight), outputs, out,
         row_sums if sums else None, tap_sums if sums else None,
@@ -88,7 +88,7 @@ def weight_products(
     if g.dtype != torch.int8 or not g.is_contiguous() or not serves(g):
         return None
     gw = empty((g.shape[-1], values.shape[-1], prod(kernel)), torch.float32)
-    seen = window(values, kernel, stride, padding, dilation, places)
+    seen = window(values.shape, kernel, stride, padding, dilation, places)
     factors = by.expand(len(gw)).contiguous(), of_column.contiguous(), rest.contiguous()
     _CONVOLVE_WEIGHT(g.numel() * gw[0].numel(), g, values, ctypes.addressof(seen), len(gw), *factors, gw)
     return gw

@@ -50,6 +50,11 @@ static inline __attribute__((always_inline)) void round_block(task_t t, int64_t 
     store(t.y, t.y_type, start, n, out);
 }
 
+/* Each element on a grid of its own. Not inlined: gcc 12 does not vectorize it within some loops. */
+static __attribute__((noinline)) void round_each(task_t t, int64_t start, int64_t n, const float *scales, const float *inverses) {
+    round_block(t, start, n, scales, inverses, 0, 1, 0);
+}
+
 /* On the affine grid of the whole tensor, from its minimum to its maximum. y of INT8: codes moved by half of their range.
    grid: (scale, offset) of what y holds. */
 void ldp_gradient_affine(const void *x, int x_type, void *y, int y_type, int64_t numel, const float *bits, uint64_t seed,
@@ -165,7 +170,7 @@ static void interleaved_slices(task_t t, shape_t s, float *scales, int threads) 
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t k = 0; k < runs(l); k++) {
         run_t r = run_of_lines(l, numel, k);
-        if (r.n > 0) round_block(t, r.start, r.n, scale + r.channel, inverse + r.channel, 0, 1, 0);
+        if (r.n > 0) round_each(t, r.start, r.n, scale + r.channel, inverse + r.channel);
     }
     free(largest), free(scale);
 }
@@ -183,29 +188,53 @@ void ldp_gradient_slices(const void *x, int x_type, void *y, int y_type, shape_t
 
 /* -- symmetric grids, one for every `size` values along s.channels ------------------------------------------------------------ */
 
+/* Scales, and their inverses, of `n` values in blocks of `size`; found: one a block, or NULL. */
+static inline __attribute__((always_inline)) void block_scales(const float *v, int64_t n, const int64_t size, float most, float *scales,
+        float *inverses, float *found) {
+    for (int64_t i = 0; i < n; i += size) {
+        int64_t m = n - i < size ? n - i : size;
+        int32_t largest = 0;
+        if (m == size) for (int64_t j = 0; j < size; j++) { int32_t b = magnitude(v[i + j]); largest = b > largest ? b : largest; }
+        else for (int64_t j = 0; j < m; j++) { int32_t b = magnitude(v[i + j]); largest = b > largest ? b : largest; }
+        float scale = scale_of(largest, most), inverse = 1 / scale;
+        for (int64_t j = 0; j < (m == size ? size : m); j++) scales[i + j] = scale, inverses[i + j] = inverse;
+        if (found) found[i / size] = scale;
+    }
+}
+
 /* Blocks that follow one another in memory; of a row of `length`, the last one may be short. */
-static void blocks_along(task_t t, int64_t rows, int64_t length, int64_t size, int threads) {
-    int64_t step = size < BLOCK ? BLOCK / size * size : size, parts = (length + step - 1) / step;
+static void blocks_along(task_t t, int64_t rows, int64_t length, int64_t size, float *found, int threads) {
+    int64_t step = size < BLOCK ? BLOCK / size * size : size, parts = (length + step - 1) / step, blocks = (length + size - 1) / size;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t k = 0; k < rows * parts; k++) {
         float buffer[BLOCK], scales[BLOCK], inverses[BLOCK];
         int64_t from = k % parts * step, n = length - from < step ? length - from : step, start = k / parts * length + from;
-        if (size > BLOCK) { round_slice(t, start, n, scale_of(largest_of(t.x, t.x_type, start, n, 0), t.most)); continue; }
-        const float *v = load(t.x, t.x_type, start, n, buffer);
-        for (int64_t i = 0; i < n; i += size) {
-            int64_t m = n - i < size ? n - i : size;
-            int32_t largest = 0;
-            for (int64_t j = i; j < i + m; j++) { int32_t b = magnitude(v[j]); largest = b > largest ? b : largest; }
-            float scale = scale_of(largest, t.most), inverse = 1 / scale;
-            for (int64_t j = i; j < i + m; j++) scales[j] = scale, inverses[j] = inverse;
+        float *to = found ? found + k / parts * blocks + from / size : 0;
+        if (size > BLOCK) {
+            float scale = scale_of(largest_of(t.x, t.x_type, start, n, 0), t.most);
+            if (to) *to = scale;
+            round_slice(t, start, n, scale);
+            continue;
         }
-        round_block(t, start, n, scales, inverses, 0, 1, 0);
+        const float *v = load(t.x, t.x_type, start, n, buffer);
+        if (size == 32) block_scales(v, n, 32, t.most, scales, inverses, to); /* sizes known to the compiler */
+        else if (size == 16) block_scales(v, n, 16, t.most, scales, inverses, to);
+        else block_scales(v, n, size, t.most, scales, inverses, to);
+        round_each(t, start, n, scales, inverses);
     }
 }
 
-/* Blocks across rows of `inner` values. */
-static void blocks_across(task_t t, shape_t s, int64_t size, int threads) {
-    int64_t blocks = (s.channels + size - 1) / size, parts = (s.inner + BLOCK - 1) / BLOCK;
+/* The first n values, `times` one after the other. */
+static void repeat(float *values, int64_t n, int64_t times) {
+    for (int64_t done = 1; done < times; done *= 2) {
+        int64_t more = times - done < done ? times - done : done;
+        memcpy(values + done * n, values, more * n * sizeof *values);
+    }
+}
+
+/* Blocks across rows of `inner` values; a small one is rounded at once. */
+static void blocks_across(task_t t, shape_t s, int64_t size, float *found, int threads) {
+    int64_t blocks = (s.channels + size - 1) / size, parts = (s.inner + BLOCK - 1) / BLOCK, once = size * s.inner <= BLOCK;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t k = 0; k < s.outer * blocks * parts; k++) {
         float buffer[BLOCK], scales[BLOCK], inverses[BLOCK];
@@ -219,17 +248,20 @@ static void blocks_across(task_t t, shape_t s, int64_t size, int threads) {
             for (int64_t i = 0; i < n; i++) { int32_t b = magnitude(v[i]); largest[i] = b > largest[i] ? b : largest[i]; }
         }
         for (int64_t i = 0; i < n; i++) scales[i] = scale_of(largest[i], t.most), inverses[i] = 1 / scales[i];
-        for (int64_t r = 0; r < rows; r++) round_block(t, start + r * s.inner, n, scales, inverses, 0, 1, 0);
+        if (found) memcpy(found + k / parts * s.inner + from, scales, n * sizeof *scales);
+        if (once) repeat(scales, n, rows), repeat(inverses, n, rows);
+        for (int64_t r = 0; r < (once ? 1 : rows); r++) round_each(t, start + r * s.inner, once ? rows * n : n, scales, inverses);
     }
 }
 
-/* y = x on symmetric grids of so many bits, one for every `size` values along s.channels, or the codes. */
+/* y = x on symmetric grids of so many bits, one for every `size` values along s.channels, or the codes. found: (outer, blocks, inner)
+   scales, or NULL. */
 void ldp_gradient_blocks(const void *x, int x_type, void *y, int y_type, shape_t s, int64_t size, const float *bits,
-        uint64_t seed, int threads) {
+        uint64_t seed, float *found, int threads) {
     float most = exp2f(*bits - 1) - 1;
     task_t t = {x, x_type, y, y_type, -most, most, 0, seed};
     size = size < s.channels ? size : s.channels;
-    if (s.inner > 1) blocks_across(t, s, size, threads);
-    else if (s.channels % size == 0) blocks_along(t, 1, s.outer * s.channels, size, threads);
-    else blocks_along(t, s.outer, s.channels, size, threads);
+    if (s.inner > 1) blocks_across(t, s, size, found, threads);
+    else if (s.channels % size == 0) blocks_along(t, 1, s.outer * s.channels, size, found, threads);
+    else blocks_along(t, s.outer, s.channels, size, found, threads);
 }

@@ -16,7 +16,7 @@ from .shapes import Shape
 
 _AFFINE = Kernel("ldp_gradient_affine", FLOATS, VALUES, LONG, FP32, SEED, FP32)
 _SLICES = Kernel("ldp_gradient_slices", FLOATS, VALUES, SHAPE, FP32, SEED, FP32)
-_BLOCKS = Kernel("ldp_gradient_blocks", FLOATS, VALUES, SHAPE, LONG, FP32, SEED)
+_BLOCKS = Kernel("ldp_gradient_blocks", FLOATS, VALUES, SHAPE, LONG, FP32, SEED, FP32)
 
 
 def draw_seed(device: torch.device) -> int:
@@ -41,5 +41,13 @@ def symmetric(g: Tensor, shape: Shape, bits: Tensor, seed: int, dtype: torch.dty
 def blocks(g: Tensor, shape: Shape, size: int, bits: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
     """g with one symmetric grid for each `size` values along the middle of `shape`, (outer, length, inner)."""
     y = torch.empty_like(g, dtype=dtype)
-    _BLOCKS(g.numel(), g, y, shape, size, bits, seed)
+    _BLOCKS(g.numel(), g, y, shape, size, bits, seed, None)
     return y
+
+
+def block_codes(g: Tensor, shape: Shape, size: int, bits: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """(codes of the same, scales (outer, blocks, inner))."""
+    (outer, length, inner), y = shape, torch.empty_like(g, dtype=torch.int8)
+    scales = empty((outer, -(-length // size), inner), torch.float32)
+    _BLOCKS(g.numel(), g, y, shape, size, bits, seed, scales)
+    return y, scales

@@ -145,9 +145,9 @@ static void unpack(const uint8_t *packed, int64_t start, int64_t n, uint8_t *cel
     if (n % 2) cells[n - 1] = p[n / 2] & 15;
 }
 
-/* gx_ij = (sums_ij, or low_ij + 256 high_ij of sums in two planes side by side) * scale_i + column_ij, and what packed cells give:
+/* gx_ij = (sums_ij, or low_ij + 256 high_ij of sums in two planes side by side, or where they are FP32 what they hold) * scale_i + column_ij, and what packed cells give:
    results = -sum(gx * error) in steps, and of a clipped range sums of gx below and above, where gx becomes 0. packed NULL: gx alone. */
-void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, int64_t rows, int64_t columns,
+void ldp8_input_gradient(const void *sums, int sums_type, int planes, void *gx, int type, int64_t rows, int64_t columns,
         const float *scales, int each, const float *column, int64_t period, const int8_t *codes, const uint8_t *packed, int clip, float *results, int threads) {
     double error = 0, below = 0, above = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : error, below, above)
@@ -156,9 +156,11 @@ void ldp8_input_gradient(const int32_t *sums, int planes, void *gx, int type, in
             float g[BLOCK], scale = scales[each ? i : 0];
             uint8_t cells[BLOCK];
             int64_t n = columns - first < BLOCK ? columns - first : BLOCK, start = i * columns + first;
-            const int32_t *s = sums + i * planes * columns + first, *low = s + columns;
+            const int32_t *s = (const int32_t *)sums + i * planes * columns + first, *low = s + columns;
+            const value_t *values = (const value_t *)sums + start;
             const float *c = column + i % period * columns + first;
-            if (planes == 2) for (int64_t j = 0; j < n; j++) g[j] = ((float)low[j] + 256 * (float)s[j]) * scale + c[j];
+            if (sums_type == FP32) for (int64_t j = 0; j < n; j++) g[j] = values[j] * scale + c[j];
+            else if (planes == 2) for (int64_t j = 0; j < n; j++) g[j] = ((float)low[j] + 256 * (float)s[j]) * scale + c[j];
             else for (int64_t j = 0; j < n; j++) g[j] = (float)s[j] * scale + c[j];
             if (packed) {
                 float e = 0, b = 0, a = 0;

@@ -22,7 +22,7 @@ _FLOATS = Kernel("ldp8_floats", INT8, FP32, LONG, LONG, FP32, INT, FP32)
 _VALUES = Kernel("ldp8_values", INT32, FLOATS, LONG, LONG, FP32, FP32, FP32, FP32, LONG)
 _PRODUCT = Kernel("ldp8_product", INT32, FLOATS, LONG, LONG, FP32, FP32, INT32, FP32, FP32, INT, INT32, LONG, FP32, FP32)
 _INPUT_GRADIENT = Kernel(
-    "ldp8_input_gradient", INT32, INT, FLOATS, LONG, LONG, FP32, INT, FP32, LONG, INT8, UINT8, INT, FP32
+    "ldp8_input_gradient", (torch.int32, torch.float32), INT, FLOATS, LONG, LONG, FP32, INT, FP32, LONG, INT8, UINT8, INT, FP32
 )  # fmt: skip
 _COLUMNS = Kernel("ldp8_columns", INT8, POINTER, INT8)
 _PLANES = Kernel("ldp8_planes", FP32, LONG, LONG, FLOAT, FP32, POINTER, POINTER, LONG)
@@ -135,16 +135,16 @@ def planes(w_q: Tensor, number: int, most: int) -> tuple[Tensor, Tensor] | None:
     return out.t() if transposed else out, scale
 
 
-def window(values: Tensor, kernel, stride, padding, dilation, places) -> ctypes.Array:
-    """The struct of `window.h`, of codes (samples, height, width, channels)."""
-    return (LONG * 14)(*values.shape, *kernel, *stride, *padding, *dilation, *places)
+def window(shape, kernel, stride, padding, dilation, places) -> ctypes.Array:
+    """The struct of `window.h`, of codes of this shape, (samples, height, width, channels)."""
+    return (LONG * 14)(*shape, *kernel, *stride, *padding, *dilation, *places)
 
 
 def columns(values: Tensor, kernel, stride, padding, dilation, places) -> Tensor | None:
     """Of codes (samples, height, width, channels), what lies under a kernel at each place, padded with zeros."""
     if values.dtype != torch.int8 or not values.is_contiguous() or not serves(values):
         return None
-    seen = window(values, kernel, stride, padding, dilation, places)
+    seen = window(values.shape, kernel, stride, padding, dilation, places)
     out = empty((len(values) * places[0] * places[1], kernel[0] * kernel[1] * values.shape[3]), torch.int8)
     _COLUMNS(out.numel(), values, ctypes.addressof(seen), out)
     return out

@@ -17,7 +17,7 @@ from . import grids as grids_on_cpu
 from . import passes as passes_on_cpu
 from . import sensing as sensing_on_cpu
 from .library import takes
-from .shapes import along, axes_of, grid_shape, shape_along, shape_of_blocks, shape_of_slices
+from .shapes import along, axes_of, grid_shape, in_order_of, shape_along, shape_of_blocks, shape_of_slices
 
 AFFINE, SYMMETRIC, BLOCKS = 0, 1, 2
 """Forms of a gradient's grid: from the minimum to the maximum of the tensor; symmetric, with a scale a slice, or a block."""
@@ -81,10 +81,18 @@ def gradient_values(g: Tensor, bits: Tensor, form: Form | None, quantizer) -> Te
 
 def gradient_codes(g: Tensor, bits: Tensor, form: Form | None, quantizer) -> tuple[Tensor, Tensor, Tensor] | None:
     """Kernel of `gradient_quantizers._codes`."""
-    if form is not None and form[0] == BLOCKS:
-        values = _in_blocks(g, bits, torch.int8, *form[1])
-        return None if values is None else (values, quantizer.grid(g, bits).scale, bits.new_zeros(()))
     return _on_own_grid(g, bits, form, torch.int8)
+
+
+def block_codes(g: Tensor, bits: Tensor, form: Form | None, quantizer) -> tuple[Tensor, Tensor] | None:
+    """Kernel of `gradient_quantizers._block_codes`: of the CPU alone."""
+    if form is None or not (takes(g) and grids_on_cpu.reads(bits)):
+        return None
+    first, last, size = form[1]
+    if (shape := shape_of_blocks(g, first, last)) is None:
+        return None
+    values, scales = gradients_on_cpu.block_codes(g, shape, size, bits, gradients_on_cpu.draw_seed(g.device))
+    return values, in_order_of(g.flatten(first, last), scales, first)
 
 
 def total_variances(g: Tensor, levels: Tensor, form: Form | None, quantizer) -> Tensor | None:

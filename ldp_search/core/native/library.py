@@ -38,7 +38,7 @@ class GRID(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("scale", "offset", "low", "high")]
 
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.int32: 3}
 
 
 def status() -> str:

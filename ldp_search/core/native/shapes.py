@@ -41,6 +41,14 @@ def shape_of_blocks(x: Tensor, first: int, last: int) -> Shape | None:
     return math.prod(x.shape[d] for d in before), math.prod(x.shape[d] for d in summed), math.prod(x.shape[d] for d in after)
 
 
+def in_order_of(x: Tensor, values: Tensor, dim: int) -> Tensor:
+    """Values for each element of dense x, in the order of its memory, but for another number of them along `dim`."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    rest = math.prod(n for d, n in enumerate(x.shape) if d != dim)
+    sizes = [values.numel() // rest if d == dim else n for d, n in enumerate(x.shape)]
+    return values.view([sizes[d] for d in order]).permute([order.index(d) for d in range(x.dim())])
+
+
 def axes_of(grid_tensor: Tensor, x: Tensor) -> tuple[int, ...] | None:
     """The axes along which a grid differs; None where it is not broadcast the way that quantizers make it."""
     if grid_tensor.numel() == 1:

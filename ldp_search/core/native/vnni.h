@@ -21,6 +21,12 @@ static inline __m512i four_of(const void *codes) {
 /* sum += products of four unsigned by four signed bytes; in words of the machine, as gcc 12 copies sums to and fro otherwise */
 static inline void add_products(__m512i *sum, __m512i bytes, __m512i by) { __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(bytes), "v"(by)); }
 
+/* The same by the four bytes that lie at `four`, for all words. */
+static inline __attribute__((always_inline)) void add_products_by(__m512i *sum, __m512i bytes, const void *four) {
+    typedef int32_t __attribute__((may_alias, aligned(1))) word;
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(*sum) : "v"(bytes), "m"(*(const word *)four));
+}
+
 /* Four places of 16 channels, each `step` bytes behind the other, so that a channel's four lie together. */
 static inline __m512i interleave(const void *at, int64_t step) {
     const uint8_t *from = at;

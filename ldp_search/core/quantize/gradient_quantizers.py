@@ -17,35 +17,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..native import kernels, with_kernel
 from ..registry import Component, register
+from .gradient_codes import BlockCodes, GradCodes, GradGrid
 from .grid import measure
 
 TINY = torch.finfo(torch.float32).tiny  # the smallest scale, of a gradient of zeros
-
-
-class GradGrid(NamedTuple):
-    """scale * code + offset, fp32, broadcastable against the gradient. offset None: zero, which is then exact.
-
-    most: the largest code, 0-d; the smallest one is -most, or 0 where there is an offset.
-    """
-
-    scale: Tensor
-    offset: Tensor | None
-    most: Tensor
-
-
-class GradCodes(NamedTuple):
-    """A gradient as scale * values + offset. values: int8, in its shape and memory; scale, offset: fp32, broadcastable."""
-
-    values: Tensor
-    scale: Tensor
-    offset: Tensor
 
 
 def round_stochastically_(x: Tensor) -> Tensor:
@@ -78,7 +59,7 @@ class GradQuantizer(Component, kind="grad_quantizer"):
         """g on its grid, a fresh tensor of its type; where the two products differ, as dL/dx takes it."""
         return _values(g, bits, self.form(g), self)
 
-    def codes(self, g: Tensor, bits: Tensor) -> GradCodes:
+    def codes(self, g: Tensor, bits: Tensor) -> GradCodes | BlockCodes:
         """The same as codes of at most 8 bits; those that start at 0 moved by half of their range, to fit a signed byte."""
         return GradCodes(*_codes(g, bits, self.form(g), self))
 
@@ -99,7 +80,7 @@ class GradQuantizer(Component, kind="grad_quantizer"):
 
     def pair_codes(
         self, g: Tensor, input_bits: Tensor | None, weight_bits: Tensor | None, channel_dim: int
-    ) -> tuple[GradCodes | None, GradCodes | None]:
+    ) -> tuple[GradCodes | BlockCodes | None, GradCodes | BlockCodes | None]:
         """The same as codes; None where the bits are None."""
         return self._both(lambda part, bits: part.codes(g, bits), input_bits, weight_bits, channel_dim)
 
@@ -274,19 +255,35 @@ class Blocks(SymmetricStochastic):
 
     def grid(self, g, bits):
         (first, last), most = self.summed(g), torch.exp2(bits - 1) - 1
+        scale, length = self.scales(g, most), g.shape[first : last + 1].numel()
+        return GradGrid(scale.repeat_interleave(self.size, first).narrow(first, 0, length).view(g.shape), None, most)
+
+    def scales(self, g: Tensor, most: Tensor) -> Tensor:
+        """Of the blocks, which stand for the dimensions summed over; most: the largest code."""
+        first, last = self.summed(g)
         values = g.float().abs().flatten(first, last)
         length = values.shape[first]
         blocks = -(-length // self.size)
         short = values.new_zeros([blocks * self.size - length if d == first else n for d, n in enumerate(values.shape)])
         largest = torch.cat([values, short], first).unflatten(first, (blocks, self.size)).amax(first + 1)
-        each = largest.repeat_interleave(self.size, first).narrow(first, 0, length).view(g.shape)
-        return GradGrid((each / most).clamp_min(TINY), None, most)
+        return (largest / most).clamp_min(TINY)
+
+    def codes(self, g, bits):
+        return BlockCodes(*_block_codes(g, bits, self.form(g), self), self.summed(g), self.size)
 
     def form(self, g):
         return (kernels.BLOCKS, (*self.summed(g), self.size)) if type(self).grid is Blocks.grid else None
 
     def within_samples(self, g):
         return self.summed(g)[0] > 0
+
+
+@with_kernel(kernels.block_codes)
+def _block_codes(g: Tensor, bits: Tensor, form: kernels.Form | None, quantizer: Blocks) -> tuple[Tensor, Tensor]:
+    """(codes of g rounded by the quantizer, scales of its blocks)."""
+    grid = quantizer.grid(g, bits)
+    values = round_stochastically_(_places(g, grid)).clamp_(-128, 127).to(torch.int8)
+    return values, quantizer.scales(g, grid.most)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from ...native import convolution as whole
 from ...native import int8 as kernels
 from ...native import with_kernel
 from ...native.memory import intercepted
-from ...quantize.gradient_quantizers import GradCodes
+from ...quantize.gradient_codes import GradCodes
 from . import matmul as integers
 from .matmul import Codes, InputGradient
 

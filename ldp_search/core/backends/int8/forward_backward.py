@@ -12,12 +12,14 @@ from torch import Tensor
 from ...products import bilinear
 from ...products.bilinear import LinearProduct, Product
 from ...quantize import fake_quantize as fq
+from ...quantize.gradient_codes import BlockCodes, GradCodes
 from ...quantize.gradient_quantizers import GradQuantizer
 from ...quantize.grid import Grid
 from ..call import each_product
 from . import convolution as convolutions
 from . import matmul as integers
-from . import rounding_error
+from . import microscaling
+from .matmul import Codes
 
 
 class How(NamedTuple):
@@ -116,7 +118,7 @@ def backward(gy: Tensor, s: Saved, how: How, needs: Needs) -> Gradients:
     if s.kept.values is None or s.kept.offset is None:
         codes = integers.quantize(x, s.x_grid, s.bits[1])[0]  # type: ignore[arg-type]  # x is there where its codes are not
     else:
-        codes = integers.Codes(s.kept.values, s.x_grid.scale, s.kept.offset)
+        codes = Codes(s.kept.values, s.x_grid.scale, s.kept.offset)
     w_q = fq.rounded(s.w, s.w_grid) if needs.x or needs.w_grid else None
     if linear:
         gx, gw = _linear_products(gy, s.grad_bits, codes, w_q, how, needs)
@@ -145,13 +147,17 @@ def _linear_products(gy, grad_bits, codes, w_q, how, needs: Needs):
         g_x = g_w = gy.reshape(-1, gy.shape[-1]).float()
     else:
         g_x, g_w = _codes(how, gy, grad_bits, needs)
-    if needs.x:
-        exact = grad_bits is not None and not g_x.by_column
+    if needs.x and isinstance(g_x, BlockCodes):
+        gx = microscaling.input_gradient(g_x, w_rows, how.planes)
+    elif needs.x:
+        exact = isinstance(g_x, Codes) and not g_x.by_column
         gx = integers.input_gradient(g_x, w_rows, how.planes) if exact else _values(g_x) @ w_rows
-    if needs.w and grad_bits is not None and not g_w.by_row:
+    if needs.w and microscaling.over_places(g_w):
+        gw = microscaling.weight_gradient(g_w, codes, transposed)
+    elif needs.w and isinstance(g_w, Codes) and not g_w.by_row:
         gw = integers.weight_gradient(g_w, codes, transposed)
     elif needs.w:
-        x_q, g = codes.to_float(), _values(g_w)
+        x_q, g = codes.to_float(), _values(g_w).reshape(-1, gy.shape[-1])
         gw = x_q.t() @ g if transposed else g.t() @ x_q
     return gx, gw
 
@@ -160,9 +166,15 @@ def _codes(how, gy: Tensor, grad_bits: Tensor, needs: Needs) -> tuple:
     """The gradients for dL/dx and dL/dw in codes, channels last; None for the one that is not needed."""
     asked = (bits if needed else None for bits, needed in zip(each_product(grad_bits), needs[:2], strict=True))
     g_x, g_w = how.grad_quantizer.pair_codes(gy, *asked, how.product.channel_dim)
-    arrange = convolutions.channels_last if how.product.spatial_dims else integers.as_matrix
-    one = None if g_x is None else arrange(g_x)
-    return one, one if g_w is g_x else None if g_w is None else arrange(g_w)
+    one = None if g_x is None else _codes_last(g_x, how.product)
+    return one, one if g_w is g_x else None if g_w is None else _codes_last(g_w, how.product)
+
+
+def _codes_last(g: GradCodes | BlockCodes, product: Product) -> Any:
+    """With the channels last, as the products take it."""
+    if isinstance(g, BlockCodes):
+        return microscaling.channels_last(g, product.channel_dim)
+    return (convolutions.channels_last if product.spatial_dims else integers.as_matrix)(g)
 
 
 def _values(g) -> Tensor:
@@ -177,23 +189,29 @@ def _convolution_products(gy, grad_bits, codes, w_q, how, needs: Needs):
     """
     gx, gw, full, kernel = None, None, grad_bits is None, tuple(w_q.shape[2:])
     g_x, g_w = (gy, gy) if full else _codes(how, gy, grad_bits, needs)
-    if needs.w and not full and not g_w.by_row:
+    turns = convolutions.turns(how.product, kernel)
+    if needs.w and microscaling.over_places(g_w):
+        gw = microscaling.weight_gradient_of_convolution(g_w, codes, how.product, kernel).view(w_q.shape)
+    elif needs.w and isinstance(g_w, Codes) and not g_w.by_row:
         gw = convolutions.weight_gradient(g_w, codes, how.product, kernel).view(w_q.shape)
-    if needs.x and not full and convolutions.turns(how.product, kernel) and g_x.scale.shape[1:].numel() == 1:
+    if needs.x and isinstance(g_x, BlockCodes):
+        if turns and max(how.product.stride) == 1:
+            gx = microscaling.input_gradient_of_convolution(g_x, w_q, how.product, how.planes)
+    elif needs.x and isinstance(g_x, Codes) and turns and g_x.scale.shape[1:].numel() == 1:
         gx = convolutions.input_gradient(g_x, w_q, how.product, tuple(codes.values.shape[1:3]), how.planes)
     missing = needs.x and gx is None, needs.w and gw is None
     if any(missing):
-        x_q = codes.to_float().permute(0, 3, 1, 2)
-        g_x, g_w = _channels_first(g_x, full), _channels_first(g_w, full)
+        x_q = (codes.to_float() if missing[1] else torch.empty_like(codes.values, dtype=torch.float32)).permute(0, 3, 1, 2)
+        g_x, g_w = (_channels_first(g, full, needed) for g, needed in zip((g_x, g_w), missing, strict=True))
         gx_float, gw_float = bilinear.backward(how.product, g_x, g_w, x_q, w_q, *missing)
         gw = gw if gw_float is None else gw_float
         gx = gx if gx_float is None else gx_float.permute(0, 2, 3, 1).reshape(-1, x_q.shape[1])
     return gx, gw
 
 
-def _channels_first(g: Any, full: bool) -> Any:
+def _channels_first(g: Any, full: bool, needed: bool) -> Any:
     """A gradient in fp32, full as it came, else from codes with their channels last; None where it is not needed."""
-    return g.float() if full else None if g is None else g.to_float().permute(0, 3, 1, 2)
+    return None if not needed else g.float() if full else g.to_float().permute(0, 3, 1, 2)
 
 
 def _input_backward(gx, x2, codes, s: Saved, straight: bool, need_grid: bool):
@@ -210,10 +228,8 @@ def _input_backward(gx, x2, codes, s: Saved, straight: bool, need_grid: bool):
 
 def _masked_backward(gx, x2, codes, packed, grid, need_grid: bool, dtype):
     """The same where no gradient passes a value that is clipped."""
-    if x2 is None and not isinstance(gx, Tensor):
+    if x2 is None:
+        gx = integers.as_it_is(gx) if isinstance(gx, Tensor) else gx
         return integers.input_backward(gx, codes, packed, grid, need_grid, dtype)
     gx = gx if isinstance(gx, Tensor) else gx.to_float()
-    if x2 is not None:
-        return fq.backward(gx.to(dtype), x2, grid, need_grid)
-    gx, of_grid = rounding_error.backward(gx, codes.values, packed, grid, need_grid)
-    return gx.to(dtype), of_grid
+    return fq.backward(gx.to(dtype), x2, grid, need_grid)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...native import amx, grids, with_kernel
 from ...native import int8 as kernels
-from ...quantize.gradient_quantizers import GradCodes
+from ...quantize.gradient_codes import GradCodes
 from ...quantize.grid import Grid
 from . import rounding_error
 
@@ -195,7 +195,9 @@ def _planes(w_q: Tensor, number: int, most: int) -> tuple[Tensor, Tensor]:
 
 
 class InputGradient(NamedTuple):
-    """dL/dx as the products of integers left it: accumulators (rows, planes * inputs), int32; column: as in `to_values`.
+    """dL/dx as the products of integers left it: accumulators (rows, planes * inputs), int32, or fp32 in one plane.
+
+    column: as in `to_values`.
 
     scale: one for all (0-d) or one a row (rows,).
     """
@@ -214,6 +216,11 @@ class InputGradient(NamedTuple):
         accumulators.mul_(self.scale.view(-1, 1))
         accumulators.view(-1, *self.column.shape if self.column.dim() == 2 else self.column.shape).add_(self.column)
         return accumulators
+
+
+def as_it_is(gx: Tensor) -> InputGradient:
+    """A dL/dx that is in fp32 already, (rows, inputs)."""
+    return InputGradient(gx, 1, gx.new_ones(1), gx.new_zeros(gx.shape[1]))
 
 
 def input_gradient(g: Codes, w_q: Tensor, number: int) -> InputGradient:

@@ -14,7 +14,8 @@ from torch import Tensor
 from ...native.kernels import Form
 from ...native.operators import DRAWS, GRID, define
 from ...products.bilinear import ConvolutionProduct, LinearProduct, Product
-from ...quantize.gradient_quantizers import GradGrid, GradQuantizer, of_form
+from ...quantize.gradient_codes import GradGrid
+from ...quantize.gradient_quantizers import GradQuantizer, of_form
 from ...quantize.grid import Grid
 from . import forward_backward as eager
 from .forward_backward import Gradients, How, Kept, Needs, Saved
