@@ -39,16 +39,14 @@ DEFAULT = {  # search_spaces/ldp.yaml; of its steps one in 16 senses
     "policy": "learned", "target_cost": 0.3165, "bits": (2, 8), "grad_bits": (2, 8), "grad_quantizer": "per_block",
     "split_gradient": True, "weight_quantizer": {"name": "mse", "exact_zero": False}, "input_quantizer": "mse",
 }  # fmt: skip
+UNSENSED = {**DEFAULT, "sense_every": 1_000_000}
 COMPILED_PLAIN = "plain fp32, compiled"
 SPACES = {
-    "the default, all bits learned": {**DEFAULT, "sense_every": 1_000_000},
+    "the default, all bits learned": UNSENSED,
     "the default, a step that senses": {**DEFAULT, "sense_every": 1},
-    "the default, a scale a sample": {
-        **DEFAULT,
-        "grad_quantizer": "per_sample",
-        "split_gradient": False,
-        "sense_every": 1_000_000,
-    },
+    "the default, int8": {**UNSENSED, "backend": "int8"},
+    "the default, int8, input_gradient=rounded": {**UNSENSED, "backend": {"name": "int8", "input_gradient": "rounded"}},
+    "the default, a scale a sample": {**UNSENSED, "grad_quantizer": "per_sample", "split_gradient": False},
     "static 8, gradients full": {"policy": "static", "bits": 8, "grad_bits": 32},
     "static 8, gradients 8": {"policy": "static", "bits": 8},
     "learned 3-8, gradients full": {**LEARNED, "grad_bits": 32},

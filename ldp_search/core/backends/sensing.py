@@ -74,19 +74,17 @@ class Sense(NamedTuple):
     def of_input(self, given: Given, gx: Tensor, error: Tensor) -> Seen:
         """gx: dL/dx of the mean loss. error: x_q - x. Both (samples, ...)."""
         error = error.float()
-        dots = (gx.float() * error).reshape(len(gx), -1).sum(1)
-        return Seen({INPUT: _at_all_bits(dots, error, given.x_errors)}, {X_SQUARE: gx.float().square().sum()})
+        return Seen({INPUT: _at_all_bits(_dots(gx.float(), error), error, given.x_errors)}, {X_SQUARE: _square(gx.float())})
 
     def of_weight(self, given: Given, gw: Tensor, error: Tensor) -> Seen:
         """The same of the second operand."""
         gw, error = gw.float(), error.float()
         if not self.weight:
-            dots = (gw * error).reshape(len(gw), -1).sum(1)
-            return Seen({WEIGHT: _at_all_bits(dots, error, given.w_errors)}, {})
+            return Seen({WEIGHT: _at_all_bits(_dots(gw, error), error, given.w_errors)}, {})
         summed = [d for d in range(gw.dim()) if d not in {axis % gw.dim() for axis in self.kept}]
         dots = (gw * error).sum(summed) if summed else gw * error
         flat = sketch_of(gw)
-        squares = {W_SQUARE: gw.square().sum(), SKETCH_SQUARE: flat.square().sum()}
+        squares = {W_SQUARE: _square(gw), SKETCH_SQUARE: flat.square().sum()}
         return Seen({WEIGHT: _at_all_bits(dots, error, given.w_errors)}, squares, flat)
 
     def of_gradient(self, given: Given, g: Tensor, x_q: Tensor, w_q: Tensor, quantizer: GradQuantizer | None) -> Seen:
@@ -100,8 +98,9 @@ class Sense(NamedTuple):
         count = max(1, len(g) // self.part) if alone else len(g)
         scale, apart = len(g) / count, len(g) // count
         # Spread over the batch, whose head is no fair sample where time comes first; of a whole one x may have another length.
-        every = slice(None) if scale == 1 else slice(None, count * apart, apart)
-        g, x, w = g[every], x_q[every].float(), w_q.float()
+        if scale > 1:
+            g, x_q = (_every(t, count, apart) for t in (g, x_q))
+        x, w = x_q.float(), w_q.float()
         bits = given.bits[2], given.bits[-1]
         of_x = _variances(g, parts[0], bits[0], given.levels)
         same = parts[1] is parts[0] and len(given.bits) == 3
@@ -182,6 +181,21 @@ def _variances(g: Tensor, quantizer: GradQuantizer, bits: Tensor, levels: Tensor
     return quantizer.variance(g, bits), quantizer.total_variances(g, levels)
 
 
+def _every(t: Tensor, count: int, apart: int) -> Tensor:
+    """`count` samples of t in the order of memory that t has, for kernels and products take no gaps."""
+    return torch.empty_like(t[:count]).copy_(t[: count * apart : apart])
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """(samples,) of two tensors, sample by sample, in whatever order of memory."""
+    return (a * b).sum(list(range(1, a.dim()))) if a.dim() > 1 else a * b
+
+
+def _square(t: Tensor) -> Tensor:
+    """Sum of the squares, 0-d; without a tensor of them."""
+    return torch.linalg.vector_norm(t).square()
+
+
 def _at_all_bits(dots: Tensor, error: Tensor, errors: Tensor) -> Tensor:
     """(levels,) sum of the squares of `dots`, carried from the error that was made to the mean squared ones of a sample."""
-    return dots.square().sum() / error.square().mean().clamp_min(SMALLEST) * errors
+    return dots.square().sum() / (_square(error) / error.numel()).clamp_min(SMALLEST) * errors
