@@ -17,7 +17,15 @@ from ldp_search.core.quantize.gradient_quantizers import Blocks
 
 HAS_KERNELS = choice.has_integer_products("cpu") and native.status() == "on" and kernels.has_vnni()
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="needs a compiler and a CPU with AVX512-VNNI")
-SIZES = ((2, 8, 8, 16, 16), (3, 7, 12, 3, 20), (1, 5, 6, 40, 33), (5, 8, 8, 64, 64), (2, 4, 64, 5, 70))
+SIZES = (
+    (2, 8, 8, 16, 16),
+    (3, 7, 12, 3, 20),
+    (1, 5, 6, 40, 33),
+    (5, 8, 8, 64, 64),
+    (2, 4, 64, 5, 70),
+    (2, 14, 14, 16, 16),
+    (3, 7, 7, 20, 17),
+)
 """samples, height, width, inputs, outputs"""
 WINDOWS = (
     ((3, 3), (1, 1), (1, 1), (1, 1)), ((1, 1), (1, 1), (0, 0), (1, 1)), ((3, 3), (1, 1), (2, 1), (2, 1)),
@@ -101,7 +109,7 @@ def in_codes(g, channel_dim, block):
 
 
 @needs_kernels
-@pytest.mark.parametrize("block", [32, 8, 20])
+@pytest.mark.parametrize("block", [32, 8, 20, 6])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_convolutions_are_the_formulas(size, block, threads, codes_of_kernels):
     samples, height, width, channels, outputs = size
@@ -174,8 +182,8 @@ def test_what_the_kernels_leave_to_the_formulas():
 
     assert of_input(8, 3) is not None and of_input(6, 4) is None  # four channels lie together
     assert of_input(kernels.LONGEST_BLOCK + 4, 1) is None
-    assert of_weight(4, 8) is not None and of_weight(1, 7) is not None
-    assert of_weight(4, 7) is None and of_weight(1, 3) is None and of_weight(4, 8, 6) is None
+    assert of_weight(4, 7, 6) is not None and of_weight(1, 3) is None
+    assert of_weight(4, 8, kernels.LONGEST_BLOCK + 4) is None
     with native.disabled():
         assert of_input(8, 3) is None and of_weight(4, 8) is None
 

@@ -7,6 +7,24 @@
 #define LONGEST 65536 /* products of an unsigned and a signed byte that 32 bits hold the sum of */
 
 #ifdef HAS_VNNI
+/* A sample of g as [block of 16 outputs][row][four places][output][place], zeros beyond its ends; totals: of each output */
+static void lay_g(const int8_t *from, const window_t *w, int64_t outputs, laid_t l, int8_t *to, int32_t *totals) {
+    for (int64_t b = 0; b < l.g_blocks; b++)
+        for (int64_t i = 0; i < w->places[0]; i++)
+            for (int64_t f = 0; f < l.fours; f++, to += 64) {
+                const int8_t *at = from + (i * w->places[1] + 4 * f) * outputs + 16 * b;
+                int64_t n = least(4, w->places[1] - 4 * f), m = least(16, outputs - 16 * b);
+                int8_t edge[64] = {0};
+                int whole = n == 4 && m == 16;
+                if (!whole) for (int64_t q = 0; q < n; q++) memcpy(edge + 16 * q, at + q * outputs, m);
+                __m512i four = whole ? interleave(at, outputs) : interleave(edge, 16);
+                _mm512_storeu_si512(to, four);
+                __m512i sums = _mm512_loadu_si512(totals + 16 * b);
+                add_products(&sums, _mm512_set1_epi8(1), four);
+                _mm512_storeu_si512(totals + 16 * b, sums);
+            }
+}
+
 /* 16 outputs x 16 channels of one tap, over n samples. */
 static void tap(const uint8_t *x, const int8_t *g, const window_t *w, laid_t l, int64_t n, int64_t x_sample, int64_t g_sample, int32_t *sums) {
     __m512i sum[16];

@@ -1,4 +1,4 @@
-/* What sums over places, four at a time, read: samples of x and of g with four neighbouring places of a channel together; codes of
+/* What sums over places, four at a time, read: samples of x with four neighbouring places of a channel together; codes of
    x are moved up by 128. */
 #pragma once
 #include <stdlib.h>
@@ -46,23 +46,5 @@ static void lay_x(const uint8_t *from, const window_t *w, padded_t p, laid_t l, 
                     const uint8_t *at = from + (i * p.width + 4 * f * w->stride[1] + j * w->dilation[1]) * p.deep + 16 * b;
                     _mm512_storeu_si512(to, interleave(at, w->stride[1] * p.deep));
                 }
-}
-
-/* A sample of g as [block of 16 outputs][row][four places][output][place], zeros beyond its ends; totals: of each output */
-static void lay_g(const int8_t *from, const window_t *w, int64_t outputs, laid_t l, int8_t *to, int32_t *totals) {
-    for (int64_t b = 0; b < l.g_blocks; b++)
-        for (int64_t i = 0; i < w->places[0]; i++)
-            for (int64_t f = 0; f < l.fours; f++, to += 64) {
-                const int8_t *at = from + (i * w->places[1] + 4 * f) * outputs + 16 * b;
-                int64_t n = least(4, w->places[1] - 4 * f), m = least(16, outputs - 16 * b);
-                int8_t edge[64] = {0};
-                int whole = n == 4 && m == 16;
-                if (!whole) for (int64_t q = 0; q < n; q++) memcpy(edge + 16 * q, at + q * outputs, m);
-                __m512i four = whole ? interleave(at, outputs) : interleave(edge, 16);
-                _mm512_storeu_si512(to, four);
-                __m512i sums = _mm512_loadu_si512(totals + 16 * b);
-                add_products(&sums, _mm512_set1_epi8(1), four);
-                _mm512_storeu_si512(totals + 16 * b, sums);
-            }
 }
 #endif

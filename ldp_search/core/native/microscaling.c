@@ -5,6 +5,7 @@
 #include "lines.h"
 
 #ifdef HAS_VNNI
+#define RESULTS (1 << 17) /* of samples that are worked on together */
 #define PLACES 8 /* of a tile at most: sums of two planes and totals take 24 of 32 registers */
 
 /* planes: of the weight, 1 or 2. size: values a block. blocks: of all channels. of_quad: bytes of four channels' weights. */
@@ -126,6 +127,7 @@ void ldp8_scaled_products(const int8_t *g, const float *scales, const window_t *
     plan_t p = plan_of(w, &l, planes, size);
     int64_t panels = up(outputs, 16) / 16, places = w->places[0] * w->places[1], sample = w->height * w->width, starts = p.taps * p.blocks * 16;
     int64_t of_scales = up((w->height + 2 * w->padding[0]) * p.blocks * l.columns, 16), group = least(GROUP / l.bytes, up(w->samples, threads) / threads);
+    group = least(group, RESULTS / (places * outputs)); /* panels write next to each other: before that has left the cache */
     int8_t *packed = aligned_alloc(64, panels * p.of_panel);
     int32_t *start = aligned_alloc(64, panels * starts * sizeof *start);
     memset(packed, 0, panels * p.of_panel);

@@ -59,9 +59,9 @@ def weight_products(g: Tensor, scales: Tensor, size: int, values: Tensor, where,
     """(outputs, channels, taps), fp32."""
     kernel, stride, padding, dilation = where
     places = g.shape[1:3]
-    if size % 4 or size > LONGEST_BLOCK or not _codes(g, values) or not _floats(scales, by, rest) or not has_vnni():
+    if size > LONGEST_BLOCK or not _codes(g, values) or not _floats(scales, by, rest) or not has_vnni():
         return None
-    if prod(places) < LEAST_PLACES or (places[0] > 1 and places[1] % 4):  # four of a row lie together, in one block
+    if prod(places) < LEAST_PLACES:
         return None
     gw = empty((g.shape[-1], values.shape[-1], prod(kernel)), torch.float32)
     seen = window(values.shape, kernel, stride, padding, dilation, places)
