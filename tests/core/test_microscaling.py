@@ -157,6 +157,37 @@ def test_products_are_those_of_the_values_in_double_precision(arithmetic):
 
 
 @needs_kernels
+@pytest.mark.parametrize("quantizer", ["minmax", "clip"])
+@pytest.mark.parametrize("name", ["transposed", "one sample of an image", "permuted"])
+def test_rows_in_another_order_of_memory(name, quantizer):
+    """Codes are dense in the order that their input has: no kernel may take one for another."""
+    x = {
+        "transposed": lambda: torch.randn(33, 70).t(),
+        "one sample of an image": lambda: torch.randn(1, 33, 7, 10).flatten(2).transpose(1, 2),
+        "permuted": lambda: torch.randn(33, 40, 1).permute(2, 1, 0),
+    }[name]
+    found = []
+    for backend in ("simulate", {"name": "int8", "choose": "always"}):
+        torch.manual_seed(0)
+        model, leaf = torch.nn.Sequential(torch.nn.Linear(33, 20)), x().requires_grad_()
+        policy = {"name": "bit_gradient", "start": "middle"}
+        space = {"policy": policy, "bits": (3, 8), "grad_bits": 4, "target_cost": 0.6, "backend": backend}
+        quantizers = {"weight_quantizer": quantizer, "input_quantizer": quantizer, "grad_quantizer": "per_block"}
+        ldp_search.apply(model, space | quantizers)
+        ldp = ldp_search.controller(model)
+        if quantizer == "clip":
+            ldp.parameters()["log_clips"].detach().fill_(-1)
+        y = model(leaf)
+        torch.manual_seed(5)
+        y.backward(torch.randn(y.shape))
+        found.append({"x": leaf.grad} | {name: p.grad for name, p in model.named_parameters()})
+        found[-1] |= {"clips": ldp.parameters()["log_clips"].grad} if quantizer == "clip" else {}
+    for what, expected in found[0].items():
+        allowed = 0.05 if what == "clips" else 1e-3  # of the errors in cells that are kept
+        assert float((found[1][what] - expected).abs().max()) <= allowed * float(expected.abs().max()), what
+
+
+@needs_kernels
 def test_the_largest_sums_of_a_block():
     """Of all codes and integers of a weight at their ends, as long as a block may be."""
     size = kernels.LONGEST_BLOCK
@@ -181,9 +212,9 @@ def test_what_the_kernels_leave_to_the_formulas():
         return kernels.weight_products(g, scales, size, x, kernels.POINT, torch.tensor(1.0), torch.zeros(16, 1))
 
     assert of_input(8, 3) is not None and of_input(6, 4) is None  # four channels lie together
-    assert of_input(kernels.LONGEST_BLOCK + 4, 1) is None
+    assert of_input(kernels.LONGEST_BLOCK + 4, 1) is not None  # no longer than there are channels
     assert of_weight(4, 7, 6) is not None and of_weight(1, 3) is None
-    assert of_weight(4, 8, kernels.LONGEST_BLOCK + 4) is None
+    assert of_weight(4, 8, kernels.LONGEST_BLOCK + 4) is not None and of_weight(30, 30, kernels.LONGEST_BLOCK + 4) is None
     with native.disabled():
         assert of_input(8, 3) is None and of_weight(4, 8) is None
 

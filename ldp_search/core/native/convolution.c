@@ -5,16 +5,27 @@
 #include "lines.h"
 
 #ifdef HAS_VNNI
+/* Where the codes begin of each tap and four channels, from a place's first. */
+typedef struct { int64_t count, *offsets; } steps_t;
+
+static steps_t steps_of(const window_t *w, lines_t l) {
+    steps_t s = {0, malloc(w->kernel[0] * w->kernel[1] * l.quads * sizeof(int64_t))};
+    for (int64_t i = 0; i < w->kernel[0]; i++)
+        for (int64_t j = 0; j < w->kernel[1]; j++)
+            for (int64_t q = 0; q < l.quads; q++) s.offsets[s.count++] = i * w->dilation[0] * l.row + 4 * j * w->dilation[1] + q * l.line;
+    return s;
+}
+
 /* `count` places of 16 * `blocks` outputs. weights: panels of (taps, quads, 16 outputs, 4 channels). start: what sums begin at. */
-static inline __attribute__((always_inline)) void tile(const uint8_t *x, const window_t *w, lines_t l, const int8_t *weights, int64_t panel,
+static inline __attribute__((always_inline)) void tile(const uint8_t *x, steps_t steps, const int8_t *weights, int64_t panel,
         const int32_t *start, int32_t *out, int64_t step, int64_t outputs, const int64_t stride, const int count, const int blocks) {
     __m512i sum[16], more[16];
 #pragma GCC unroll 16
     for (int r = 0; r < count; r++) sum[r] = _mm512_loadu_si512(start);
 #pragma GCC unroll 16
     for (int r = 0; r < count && blocks > 1; r++) more[r] = _mm512_loadu_si512(start + 16);
-    for (int64_t k = 0; k < l.steps; k++, weights += 64) {
-        const uint8_t *at = x + l.offsets[k];
+    for (int64_t k = 0; k < steps.count; k++, weights += 64) {
+        const uint8_t *at = x + steps.offsets[k];
         __m512i left = _mm512_loadu_si512(weights), right = blocks > 1 ? _mm512_loadu_si512(weights + panel) : left;
 #pragma GCC unroll 16
         for (int r = 0; r < count; r++) {
@@ -44,9 +55,9 @@ static int tile_size(int64_t places, int blocks) {
 }
 
 /* A row of places, in tiles of `size`; the last one lies over the one before where it would not be full. */
-static void line(const uint8_t *x, const window_t *w, lines_t l, int size, const int8_t *weights, int64_t panel, const int32_t *start, int32_t *out, int64_t step, int64_t outputs) {
+static void line(const uint8_t *x, const window_t *w, steps_t steps, int size, const int8_t *weights, int64_t panel, const int32_t *start, int32_t *out, int64_t step, int64_t outputs) {
     int64_t places = w->places[1], stride = w->stride[1];
-#define TILE(by, count, blocks) tile(x + 4 * first * stride, w, l, weights, panel, start, out + first * step, step, outputs, by, count, blocks)
+#define TILE(by, count, blocks) tile(x + 4 * first * stride, steps, weights, panel, start, out + first * step, step, outputs, by, count, blocks)
 #define TILES(count, blocks) case count: \
     for (int64_t q = 0; q < places; q += count) { \
         int64_t first = least(q, places - count); \
@@ -108,6 +119,7 @@ void ldp8_has_vnni(int32_t *found) {
    weight over channels, (outputs, taps); or NULL. */
 void ldp8_convolve(const int8_t *x, const window_t *w, const weight_t *weight, int64_t outputs, int32_t *out, int32_t *rows, int32_t *tap_sums, int threads) {
     lines_t l = lines_of(w);
+    steps_t steps = steps_of(w, l);
     int64_t taps = w->kernel[0] * w->kernel[1], panel = taps * l.quads * 64, places = w->places[0] * w->places[1];
     int64_t group = least(GROUP / l.bytes, up(w->samples, threads) / threads), sample = w->height * w->width * w->channels;
     int8_t *packed = aligned_alloc(64, up(outputs, 32) / 16 * panel);
@@ -130,13 +142,13 @@ void ldp8_convolve(const int8_t *x, const window_t *w, const weight_t *weight, i
                 for (int64_t k = 0; k < n * w->places[0]; k++) {
                     int64_t s = k / w->places[0], i = k % w->places[0];
                     int32_t *to = out + ((first + s) * places + i * w->places[1]) * outputs + o;
-                    line(mine + s * l.bytes + i * w->stride[0] * l.row, w, l, size, packed + o / 16 * panel, panel, start + o, to, outputs, outputs - o);
+                    line(mine + s * l.bytes + i * w->stride[0] * l.row, w, steps, size, packed + o / 16 * panel, panel, start + o, to, outputs, outputs - o);
                 }
             }
         }
         free(mine), free(sums);
     }
-    free(packed), free(start), free(l.offsets);
+    free(packed), free(start), free(steps.offsets);
 }
 #else
 void ldp8_has_vnni(int32_t *found) { *found = 0; }

@@ -107,7 +107,7 @@ def to_product(
 def input_backward(gx, x, packed: Tensor | None, grid, need_grid: bool, dtype: torch.dtype) -> tuple[Tensor, tuple] | None:
     """(dL/dx of `dtype`, gradients of the grid)."""
     accumulators, planes, scale, column = gx
-    if dtype not in FLOATS or not takes(column):
+    if dtype not in FLOATS or not takes(column) or not x.values.is_contiguous():
         return None
     rows, columns, clip = accumulators.shape[0], accumulators.shape[1] // planes, grid.low is not None
     y = _in_place_of(accumulators, dtype) if planes == 1 else empty((rows, columns), dtype)

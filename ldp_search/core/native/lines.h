@@ -7,15 +7,11 @@
 
 #ifdef HAS_VNNI
 /* A padded sample as [row][four channels][column][channel], so that neighbouring places lie together: steps of it in bytes. */
-typedef struct { int64_t quads, columns, line, row, bytes, steps; int64_t *offsets; } lines_t;
+typedef struct { int64_t quads, columns, line, row, bytes; } lines_t;
 
 static lines_t lines_of(const window_t *w) {
     lines_t l = {.quads = up(w->channels, 4) / 4, .columns = up(w->width + 2 * w->padding[1], 16)};
     l.line = 4 * l.columns, l.row = l.quads * l.line, l.bytes = (w->height + 2 * w->padding[0]) * l.row;
-    l.offsets = malloc(w->kernel[0] * w->kernel[1] * l.quads * sizeof *l.offsets);
-    for (int64_t i = 0; i < w->kernel[0]; i++)
-        for (int64_t j = 0; j < w->kernel[1]; j++)
-            for (int64_t q = 0; q < l.quads; q++) l.offsets[l.steps++] = i * w->dilation[0] * l.row + 4 * j * w->dilation[1] + q * l.line;
     return l;
 }
 

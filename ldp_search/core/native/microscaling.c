@@ -9,15 +9,15 @@
 #define PLACES 8 /* of a tile at most: sums of two planes and totals take 24 of 32 registers */
 
 /* planes: of the weight, 1 or 2. size: values a block. blocks: of all channels. of_quad: bytes of four channels' weights. */
-typedef struct { int64_t taps, planes, size, blocks, of_quad, of_panel; const lines_t *lines; int64_t *codes, *scales; } plan_t;
+typedef struct { int64_t taps, planes, size, blocks, of_quad, of_panel; const lines_t *lines; int64_t *code_offsets, *scale_offsets; } plan_t;
 
-/* taps as (where their codes, and their blocks' scales, begin in a padded sample) */
+/* The offsets: of each tap, to its codes and its scales in a padded sample. */
 static plan_t plan_of(const window_t *w, const lines_t *l, int64_t planes, int64_t size) {
     int64_t taps = w->kernel[0] * w->kernel[1], *where = malloc(2 * taps * sizeof *where);
     plan_t p = {taps, planes, size, (w->channels + size - 1) / size, 64 * planes, taps * l->quads * 64 * planes, l, where, where + taps};
     for (int64_t t = 0; t < taps; t++) {
         int64_t i = t / w->kernel[1] * w->dilation[0], j = t % w->kernel[1] * w->dilation[1];
-        p.codes[t] = i * l->row + 4 * j, p.scales[t] = i * p.blocks * l->columns + j;
+        p.code_offsets[t] = i * l->row + 4 * j, p.scale_offsets[t] = i * p.blocks * l->columns + j;
     }
     return p;
 }
@@ -41,8 +41,8 @@ static inline __attribute__((always_inline)) void tile(const uint8_t *x, const f
 #pragma GCC unroll 8
     for (int r = 0; r < count; r++) total[r] = _mm512_setzero_ps();
     for (int64_t t = 0; t < p.taps; t++) {
-        const uint8_t *at = x + p.codes[t];
-        const float *scale = scales + p.scales[t];
+        const uint8_t *at = x + p.code_offsets[t];
+        const float *scale = scales + p.scale_offsets[t];
         for (int64_t b = 0; b < p.blocks; b++, start += 16, scale += p.lines->columns) {
             __m512i low[PLACES], high[PLACES];
 #pragma GCC unroll 8
@@ -89,16 +89,17 @@ static void line(const uint8_t *x, const float *scales, plan_t p, int64_t places
 #undef TILE
 }
 
-/* A weight's plane into its place of all panels. */
+/* A weight's plane into its place of all panels; where outputs follow one another in memory, sixteen at once. */
 static void pack_plane(weight_t v, plan_t p, int64_t channels, int64_t outputs, int8_t *to) {
-    for (int64_t o = 0; o < outputs; o++)
+    for (int64_t o = 0; o < outputs;) {
+        int beside = p.taps == 1 && v.by_output == 1 && o % 16 == 0 && o + 16 <= outputs;
         for (int64_t c = 0; c < channels; c += 4) {
-            int8_t *at = to + o / 16 * p.of_panel + c / 4 * p.of_quad;
-            int sixteen = p.taps == 1 && v.by_output == 1 && o % 16 == 0 && o + 16 <= outputs && c + 4 <= channels;
-            if (sixteen) _mm512_storeu_si512(at, interleave(v.codes + c * v.by_channel + o, v.by_channel));
-            else if (p.taps == 1 && v.by_output == 1 && o / 16 * 16 + 16 <= outputs && c + 4 <= channels) continue; /* came with the first of sixteen */
-            else pack_quad(v, p.taps, c, o, channels, p.lines->quads * p.of_quad, at + o % 16 * 4);
+            int8_t *at = to + o / 16 * p.of_panel + c / 4 * p.of_quad + o % 16 * 4;
+            if (beside && c + 4 <= channels) _mm512_storeu_si512(at, interleave(v.codes + c * v.by_channel + o, v.by_channel));
+            else for (int64_t k = 0; k < (beside ? 16 : 1); k++) pack_quad(v, p.taps, c, o + k, channels, p.lines->quads * p.of_quad, at + 4 * k);
         }
+        o += beside ? 16 : 1;
+    }
 }
 
 /* What sums of a panel's blocks begin at: less the 128 that each code is moved up by. */
@@ -113,16 +114,16 @@ static void find_starts(const int8_t *weights, plan_t p, int32_t *start) {
 }
 
 /* The window of a sample: of the last one as many columns as there are. */
-static window_t window_of(const window_t *w, int64_t sample, int64_t last) {
+static window_t window_of(const window_t *w, int64_t sample, int64_t last_width) {
     window_t own = *w;
-    if (sample == w->samples - 1) own.places[1] -= own.width - last, own.width = last;
+    if (sample == w->samples - 1) own.places[1] -= own.width - last_width, own.width = last_width;
     return own;
 }
 
 /* out (samples * places, outputs) = by * sums of scaled products of g (samples, height, width, channels) with the planes of a weight: the low one,
-   and where there are two 256 times the high one. scales: (samples, height, width, blocks of `size`). last: width of the last sample. */
+   and where there are two 256 times the high one. scales: (samples, height, width, blocks of `size`). last_width: columns of the last sample. */
 void ldp8_scaled_products(const int8_t *g, const float *scales, const window_t *w, const weight_t *weight, int64_t planes, int64_t size,
-        int64_t last, int64_t outputs, const float *by, float *out, int threads) {
+        int64_t last_width, int64_t outputs, const float *by, float *out, int threads) {
     lines_t l = lines_of(w);
     plan_t p = plan_of(w, &l, planes, size);
     int64_t panels = up(outputs, 16) / 16, places = w->places[0] * w->places[1], sample = w->height * w->width, starts = p.taps * p.blocks * 16;
@@ -142,14 +143,14 @@ void ldp8_scaled_products(const int8_t *g, const float *scales, const window_t *
         for (int64_t first = 0; first < w->samples; first += group) {
             int64_t n = least(group, w->samples - first);
             for (int64_t s = 0; s < n; s++) {
-                window_t own = window_of(w, first + s, last);
+                window_t own = window_of(w, first + s, last_width);
                 lay_lines(g + (first + s) * sample * w->channels, &own, l, codes + s * l.bytes);
                 lay_scales(scales + (first + s) * sample * p.blocks, &own, p, factors + s * of_scales);
             }
             for (int64_t o = 0; o < panels; o++)
                 for (int64_t k = 0; k < n * w->places[0]; k++) {
                     int64_t s = k / w->places[0], i = k % w->places[0];
-                    window_t own = window_of(w, first + s, last);
+                    window_t own = window_of(w, first + s, last_width);
                     __mmask16 there = (__mmask16)((1u << least(16, outputs - 16 * o)) - 1);
                     line(codes + s * l.bytes + i * l.row, factors + s * of_scales + i * p.blocks * l.columns, p, own.places[1], packed + o * p.of_panel,
                         start + o * starts, _mm512_set1_ps(*by), out + ((first + s) * places + i * own.places[1]) * outputs + 16 * o, outputs, there);
@@ -157,10 +158,10 @@ void ldp8_scaled_products(const int8_t *g, const float *scales, const window_t *
         }
         free(codes), free(factors);
     }
-    free(packed), free(start), free(l.offsets), free(p.codes);
+    free(packed), free(start), free(p.code_offsets);
 }
 #else
 #include "window.h"
 void ldp8_scaled_products(const int8_t *g, const float *scales, const window_t *w, const void *weight, int64_t planes, int64_t size,
-        int64_t last, int64_t outputs, const float *by, float *out, int threads) {}
+        int64_t last_width, int64_t outputs, const float *by, float *out, int threads) {}
 #endif

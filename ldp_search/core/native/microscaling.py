@@ -32,9 +32,12 @@ LEAST_PLACES = 4
 
 def input_products(values: Tensor, scales: Tensor, size: int, planes: Tensor, number: int, by: Tensor, where) -> Tensor | None:
     """(samples * places, inputs), fp32."""
-    if size % 4 or size > LONGEST_BLOCK or not _codes(values, planes) or not _floats(scales, by) or not has_vnni():
-        return None
     taps, channels, columns = planes.shape
+    size = min(size, -(-channels // 4) * 4)
+    if size % 4 or size > LONGEST_BLOCK or not _codes(values) or not _floats(scales, by) or not has_vnni():
+        return None
+    if planes.dtype != torch.int8 or not serves(planes):
+        return None
     inputs = columns // number
     if where is None:
         rows, width = len(values), min(ROWS, len(values))
@@ -57,16 +60,22 @@ def input_products(values: Tensor, scales: Tensor, size: int, planes: Tensor, nu
 
 def weight_products(g: Tensor, scales: Tensor, size: int, values: Tensor, where, by: Tensor, rest: Tensor) -> Tensor | None:
     """(outputs, channels, taps), fp32."""
-    kernel, stride, padding, dilation = where
+    if where == POINT:  # one row, whatever shape the places have
+        g, values = (t.flatten(1, 2)[:, None] for t in (g, values))
     places = g.shape[1:3]
+    size = min(size, prod(places))
     if size > LONGEST_BLOCK or not _codes(g, values) or not _floats(scales, by, rest) or not has_vnni():
         return None
     if prod(places) < LEAST_PLACES:
         return None
+    if where == POINT and len(g) < torch.get_num_threads() and places[1] % size == 0:  # threads share samples
+        g, values = (t.view(-1, 1, size, t.shape[-1]) for t in (g, values))
+        places = g.shape[1:3]
+    kernel, stride, padding, dilation = where
     gw = empty((g.shape[-1], values.shape[-1], prod(kernel)), torch.float32)
     seen = window(values.shape, kernel, stride, padding, dilation, places)
     _WEIGHT(
-        g.numel() * gw[0].numel(), g, scales, size, values, ctypes.addressof(seen), len(gw), by, rest.contiguous(), gw
+        g.numel() * gw[0].numel(), g, scales, size, values, ctypes.addressof(seen), len(gw), by, rest, gw
     )  # fmt: skip
     return gw
 
@@ -82,8 +91,8 @@ def sums(g: Tensor, scales: Tensor, size: int) -> Tensor | None:
 
 
 def _codes(*tensors: Tensor) -> bool:
-    return all(t.dtype == torch.int8 and serves(t) for t in tensors) and tensors[0].is_contiguous()
+    return all(t.dtype == torch.int8 and serves(t) and t.is_contiguous() for t in tensors)
 
 
 def _floats(*tensors: Tensor) -> bool:
-    return all(t.dtype == torch.float32 and takes(t) for t in tensors) and tensors[0].is_contiguous()
+    return all(t.dtype == torch.float32 and takes(t) and t.is_contiguous() for t in tensors)

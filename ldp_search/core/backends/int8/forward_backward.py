@@ -75,8 +75,8 @@ def forward(
 
 
 def _arranged(x: Tensor, linear: bool) -> Tensor:
-    """The input as products of integers take it: rows, or images with their channels last."""
-    return x.reshape(-1, x.shape[-1]) if linear else x.permute(0, 2, 3, 1).contiguous()
+    """The input as products of integers take it, in this order of memory: rows, or images with their channels last."""
+    return (x.reshape(-1, x.shape[-1]) if linear else x.permute(0, 2, 3, 1)).contiguous()
 
 
 def _linear(codes, x: Tensor, w: Tensor, bias, w_grid: Grid, bits: Tensor, how: How) -> Tensor:

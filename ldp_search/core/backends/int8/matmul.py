@@ -82,7 +82,7 @@ def _plain_strides(t: Tensor) -> Tensor:
 
 
 def quantize(x: Tensor, grid: Grid, bits: Tensor, cells: bool = False) -> tuple[Codes, Tensor | None]:
-    """A matrix in integers: the values of `fake_quantize.rounded`, as codes; and `residual.pack` of it, where asked for.
+    """A matrix in integers: the values of `fake_quantize.rounded`, as codes; and `rounding_error.pack` of it, where asked for.
 
     Codes of an affine grid start at 0, those of a symmetric one too where the data is never negative; they are moved by half
     of their range, so that 8 bits fit a signed byte and sums stay small.
@@ -231,6 +231,6 @@ def input_gradient(g: Codes, w_q: Tensor, number: int) -> InputGradient:
 
 @with_kernel(kernels.input_backward)
 def input_backward(gx: InputGradient, x: Codes, packed: Tensor | None, grid: Grid, need_grid: bool, dtype: torch.dtype):
-    """dL/dx of `dtype`, and gradients of the grid as `fake_quantize.backward` gives them, from codes and `residual` cells."""
+    """dL/dx of `dtype`, and gradients of the grid as `fake_quantize.backward` gives them, from codes and packed cells."""
     g, of_grid = rounding_error.backward(gx.to_float(), x.values, packed, grid, need_grid)
     return g.to(dtype), of_grid

@@ -21,11 +21,10 @@ from .matmul import Codes, InputGradient
 
 
 def channels_last(g: BlockCodes, channel_dim: int) -> BlockCodes:
-    """A gradient of a layer of rows (channel_dim -1), where blocks of samples are those of one sample's places; or of a
-    convolution (1).
+    """A gradient of a layer of rows (channel_dim -1) or of a convolution (1) with its channels last, dense.
 
-    Its blocks lie along the last dimension, or, of (samples, blocks, channels) scales, along those between the first and the
-    last; or along samples, of a convolution with one place.
+    Scales are (..., blocks) along channels; (samples, blocks, channels) along places; of a convolution with one place (blocks,
+    1, 1, channels) along samples. Samples of single rows are the places of one sample.
     """
     values, scale, (first, last) = g.values, g.scale, g.summed
     channels = first == channel_dim % values.dim()
@@ -96,7 +95,7 @@ def weight_gradient(g: BlockCodes, x: Codes, transposed: bool) -> Tensor:
     """dL/dw (outputs, inputs) of a layer of rows, or its transpose, fp32."""
     samples, outputs = len(g.values), g.values.shape[-1]
     flat = g.values.reshape(samples, 1, -1, outputs)
-    values = x.values.view(samples, 1, -1, x.values.shape[-1])
+    values = x.values.reshape(samples, 1, -1, x.values.shape[-1]).contiguous()
     of_outputs = _sums(flat[:, 0], g.scale, g.size).sum(0)
     gw = _weight_products(
         flat, g.scale, g.size, values, kernels.POINT, x.scale.view(()), (x.offset.view(()) * of_outputs)[:, None]
@@ -110,7 +109,7 @@ def weight_gradient_of_convolution(g: BlockCodes, x: Codes, product, kernel) -> 
     valid = inside(tuple(x.values.shape[1:3]), *where).to(x.scale.device)
     of_places = _sums(g.values.view(len(g.values), -1, outputs), g.scale, g.size)
     return _weight_products(
-        g.values, g.scale, g.size, x.values, where, x.scale.view(()), x.offset.view(()) * (of_places.t() @ valid)
+        g.values, g.scale, g.size, x.values, where, x.scale.view(()), (x.offset.view(()) * (of_places.t() @ valid))
     )
 
 
