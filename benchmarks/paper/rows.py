@@ -77,6 +77,10 @@ ROWS = {
         Row("learned_old_signal", PUBLISHED | OLD_SIGNAL | {"target_cost": 0.417}),
         Row("fp32", None),
         Row("static8_new", _static(8, 8, 8, NEW)),
+        *(
+            Row(f"static8_new_{kind}", _static(8, 8, 8, PUBLISHED | {f"{field}_quantizer": NEW[f"{field}_quantizer"]}))
+            for kind, field in (("weights", "weight"), ("inputs", "input"), ("gradients", "grad"))
+        ),
         Row("learned_0.633", _learned(0.633)),
         Row("uniform_554_sample_scales", _static(5, 5, 4, A_SAMPLE), part_of="uniform_554"),
         # One part of the method taken out, or changed, at a time: where rounding costs most, and at the default's budget.
