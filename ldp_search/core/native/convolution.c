@@ -87,7 +87,7 @@ static void pack(weight_t v, int64_t taps, int64_t channels, int64_t outputs, in
             for (int64_t r = 0; tap_sums && r < least(16, outputs - o); r++) tap_sums[(o + r) * taps + t] = each[r];
             all = _mm512_add_epi32(all, sums);
         }
-        _mm512_storeu_si512(start + o, _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), all), 7));
+        _mm512_storeu_si512(start + o, begin_at(all));
     }
 }
 

@@ -109,7 +109,7 @@ static void find_starts(const int8_t *weights, plan_t p, int32_t *start) {
         for (int64_t q = quads_of(p, k % p.blocks); q > 0; q--)
             for (int64_t plane = 0; plane < p.planes; plane++, weights += 64) add_products(&sums[plane], _mm512_set1_epi8(1), _mm512_loadu_si512(weights));
         __m512i all = _mm512_add_epi32(sums[0], _mm512_slli_epi32(sums[1], 8));
-        _mm512_storeu_si512(start, _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), all), 7));
+        _mm512_storeu_si512(start, begin_at(all));
     }
 }
 

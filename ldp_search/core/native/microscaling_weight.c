@@ -47,7 +47,7 @@ static void lay_blocks(const int8_t *g, const float *scales, const window_t *w, 
             int64_t m = least(16, outputs - o);
             __m512i sums = lay_block(g + b * size * outputs + o, places[b], b * size % w->places[1], w->places[1], outputs, m, to);
             to += 64 * places[b].fours;
-            _mm512_storeu_si512(of_block->start, _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), sums), 7));
+            _mm512_storeu_si512(of_block->start, begin_at(sums));
             memset(of_block->scale, 0, sizeof of_block->scale);
             memcpy(of_block->scale, scales + b * outputs + o, m * sizeof(float));
         }

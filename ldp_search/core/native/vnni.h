@@ -27,6 +27,9 @@ static inline __attribute__((always_inline)) void add_products_by(__m512i *sum, 
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(*sum) : "v"(bytes), "m"(*(const word *)four));
 }
 
+/* What sums of products begin at whose codes are moved up by 128; sums: of what the codes are multiplied by. */
+static inline __m512i begin_at(__m512i sums) { return _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), sums), 7); }
+
 /* Four places of 16 channels, each `step` bytes behind the other, so that a channel's four lie together. */
 static inline __m512i interleave(const void *at, int64_t step) {
     const uint8_t *from = at;
