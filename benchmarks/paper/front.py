@@ -15,7 +15,7 @@ FAMILIES = (
     ("learned", re.compile(r"learned_(\d\.\d+|as_\d+)")),
     ("equal bits everywhere", re.compile(r"uniform_\d+")),
     ("cyclic precision", re.compile(r"cpt.*")),
-    ("8 bits, or 4/4/8", re.compile(r"static\d+")),
+    ("8 bits, or 4/4/8", re.compile(r"static\d+(_new)?")),
     ("random", re.compile(r"random.*")),
     ("learned final bits from the start", re.compile(r"replay.*")),
     ("learned, a part left out", re.compile(r".*")),

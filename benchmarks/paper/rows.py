@@ -78,8 +78,8 @@ ROWS = {
         Row("fp32", None),
         Row("static8_new", _static(8, 8, 8, NEW)),
         *(
-            Row(f"static8_new_{kind}", _static(8, 8, 8, PUBLISHED | {f"{field}_quantizer": NEW[f"{field}_quantizer"]}))
-            for kind, field in (("weights", "weight"), ("inputs", "input"), ("gradients", "grad"))
+            Row(f"static8_new_{kind}", _static(8, 8, 8, PUBLISHED | {name: NEW[name]}), 3, part_of="static8")
+            for kind, name in zip(("weights", "inputs", "gradients"), PUBLISHED, strict=True)
         ),
         Row("learned_0.633", _learned(0.633)),
         Row("uniform_554_sample_scales", _static(5, 5, 4, A_SAMPLE), part_of="uniform_554"),
