@@ -220,11 +220,11 @@ class GradQuantizerContract(_Component):
 
     def test_codes_give_the_values_of_the_grid(self) -> None:
         g, quantizer, bits = self.gradient(), self.make(), torch.tensor(8.0)
-        codes = quantizer.codes(g, bits)
-        assert codes.values.dtype == torch.int8, f"codes of at most 8 bits, not {codes.values.dtype}"
-        step = quantizer.grid(g, bits).scale
-        error = (codes.values.float() * codes.scale + codes.offset - g).abs()
-        assert (error <= 1.001 * step).all(), f"off by up to {(error / step).max()} steps"
+        for part in (quantizer, *quantizer.parts(channel_dim=-1)):
+            codes, step = part.codes(g, bits), part.grid(g, bits).scale
+            assert codes.values.dtype == torch.int8, f"codes of at most 8 bits, not {codes.values.dtype}"
+            error = (codes.to_float() - g).abs()
+            assert (error <= 1.001 * step).all(), f"off by up to {(error / step).max()} steps"
 
 
 class BackendContract(_Component):
