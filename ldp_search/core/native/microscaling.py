@@ -42,17 +42,17 @@ def input_products(values: Tensor, scales: Tensor, size: int, planes: Tensor, nu
     if where is None:
         rows, width = len(values), min(ROWS, len(values))
         samples = -(-rows // width)
-        seen, last = window((samples, 1, width, channels), *POINT, (1, width)), rows - (samples - 1) * width
+        seen, last_width = window((samples, 1, width, channels), *POINT, (1, width)), rows - (samples - 1) * width
     else:
         kernel, padding, dilation, places = where
-        seen, last = window(values.shape, kernel, (1, 1), padding, dilation, places), values.shape[2]
+        seen, last_width = window(values.shape, kernel, (1, 1), padding, dilation, places), values.shape[2]
         rows = len(values) * prod(places)
     step, end = planes.stride(), planes.data_ptr() + planes.numel()
     first = [planes.data_ptr() + plane * inputs * step[2] for plane in reversed(range(number))]
     weights = (Weight * number)(*(Weight(at, end, *step, where is not None) for at in first))
     out = empty((rows, inputs), torch.float32)
     _PRODUCTS(
-        out.numel() * taps * channels, values, scales, ctypes.addressof(seen), ctypes.addressof(weights), number, size, last,
+        out.numel() * taps * channels, values, scales, ctypes.addressof(seen), ctypes.addressof(weights), number, size, last_width,
         inputs, by, out,
     )  # fmt: skip
     return out

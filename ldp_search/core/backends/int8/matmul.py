@@ -197,9 +197,7 @@ def _planes(w_q: Tensor, number: int, most: int) -> tuple[Tensor, Tensor]:
 class InputGradient(NamedTuple):
     """dL/dx as the products of integers left it: accumulators (rows, planes * inputs), int32, or fp32 in one plane.
 
-    column: as in `to_values`.
-
-    scale: one for all (0-d) or one a row (rows,).
+    column: as in `to_values`. scale: one for all (0-d) or one a row (rows,).
     """
 
     accumulators: Tensor
