@@ -52,8 +52,8 @@ def input_products(values: Tensor, scales: Tensor, size: int, planes: Tensor, nu
     weights = (Weight * number)(*(Weight(at, end, *step, where is not None) for at in first))
     out = empty((rows, inputs), torch.float32)
     _PRODUCTS(
-        out.numel() * taps * channels, values, scales, ctypes.addressof(seen), ctypes.addressof(weights), number, size, last_width,
-        inputs, by, out,
+        out.numel() * taps * channels, values, scales, ctypes.addressof(seen), ctypes.addressof(weights), number, size,
+        last_width, inputs, by, out,
     )  # fmt: skip
     return out
 
